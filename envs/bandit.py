@@ -1,0 +1,100 @@
+"""Bernoulli bandits whose arms must be found out anew.
+
+Source: Duan et al., "RL²: Fast Reinforcement Learning via Slow Reinforcement Learning", 2016, arXiv:1611.02779.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from metarl.envs.vector import Bools, Floats, Ids, TaskBatchEnv
+from metarl.errors import require
+from metarl.tasks import EnvTaskDistribution, Split
+
+
+@dataclass(frozen=True)
+class Arms:
+    """A bandit.
+
+    Attributes:
+        probabilities: each arm's chance of paying 1, in [0, 1].
+    """
+
+    probabilities: tuple[float, ...]
+
+
+class BanditEnv(TaskBatchEnv):
+    """Each step pulls one arm, which pays 1 or 0. The observation is always [0.0]; it never terminates."""
+
+    def __init__(
+        self, num_envs: int, *, num_arms: int, num_pulls: int, autoreset_mode: AutoresetMode = AutoresetMode.DISABLED
+    ) -> None:
+        """
+        Args:
+            num_envs: number of bandits.
+            num_arms: arms of each.
+            num_pulls: pulls after which a trajectory is truncated.
+            autoreset_mode: as in `TaskBatchEnv`.
+        """
+        self.default_task = Arms(tuple((arm + 1) / (num_arms + 1) for arm in range(num_arms)))
+        super().__init__(
+            num_envs,
+            Box(0.0, 1.0, (1,), np.float32),
+            Discrete(num_arms),
+            horizon=num_pulls,
+            autoreset_mode=autoreset_mode,
+        )
+        self._probabilities = np.zeros((num_envs, num_arms))
+        self._luck = np.zeros((num_envs, num_pulls))
+        self._rows = np.arange(num_envs)
+
+    def _assign_tasks(self, ids: NDArray[np.intp], tasks: Sequence[Arms]) -> None:
+        self._probabilities[ids] = [task.probabilities for task in tasks]
+
+    def _reset(self, ids: NDArray[np.intp], rngs: Sequence[np.random.Generator]) -> None:
+        # All of a trajectory's luck at once: steps need no loop over generators.
+        for i, rng in zip(ids, rngs, strict=True):
+            rng.random(out=self._luck[i])
+
+    def _advance(self, actions: NDArray[Any], ids: Ids) -> tuple[Floats, Bools | bool, Bools | bool]:
+        rows = self._rows[ids]
+        paid = self._luck[rows, self._elapsed[rows]] < self._probabilities[rows, actions]
+        return paid.astype(np.float64), False, False
+
+    def _observe(self) -> NDArray[Any]:
+        return np.zeros((self.num_envs, 1), np.float32)
+
+
+@dataclass(frozen=True)
+class Bandit(EnvTaskDistribution[Arms]):
+    """Bernoulli bandits with chances drawn uniformly from [0, 1]. A trajectory is `num_pulls` pulls.
+
+    RL² strings several trajectories together into one trial, in which it learns the arms.
+
+    Source: Duan et al. 2016, arXiv:1611.02779.
+
+    Attributes:
+        num_arms: arms, >= 2.
+        num_pulls: pulls per trajectory, >= 1; also its `horizon`.
+    """
+
+    num_arms: int = 5
+    num_pulls: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.num_arms >= 2, "task.num_arms", self.num_arms, "at least 2")
+        require(self.num_pulls >= 1, "task.num_pulls", self.num_pulls, "at least 1")
+        object.__setattr__(self, "horizon", self.num_pulls)
+
+    def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Arms]:
+        return [Arms(tuple(map(float, row))) for row in rng.random((num_tasks, self.num_arms))]
+
+    def make_vector_env(self, num_envs: int, *, num_threads: int = 0) -> BanditEnv:
+        return BanditEnv(num_envs, num_arms=self.num_arms, num_pulls=self.num_pulls)

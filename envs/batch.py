@@ -1,0 +1,387 @@
+"""Many MuJoCo simulations of one model as one vector environment.
+
+The physics runs on `mujoco.batch.Batch` (MuJoCo >= 3.17), a pool of C++ threads; on older MuJoCo a loop of `mj_step`.
+Both give the same bits for any number of threads, equal to those of gymnasium's MuJoCo environments.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+import os
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from metarl.envs.vector import Bools, Floats, Ids, TaskBatchEnv
+
+_HEADLESS = (
+    "on a machine without a display set MUJOCO_GL=egl (apt package libegl1) or MUJOCO_GL=osmesa (apt package "
+    "libosmesa6) before Python starts"
+)
+
+try:
+    import mujoco
+except (AttributeError, ImportError) as error:  # AttributeError: PyOpenGL's way of missing a library
+    if "MUJOCO_GL" not in os.environ:
+        raise
+    raise RuntimeError(f"MUJOCO_GL = {os.environ['MUJOCO_GL']!r} does not work here ({error}); {_HEADLESS}") from error
+
+# MuJoCo resets a simulation whose numbers blow up and goes on: only these counters tell.
+_BREAKDOWNS = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADCTRL) + 1)
+_STATE_FIELDS = ("qpos", "qvel", "act", "ctrl", "qfrc_applied", "xfrc_applied", "mocap_pos", "mocap_quat")
+
+_logger = logging.getLogger(__name__)
+
+
+class Simulator:
+    """`num_simulations` simulations of one model, stepped together on `mujoco.batch.Batch`.
+
+    Not for several Python threads at once.
+
+    Attributes:
+        model: the model they share.
+        qpos: [num_simulations, nq], live: what is written is the state at the next call.
+        qvel: [num_simulations, nv], live.
+        ctrl: [num_simulations, nu], live.
+    """
+
+    def __init__(self, model: Any, num_simulations: int, num_threads: int) -> None:
+        self.model = model
+        self._batch = _batch_class()(model, num_simulations, num_threads)
+        self._breakdowns = self._batch.warning[:, _BREAKDOWNS, 1]
+        self.qpos, self.qvel, self.ctrl = (self.bind(name) for name in ("qpos", "qvel", "ctrl"))
+
+    def bind(self, field: str) -> NDArray[Any]:
+        """A live array [num_simulations, ...] of an `MjData` field; derived ones lag a physics step, as in MuJoCo."""
+        return self._batch.bind(field)  # type: ignore[no-any-return]
+
+    def set_model_field(self, field: str, ids: NDArray[np.intp], values: NDArray[Any]) -> None:
+        """Gives the simulations `ids` their own values [len(ids), ...] of an `MjModel` field such as "body_mass"."""
+        self._batch.expand(field)[ids] = values
+
+    def set_constants(self, ids: NDArray[np.intp]) -> None:
+        """Recomputes what models derive from their fields (`mj_setConst`): after `set_model_field`, before a reset."""
+        self._batch.set_const(ids)
+
+    def reset(self, ids: NDArray[np.intp], qpos: Floats, qvel: Floats) -> None:
+        """Resets to the model's defaults, then to the positions [len(ids), nq] and velocities [len(ids), nv]."""
+        self._batch.reset(ids, stage=int(mujoco.mjtStage.mjSTAGE_NONE))
+        self.qpos[ids], self.qvel[ids] = qpos, qvel
+        self._batch.forward(ids)
+
+    def step(self, num_steps: int, ids: Ids) -> Bools:
+        """Runs `num_steps` physics steps; returns which of the simulations `ids` broke down, [len(ids)]."""
+        self._breakdowns[...] = 0
+        self._batch.step(None if isinstance(ids, slice) else ids, num_steps)
+        return self._breakdowns[ids].any(1)  # type: ignore[no-any-return]
+
+    def snapshot(self, index: int) -> tuple[Any, Any]:
+        """An `MjModel` and an `MjData`, copies, of one simulation; derived fields are not computed."""
+        return self._batch.get_model(index), self._batch.get_data(index)
+
+    def close(self) -> None:
+        """Ends the threads, once nobody holds a live array either."""
+        del self._batch, self._breakdowns, self.qpos, self.qvel, self.ctrl
+
+
+class LoopSimulator:
+    """`Simulator` for MuJoCo before 3.17: the same interface and the same bits from one `MjData` per simulation."""
+
+    def __init__(self, model: Any, num_simulations: int, num_threads: int) -> None:
+        self.model = model
+        self._models = [model] * num_simulations
+        self._data = [mujoco.MjData(model) for _ in range(num_simulations)]
+        self._num_threads = num_threads
+        self._pool = ThreadPoolExecutor(num_threads) if num_threads > 1 else None
+        self._fields: dict[str, NDArray[Any]] = {}
+        self.qpos, self.qvel, self.ctrl = (self.bind(name) for name in ("qpos", "qvel", "ctrl"))
+
+    def bind(self, field: str) -> NDArray[Any]:
+        """As `Simulator.bind`."""
+        if field not in self._fields:
+            self._fields[field] = np.stack([getattr(data, field) for data in self._data])
+        return self._fields[field]
+
+    def set_model_field(self, field: str, ids: NDArray[np.intp], values: NDArray[Any]) -> None:
+        """As `Simulator.set_model_field`."""
+        for i, value in zip(ids, values, strict=True):
+            if self._models[i] is self.model:
+                self._models[i] = copy.copy(self.model)
+            getattr(self._models[i], field)[...] = value
+
+    def set_constants(self, ids: NDArray[np.intp]) -> None:
+        """As `Simulator.set_constants`."""
+        for i in ids:
+            mujoco.mj_setConst(self._models[i], mujoco.MjData(self._models[i]))
+
+    def reset(self, ids: NDArray[np.intp], qpos: Floats, qvel: Floats) -> None:
+        """As `Simulator.reset`."""
+        self._run(ids, mujoco.mj_resetData)
+        self.qpos[ids], self.qvel[ids] = qpos, qvel
+        self._run(ids, mujoco.mj_forward)
+
+    def step(self, num_steps: int, ids: Ids) -> Bools:
+        """As `Simulator.step`."""
+        every = np.arange(len(self._data))[ids]
+        kinds = range(_BREAKDOWNS.start, _BREAKDOWNS.stop)
+        for i in every:
+            for kind in kinds:
+                self._data[i].warning[kind].number = 0
+        self._run(every, lambda model, data: mujoco.mj_step(model, data, num_steps))
+        return np.array([any(self._data[i].warning[kind].number for kind in kinds) for i in every], bool)
+
+    def snapshot(self, index: int) -> tuple[Any, Any]:
+        """As `Simulator.snapshot`."""
+        return copy.copy(self._models[index]), copy.copy(self._data[index])
+
+    def close(self) -> None:
+        """As `Simulator.close`."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _run(self, ids: NDArray[np.intp], call: Callable[[Any, Any], None]) -> None:
+        def run(part: NDArray[np.intp]) -> None:
+            for i in part:
+                data = self._data[i]
+                for name in self._fields.keys() & set(_STATE_FIELDS):
+                    getattr(data, name)[...] = self._fields[name][i]
+                call(self._models[i], data)
+                for name, array in self._fields.items():
+                    array[i] = getattr(data, name)
+
+        if self._pool is None:
+            run(ids)
+        else:
+            list(self._pool.map(run, np.array_split(ids, self._num_threads)))
+
+
+AnySimulator: TypeAlias = Simulator | LoopSimulator
+
+
+def make_simulator(model: Any, num_simulations: int, num_threads: int) -> AnySimulator:
+    """The fastest simulator that the installed MuJoCo has.
+
+    Args:
+        model: an `MjModel`.
+        num_simulations: how many run together.
+        num_threads: threads to run them on; 0 for as many as the process may use cores. Does not change the results.
+    """
+    if num_threads < 0:
+        raise ValueError(f"num_threads = {num_threads}: must be 0 (all cores) or more")
+    _log_mujoco_warnings()
+    threads = min(num_threads or _num_cores(), num_simulations)
+    kind = LoopSimulator if _batch_class() is None else Simulator
+    return kind(model, num_simulations, threads)
+
+
+def load_model(path: str | os.PathLike[str]) -> Any:
+    """Compiles the `MjModel` of an XML file, with MuJoCo's warnings sent to the logger `metarl.envs.batch`.
+
+    A handler that was set before with `mujoco.set_mju_user_warning` is kept.
+    """
+    _log_mujoco_warnings()
+    return mujoco.MjModel.from_xml_path(os.fspath(path))
+
+
+def _log_mujoco_warnings() -> None:
+    # Without a handler MuJoCo prints them and writes MUJOCO_LOG.TXT into the working directory.
+    if mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(_logger.debug)
+
+
+@functools.cache
+def _batch_class() -> Any:
+    try:
+        from mujoco.batch import Batch
+    except ImportError:
+        warnings.warn(
+            f"MuJoCo {mujoco.__version__} has no mujoco.batch: simulations run in a slower loop; install mujoco>=3.17",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return Batch
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _warn_of_solver_bug(model: Any) -> None:
+    if mujoco.__version__ == "4.0.0" and mujoco.mj_isSparse(model):
+        warnings.warn(
+            "MuJoCo 4.0.0 computes wrong accelerations for models with a sparse constraint Jacobian, as this one has; "
+            "install another version (4.0.1 repairs it) or set <option jacobian='dense'/>",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _make_renderer(model: Any, width: int, height: int) -> Any:
+    model.vis.global_.offwidth = max(model.vis.global_.offwidth, width)
+    model.vis.global_.offheight = max(model.vis.global_.offheight, height)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return mujoco.Renderer(model, height, width)
+    except Exception as error:  # each back end has its own: FatalError, AttributeError, ImportError, RuntimeError
+        raise RuntimeError(f"no OpenGL context for rendering ({error}); {_HEADLESS}") from error
+
+
+class BatchEnv(TaskBatchEnv):
+    """A MuJoCo model as a batch of environments with tasks.
+
+    A family implements `_assign_tasks` and `_rewards`, and overrides `_initial_states`, `_tracked_positions`,
+    `_terminated` and `_observe` where the defaults do not fit.
+
+    Attributes:
+        simulator: the simulations; families read `simulator.qpos` and `simulator.qvel`.
+        dt: seconds per environment step.
+        default_camera: camera of `render_simulation`, by name; None for the free camera.
+    """
+
+    default_camera: str | None = None
+
+    def __init__(
+        self,
+        model: Any,
+        num_envs: int,
+        *,
+        frame_skip: int,
+        horizon: int,
+        observation_size: int | None = None,
+        action_limit: float | None = None,
+        reset_noise: float = 0.1,
+        num_threads: int = 0,
+        autoreset_mode: AutoresetMode = AutoresetMode.DISABLED,
+    ) -> None:
+        """
+        Args:
+            model: an `MjModel`, or the path of an XML file.
+            num_envs: number of simulations.
+            frame_skip: physics steps per environment step, with the controls held.
+            horizon: environment steps after which a trajectory is truncated.
+            observation_size: length of what `_observe` returns; by default nq + nv.
+            action_limit: actions in [-action_limit, action_limit] are mapped linearly onto the range of the controls,
+                and clipped; None: actions are controls.
+            reset_noise: size of the default initial noise: uniform in positions, normal in velocities.
+            num_threads: threads of the simulator, 0 for all cores; does not change the results.
+            autoreset_mode: as in `TaskBatchEnv`.
+
+        Warns:
+            RuntimeWarning: if the installed MuJoCo is known to simulate this model wrongly.
+        """
+        model = load_model(model) if isinstance(model, (str, Path)) else model
+        _warn_of_solver_bug(model)
+        self.simulator = make_simulator(model, num_envs, num_threads)
+        self.frame_skip = frame_skip
+        self.dt: float = model.opt.timestep * frame_skip
+        self.reset_noise = reset_noise
+        self._initial_qpos, self._initial_qvel = model.qpos0.copy(), np.zeros(model.nv)
+        low, high = np.where(model.actuator_ctrllimited[:, None], model.actuator_ctrlrange, (-np.inf, np.inf)).T
+        self._control_low, self._control_high = low, high
+        self._control_scale, self._control_centre = np.ones(model.nu), np.zeros(model.nu)
+        if action_limit is not None:
+            if not np.isfinite(low).all():
+                raise ValueError("action_limit needs a model whose controls are all limited")
+            self._control_scale, self._control_centre = (high - low) / (2.0 * action_limit), (high + low) / 2.0
+            low, high = np.full((2, model.nu), action_limit) * [[-1.0], [1.0]]
+        self._renderer: tuple[tuple[int, int, int], Any] | None = None
+        size = model.nq + model.nv if observation_size is None else observation_size
+        super().__init__(
+            num_envs,
+            Box(-np.inf, np.inf, (size,), np.float64),
+            Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32),
+            horizon=horizon,
+            autoreset_mode=autoreset_mode,
+        )
+
+    @abstractmethod
+    def _rewards(self, ids: Ids, velocities: Floats, controls: Floats) -> Floats:
+        """Rewards [len(ids)] of a step that has just been simulated.
+
+        Args:
+            ids: the simulations.
+            velocities: [len(ids), k], what `_tracked_positions` gained, per second.
+            controls: [len(ids), nu], as applied.
+        """
+
+    def _tracked_positions(self, ids: Ids) -> Floats:
+        """What the velocities of `_rewards` are of, [len(ids), k]; by default the first position."""
+        return self.simulator.qpos[ids, :1]
+
+    def _terminated(self, ids: Ids) -> Bools | bool:
+        """Whether the step ended the MDP, [len(ids)] or False for all."""
+        return False
+
+    def _initial_states(self, rngs: Sequence[np.random.Generator]) -> tuple[Floats, Floats]:
+        """Initial positions [len(rngs), nq] and velocities [len(rngs), nv]."""
+        noise, nq, nv = self.reset_noise, self.simulator.model.nq, self.simulator.model.nv
+        drawn = [(rng.uniform(-noise, noise, nq), noise * rng.standard_normal(nv)) for rng in rngs]
+        qpos, qvel = (np.stack(parts) for parts in zip(*drawn, strict=True))
+        return self._initial_qpos + qpos, self._initial_qvel + qvel
+
+    def _observe(self) -> NDArray[Any]:
+        return np.concatenate((self.simulator.qpos, self.simulator.qvel), 1)
+
+    def _reset(self, ids: NDArray[np.intp], rngs: Sequence[np.random.Generator]) -> None:
+        self._close_renderer()  # it draws the model as it was; tasks may have changed it
+        self.simulator.reset(ids, *self._initial_states(rngs))
+
+    def _advance(self, actions: NDArray[Any], ids: Ids) -> tuple[Floats, Bools | bool, Bools | bool]:
+        scaled = self._control_centre + self._control_scale * actions
+        controls = np.clip(scaled, self._control_low, self._control_high)
+        self.simulator.ctrl[ids] = controls
+        before = self._tracked_positions(ids).copy()
+        diverged = self.simulator.step(self.frame_skip, ids)
+        velocities = (self._tracked_positions(ids) - before) / self.dt
+        return self._rewards(ids, velocities, controls), self._terminated(ids), diverged
+
+    def render_simulation(
+        self, index: int, *, width: int = 480, height: int = 480, camera: int | str | None = None
+    ) -> NDArray[np.uint8]:
+        """Draws one simulation.
+
+        Args:
+            index: which one.
+            width: in pixels.
+            height: in pixels.
+            camera: a camera of the model, by name or number; None for the family's default.
+
+        Returns:
+            RGB image [height, width, 3].
+
+        Raises:
+            RuntimeError: if no OpenGL context can be made; says what to install.
+        """
+        model, data = self.simulator.snapshot(index)
+        mujoco.mj_forward(model, data)
+        key = (index, width, height)
+        if self._renderer is None or self._renderer[0] != key:
+            self._close_renderer()
+            self._renderer = key, _make_renderer(model, width, height)
+        chosen = self.default_camera if camera is None else camera
+        self._renderer[1].update_scene(data, -1 if chosen is None else chosen)
+        return self._renderer[1].render()  # type: ignore[no-any-return]
+
+    def _close_renderer(self) -> None:
+        if self._renderer is not None:
+            self._renderer[1].close()
+            self._renderer = None
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Ends the simulator's threads and the renderer."""
+        self._close_renderer()
+        self.simulator.close()

@@ -1,0 +1,237 @@
+"""The base of environments that step all their tasks at once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+Floats: TypeAlias = NDArray[np.float64]
+Bools: TypeAlias = NDArray[np.bool_]
+Ids: TypeAlias = slice | NDArray[np.intp]
+"""Which sub-environments: `ALL`, or their sorted numbers. Both index an array whose leading axis is num_envs."""
+
+ALL = slice(None)
+
+
+class TaskBatchEnv(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], ABC):
+    """A `gymnasium.vector.VectorEnv` whose sub-environments each have a task of their own.
+
+    A family implements `_assign_tasks`, `_reset`, `_advance` and `_observe`, vectorised over the sub-environments, and
+    may read `_elapsed`, the steps [num_envs] since each one's reset. Every step is one of three: it ends nothing, it
+    ends the MDP (`terminated`), or it stops an MDP that would go on (`truncated`: at the horizon, or because the
+    simulation broke); a step at the horizon that ends the MDP is only `terminated`.
+
+    Autoreset is gymnasium's, with `DISABLED` as the default: a sub-environment that has ended then stays frozen (same
+    observation, reward 0, neither terminated nor truncated, nothing simulated) until it is reset.
+
+    Attributes:
+        default_task: the task of every sub-environment before `set_tasks` is called, or None where tasks must be set.
+        horizon: steps after which a trajectory is truncated.
+        autoreset_mode: what follows an end.
+    """
+
+    default_task: Any = None
+
+    def __init__(
+        self,
+        num_envs: int,
+        observation_space: gymnasium.Space[Any],
+        action_space: gymnasium.Space[Any],
+        *,
+        horizon: int,
+        autoreset_mode: AutoresetMode = AutoresetMode.DISABLED,
+    ) -> None:
+        """
+        Args:
+            num_envs: number of sub-environments, >= 1.
+            observation_space: of one sub-environment.
+            action_space: of one sub-environment.
+            horizon: steps after which a trajectory is truncated, >= 1.
+            autoreset_mode: what happens when a sub-environment has ended.
+
+        Raises:
+            ValueError: if num_envs or horizon is below 1.
+        """
+        if num_envs < 1 or horizon < 1:
+            raise ValueError(f"num_envs = {num_envs} and horizon = {horizon}: both must be at least 1")
+        self.num_envs = num_envs
+        self.single_observation_space = observation_space
+        self.single_action_space = action_space
+        self.observation_space = batch_space(observation_space, num_envs)
+        self.action_space = batch_space(action_space, num_envs)
+        self.horizon = horizon
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self._tasks: tuple[Any, ...] = (self.default_task,) * num_envs
+        self._unassigned = np.ones(num_envs, bool)
+        self._rngs: list[np.random.Generator | None] = [None] * num_envs
+        self._elapsed = np.zeros(num_envs, np.int64)
+        self._ended = np.ones(num_envs, bool)
+        self._started = False
+
+    @property
+    def tasks(self) -> tuple[Any, ...]:
+        """The tasks, one per sub-environment, as last set."""
+        return self._tasks
+
+    def set_tasks(self, tasks: Sequence[Any]) -> None:
+        """Gives every sub-environment its task, which holds from its next reset.
+
+        Args:
+            tasks: one per sub-environment.
+
+        Raises:
+            ValueError: if there are more or fewer tasks than sub-environments.
+        """
+        if len(tasks) != self.num_envs:
+            raise ValueError(f"{len(tasks)} tasks for {self.num_envs} sub-environments; give one task to each")
+        self._tasks = tuple(tasks)
+        self._unassigned[:] = True
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Starts new trajectories.
+
+        Args:
+            seed: an int s seeds sub-environment i with s + i; a sequence gives each its own (None: it goes on with its
+                generator). A trajectory depends on its seed, task and actions, not on its place in the batch.
+            options: `{"reset_mask": bool array [num_envs]}` resets only some.
+
+        Returns:
+            All observations, [num_envs, ...], and an empty dict.
+
+        Raises:
+            ValueError: on a seed sequence or mask of the wrong length, an empty mask, or if no task was set and the
+                family has no default one.
+            TypeError: if the mask is not a bool array.
+        """
+        ids = np.flatnonzero(self._reset_mask(options))
+        seeds = self._seeds(seed)
+        for i in ids.tolist():
+            if seeds[i] is not None:
+                self._rngs[i] = np.random.default_rng(seeds[i])
+        self._begin(ids)
+        self._started = True
+        return self._observe(), {}
+
+    def step(
+        self, actions: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        """Steps every live sub-environment once.
+
+        Args:
+            actions: [num_envs, ...], as `action_space` has it; those of ended sub-environments are ignored.
+
+        Returns:
+            Observations, rewards float64, terminated and truncated bool, each [num_envs, ...], and infos: `diverged`
+            bool [num_envs], whether the step broke the simulation (it is then truncated, with reward 0); in `SAME_STEP`
+            mode also gymnasium's `final_obs`, `final_info` and their masks.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first reset.
+            ValueError: if actions has the wrong shape.
+        """
+        if not self._started:
+            raise gymnasium.error.ResetNeeded("step was called before the first reset")
+        actions = np.asarray(actions)
+        if actions.shape != self.action_space.shape:
+            raise ValueError(f"actions has shape {actions.shape}; expected {self.action_space.shape}")
+        ids: Ids = np.flatnonzero(~self._ended) if self._ended.any() else ALL
+        if self.autoreset_mode == AutoresetMode.NEXT_STEP and self._ended.any():
+            self._begin(np.flatnonzero(self._ended))
+        rewards = np.zeros(self.num_envs)
+        terminated, truncated, diverged = np.zeros((3, self.num_envs), bool)
+        if isinstance(ids, slice) or ids.size:
+            new_rewards, new_terminated, new_diverged = self._advance(actions[ids], ids)
+            diverged[ids] = new_diverged
+            rewards[ids] = np.where(new_diverged, 0.0, new_rewards)
+            terminated[ids] = new_terminated
+            terminated &= ~diverged
+            self._elapsed[ids] += 1
+            truncated[ids] = self._elapsed[ids] >= self.horizon
+            truncated = (truncated | diverged) & ~terminated
+        over = terminated | truncated
+        self._ended |= over
+        observations = self._observe()
+        infos = {"diverged": diverged, "_diverged": np.ones(self.num_envs, bool)}
+        if self.autoreset_mode == AutoresetMode.SAME_STEP and over.any():
+            infos |= self._final_infos(observations, diverged, over)
+            self._begin(np.flatnonzero(over))
+            observations = self._observe()
+        return observations, rewards, terminated, truncated, infos
+
+    @abstractmethod
+    def _assign_tasks(self, ids: NDArray[np.intp], tasks: Sequence[Any]) -> None:
+        """Gives the sub-environments `ids`, which are about to be reset, their tasks."""
+
+    @abstractmethod
+    def _reset(self, ids: NDArray[np.intp], rngs: Sequence[np.random.Generator]) -> None:
+        """Puts the sub-environments `ids` into their initial states, drawn from their own generators."""
+
+    @abstractmethod
+    def _advance(self, actions: NDArray[Any], ids: Ids) -> tuple[Floats, Bools | bool, Bools | bool]:
+        """Steps the sub-environments `ids`.
+
+        Args:
+            actions: theirs, [len(ids), ...].
+            ids: `ALL`, or some; the others must not change.
+
+        Returns:
+            Rewards, terminated and diverged, [len(ids)] each; the last two may be False for all.
+        """
+
+    @abstractmethod
+    def _observe(self) -> NDArray[Any]:
+        """A new array of all observations, [num_envs, ...], in the observation space's dtype."""
+
+    def _begin(self, ids: NDArray[np.intp]) -> None:
+        unassigned = ids[self._unassigned[ids]]
+        if unassigned.size:
+            tasks = [self._tasks[i] for i in unassigned]
+            if any(task is None for task in tasks):
+                raise ValueError(f"{type(self).__name__} has no default task; call set_tasks before reset")
+            self._assign_tasks(unassigned, tasks)
+            self._unassigned[unassigned] = False
+        self._reset(ids, [self._generator(i) for i in ids])
+        self._elapsed[ids] = 0
+        self._ended[ids] = False
+
+    def _generator(self, i: int) -> np.random.Generator:
+        rng = self._rngs[i]
+        if rng is None:
+            rng = self._rngs[i] = np.random.default_rng()
+        return rng
+
+    def _final_infos(self, observations: NDArray[Any], diverged: Bools, over: Bools) -> dict[str, Any]:
+        final_obs = np.full(self.num_envs, None, object)
+        for i in np.flatnonzero(over):
+            final_obs[i] = observations[i]
+        final_info = {"diverged": diverged & over, "_diverged": over.copy()}
+        return {"final_obs": final_obs, "_final_obs": over.copy(), "final_info": final_info, "_final_info": over.copy()}
+
+    def _seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:
+        if seed is None:
+            return [None] * self.num_envs
+        if isinstance(seed, (int, np.integer)):
+            return [int(seed) + i for i in range(self.num_envs)]
+        if len(seed) != self.num_envs:
+            raise ValueError(f"{len(seed)} seeds for {self.num_envs} sub-environments; give one seed to each")
+        return seed
+
+    def _reset_mask(self, options: dict[str, Any] | None) -> Bools:
+        if options is None or "reset_mask" not in options:
+            return np.ones(self.num_envs, bool)
+        mask = options["reset_mask"]
+        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+            raise TypeError(f"reset_mask must be a numpy array of bool; it is {mask!r}")
+        if mask.shape != (self.num_envs,) or not mask.any():
+            raise ValueError(f"reset_mask must have shape ({self.num_envs},) and a True value; it is {mask}")
+        return mask

@@ -1,0 +1,84 @@
+"""MetaRL: meta-reinforcement learning and few-shot learning around one episodic core.
+
+A learner meets a batch of tasks, collects a little experience of each (support), adapts to it, and is judged on fresh
+experience of the same task (query). Start reading at `metarl.collect.run_episodes`.
+
+This page lists every public name. `import metarl` is light: a name's module is imported when the name is first used.
+Environments are in `metarl.envs`, algorithms in `metarl.agents`, training objects in the modules named below.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from metarl.collect import run_episodes as run_episodes
+    from metarl.episodes import Episodes as Episodes
+    from metarl.episodes import Examples as Examples
+    from metarl.episodes import Trajectories as Trajectories
+    from metarl.errors import InputError as InputError
+    from metarl.evaluation import AdaptationCurve as AdaptationCurve
+    from metarl.evaluation import evaluate as evaluate
+    from metarl.learner import ActingLearner as ActingLearner
+    from metarl.learner import Learner as Learner
+    from metarl.rollout import RolloutCollector as RolloutCollector
+    from metarl.runs import load as load
+    from metarl.seeds import Seeds as Seeds
+    from metarl.tasks import EnvTaskDistribution as EnvTaskDistribution
+    from metarl.tasks import TaskDistribution as TaskDistribution
+    from metarl.trainer import Trainer as Trainer
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "ActingLearner": "metarl.learner",
+    "AdaptationCurve": "metarl.evaluation",
+    "EnvTaskDistribution": "metarl.tasks",
+    "Episodes": "metarl.episodes",
+    "Examples": "metarl.episodes",
+    "InputError": "metarl.errors",
+    "Learner": "metarl.learner",
+    "RolloutCollector": "metarl.rollout",
+    "Seeds": "metarl.seeds",
+    "TaskDistribution": "metarl.tasks",
+    "Trainer": "metarl.trainer",
+    "Trajectories": "metarl.episodes",
+    "evaluate": "metarl.evaluation",
+    "load": "metarl.runs",
+    "run_episodes": "metarl.collect",
+}
+
+
+# A type checker that saw it would take every name for a public one.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module 'metarl' has no attribute {name!r}")
+        value: object = getattr(importlib.import_module(_MODULE_OF[name]), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})
+
+
+def _require_subpackages() -> None:
+    """In a checkout, metarl.envs and metarl.agents lie beside this folder; only an editable install maps them.
+
+    Without one, Python started at the checkout's root imports this folder even if MetaRL is installed elsewhere.
+    """
+    root = Path(__file__).resolve().parent.parent
+    in_checkout = (root / "pyproject.toml").is_file() and (root / "agents").is_dir()
+    if in_checkout and importlib.util.find_spec("metarl.agents") is None:
+        raise ImportError(
+            f"the checkout {root} comes before the installed metarl, and its envs/ and agents/ are not installed as "
+            "metarl.envs and metarl.agents; run `pip install -e .` in it, or start Python in another folder"
+        )
+
+
+_require_subpackages()

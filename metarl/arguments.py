@@ -1,0 +1,172 @@
+"""The command line of `metarl train`: every setting of the task, the agent and the run is a flag."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import io
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional, arg
+
+from metarl import registry
+from metarl.config import EvaluationConfig, RunConfig, TrainerConfig, from_dict, parts_of, read_saved, resolve
+from metarl.errors import InputError, require
+from metarl.tables import TABLES
+
+DEFAULT_AGENT = "maml"
+_DESCRIPTION = (
+    "Meta-trains an agent on a family of tasks. Settings: preset, then --config file, then flags. "
+    "metarl train TASKS --help shows the settings of that family and agent too."
+)
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """The command line of `metarl train`.
+
+    Attributes:
+        config: the configuration, all flags applied.
+        run_dir: folder for a new run, or None for a name of its own.
+        resume: run folder to go on with, or None.
+        quiet: print nothing but errors.
+    """
+
+    config: RunConfig
+    run_dir: Path | None
+    resume: Path | None
+    quiet: bool
+
+
+def parse_train(argv: Sequence[str]) -> TrainArguments:
+    """Reads the command line after `metarl train`; `--help` shows every setting with the value it would have.
+
+    Settings come from the preset, then the file, then the flags; with `--resume` from the saved run, then the flags.
+
+    Raises:
+        InputError: anything wrong in the command line, in one line.
+        SystemExit: after `--help`, with status 0.
+    """
+    task_name, agent_name = _find_task(argv), _find_value(argv, "--agent")
+    preset, file, resume = (_find_value(argv, flag) for flag in ("--preset", "--config", "--resume"))
+    if task_name is None and resume is None:
+        if {"-h", "--help"} & {*argv}:
+            _parse_command_line(argv, None)
+        raise InputError(f"task: missing; metarl train TASKS, one of {', '.join(sorted(registry.names('task')))}")
+    if resume is not None:
+        chosen = preset is None and file is None
+        require(
+            chosen, "--resume", resume, "without --preset and --config: a run keeps its settings, only flags change"
+        )
+        base = _resumed(Path(resume), task_name, agent_name)
+    else:
+        config_file = None if file is None else Path(file)
+        base = resolve(str(task_name), agent_name or DEFAULT_AGENT, preset=preset, config_file=config_file)
+    parsed = _parse_command_line(argv, base, resuming=resume is not None)
+    require(parsed.task_name == base.task_name, "task", parsed.task_name, "the first argument: metarl train TASKS ...")
+    parts = {name: getattr(parsed, name, getattr(base, name)) for name in TABLES}
+    return TrainArguments(dataclasses.replace(base, **parts), parsed.run_dir, parsed.resume, parsed.quiet)
+
+
+def _resumed(run_dir: Path, task_name: str | None, agent_name: str | None) -> RunConfig:
+    plain = read_saved(run_dir)
+    for field, given in (("task", task_name), ("agent", agent_name)):
+        saved = plain.get(f"{field}_name")
+        require(given in (None, saved), field, given, f"{saved!r}, as in the run {run_dir}")
+    names = (plain.get("task_name"), plain.get("agent_name"))
+    given_by_user = all(name in (task_name, agent_name) for name in names if ":" in str(name))
+    return from_dict(plain, trusted=given_by_user)
+
+
+def _find_value(argv: Sequence[str], flag: str) -> str | None:
+    """The last value of `flag`, before the real parsing: it decides which settings there are to parse."""
+    value = None
+    for index, token in enumerate(argv):
+        if token.startswith(f"{flag}="):
+            value = token.partition("=")[2]
+        elif token == flag and index + 1 < len(argv):
+            value = argv[index + 1]
+    return value
+
+
+def _find_task(argv: Sequence[str]) -> str | None:
+    """The task's name, wherever it stands: first, or a registered name, or what follows no flag."""
+    pairs = list(zip(("", *argv), argv, strict=False))
+    words = [(before, token) for before, token in pairs if not token.startswith("-")]
+    if argv and not argv[0].startswith("-"):
+        return argv[0]
+    known, taking = registry.names("task"), ("--agent", "--preset", "--config", "--resume", "--run-dir", "--run_dir")
+    registered = [token for before, token in words if token in known and before not in taking]
+    free = [token for before, token in words if not before.startswith("--") or before in ("--quiet", "--no-quiet")]
+    return next(iter([*registered, *free]), None)
+
+
+def _parse_command_line(argv: Sequence[str], base: RunConfig | None, *, resuming: bool = False) -> Any:
+    """Lets tyro parse all of `argv` into one flat-and-nested object whose defaults are `base`'s values."""
+    words = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(words), warnings.catch_warnings():
+            # A family that derives from EnvTaskDistribution without naming its task type is fine here.
+            warnings.filterwarnings("ignore", "Could not resolve type parameter")
+            return tyro.cli(_command(base, resuming), prog="metarl train", description=_DESCRIPTION, args=list(argv))
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+        cause: BaseException | None = stop
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__context__
+        raise cause or InputError(_one_line(words.getvalue())) from None
+
+
+def _command(base: RunConfig | None, resuming: bool) -> type[Any]:
+    """The dataclass of the whole command line; without `base`, what all tasks and agents share."""
+
+    def option(kind: Any, name: str, default: Any, text: str) -> tuple[str, Any, Any]:
+        return name, Annotated[kind, arg(help=text)], default
+
+    task_name = base.task_name if base and resuming else dataclasses.MISSING
+    agent_name = base.agent_name if base else DEFAULT_AGENT
+    families = ", ".join(sorted(registry.names("task")))
+    task_help = f"Family of tasks: {families}, or module:Class."
+    agent_help = "Agent or few-shot learner, by name or as module:Class."
+    fields: list[tuple[str, Any, Any]] = [
+        ("task_name", Annotated[Positional[str], arg(metavar="TASKS", help=task_help)], task_name),
+        ("agent_name", Annotated[str, arg(name="agent", help=agent_help)], agent_name),
+        option(str | None, "preset", base and base.preset, "Settings shipped for this family and agent."),
+        option(Path | None, "config", None, "TOML file with tables [task] [agent] [trainer] [evaluation]."),
+        option(Path | None, "run_dir", None, "Folder of the new run; default: runs/ and a name of its own."),
+        option(Path | None, "resume", None, "Run folder to go on with."),
+        option(bool, "quiet", False, "Print nothing but errors."),
+    ]
+    shared = [("trainer", TrainerConfig()), ("evaluation", EvaluationConfig())]
+    for name, part in parts_of(base) if base else shared:
+        if dataclasses.is_dataclass(part):
+            fields.append((name, type(part), dataclasses.field(default_factory=functools.partial(_same, part))))
+    return dataclasses.make_dataclass("Train", fields, frozen=True)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _one_line(box: str) -> str:
+    """The message of tyro's framed error, frame drawn in ASCII or not, without the title, the help and the advice."""
+    sections: list[list[str]] = [[]]
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
+        text = line.strip("│| ")
+        if text and not text.strip("─-╭╮╰╯ "):
+            sections.append([])
+        elif text.startswith("╭"):
+            sections = [[text], []]
+        elif text:
+            sections[-1].append(text)
+    _, message, *others = sections if len(sections) > 1 else [[], *sections]
+    near = [lines[1] for lines in others if len(lines) > 1 and lines[0].startswith("Perhaps you meant")]
+    return "; ".join([" ".join(message), *(f"did you mean {option}?" for option in near)])

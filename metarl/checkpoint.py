@@ -1,0 +1,284 @@
+"""Checkpoints that are whole or not there: `checkpoints/iteration_000100/{state.pt,manifest.json}`.
+
+A checkpoint is built in a temporary folder beside its place, its manifest with SHA-256 sums comes last, and one rename
+puts it in place. Loading checks every byte and never runs code (`weights_only=True`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarl import __version__
+from metarl.errors import InputError
+from metarl.files import sync_folder, write_durably
+
+FORMAT_VERSION = 1
+STATE, MANIFEST = "state.pt", "manifest.json"
+_TEMPORARY = ".unfinished-"
+
+
+class CheckpointError(InputError):
+    """A checkpoint that cannot be read or written, with the reason in one line."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        iteration: iterations done when it was written.
+        state: what `save` was given, tensors on the CPU.
+        manifest: `format_version`, `metarl_version`, `iteration`, `files`, `parameters_sha256`, `config_sha256` and
+            `extra`.
+        skipped: from `latest`: why newer checkpoints could not be used, newest first.
+    """
+
+    iteration: int
+    state: dict[str, Any]
+    manifest: dict[str, Any]
+    skipped: tuple[str, ...] = ()
+
+
+def save(
+    run_dir: Path,
+    iteration: int,
+    *,
+    state: Mapping[str, Any],
+    parameters: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    extra: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes one checkpoint; until it is complete nothing of it is visible.
+
+    Args:
+        run_dir: the run folder.
+        iteration: iterations done, >= 0; a checkpoint of the same iteration is replaced.
+        state: tensors, numbers, strings, and lists, tuples and dicts of them.
+        parameters: the meta-parameters, for `parameters_sha256` in the manifest.
+        config: JSON-ready configuration, for `config_sha256` in the manifest.
+        extra: more JSON-ready entries for the manifest.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; earlier checkpoints are intact.
+        ValueError: `state` holds something that loading would refuse.
+    """
+    data = _serialise(state)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "metarl_version": __version__,
+        "iteration": iteration,
+        "files": {STATE: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}},
+        "parameters_sha256": parameters_sha256(parameters),
+        "config_sha256": hashlib.sha256(_canonical(config)).hexdigest(),
+        "extra": dict(extra or {}),
+    }
+    manifest["manifest_sha256"] = _manifest_sha256(manifest)
+    parent = Path(run_dir) / "checkpoints"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_unfinished(parent)
+        return _place(parent, f"iteration_{iteration:06d}", {STATE: data, MANIFEST: _pretty(manifest)})
+    except OSError as error:
+        raise _not_saved(error, parent, iteration, len(data)) from error
+
+
+def load(path: Path) -> Checkpoint:
+    """Reads and verifies one checkpoint folder.
+
+    Raises:
+        CheckpointError: incomplete, damaged, of a newer format, or refused; names the file and the reason.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise CheckpointError(f"{path}: {what}; a checkpoint is a folder with {STATE} and {MANIFEST}")
+    manifest = _read_manifest(path)
+    contents = {name: _read_verified(path, name, expected) for name, expected in manifest["files"].items()}
+    try:
+        state = torch.load(io.BytesIO(contents[STATE]), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = "holds more than tensors and plain data" if isinstance(error, pickle.UnpicklingError) else str(error)
+        raise CheckpointError(f"{path}: {STATE} cannot be loaded: {reason.splitlines()[0]}") from error
+    return Checkpoint(manifest["iteration"], state, manifest)
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first, damaged ones too."""
+    parent = Path(run_dir) / "checkpoints"
+    folders = parent.iterdir() if parent.is_dir() else ()
+    found = {int(match[1]): folder for folder in folders if (match := re.fullmatch(r"iteration_(\d+)", folder.name))}
+    return [found[iteration] for iteration in sorted(found)]
+
+
+def latest(run_dir: Path) -> Checkpoint:
+    """The newest checkpoint that is whole; `skipped` says why newer ones are not it.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    skipped: list[str] = []
+    for folder in reversed(list_checkpoints(run_dir)):
+        try:
+            return replace(load(folder), skipped=tuple(skipped))
+        except CheckpointError as error:
+            skipped.append(str(error))
+    reasons = f": {'; '.join(skipped)}" if skipped else ""
+    raise CheckpointError(f"{run_dir}: holds no {'usable ' if skipped else ''}checkpoint{reasons}")
+
+
+def prune(run_dir: Path, keep_last: int) -> None:
+    """Deletes all but the newest `keep_last` (>= 1) checkpoints."""
+    if keep_last < 1:
+        raise ValueError(f"keep_last = {keep_last}: must be >= 1")
+    for folder in list_checkpoints(run_dir)[:-keep_last]:
+        _discard(folder)
+
+
+def parameters_sha256(parameters: Mapping[str, Tensor]) -> str:
+    """Hash of names, dtypes, shapes and bytes: equal for equal parameters, whatever their device and order."""
+    digest = hashlib.sha256()
+    for name in sorted(parameters):
+        tensor = parameters[name].detach().cpu().contiguous()
+        digest.update(_canonical([name, str(tensor.dtype), list(tensor.shape)]))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _serialise(state: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    data = buffer.getvalue()
+    try:
+        torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError("state may hold only tensors, numbers, strings, lists, tuples and dicts") from error
+    return data
+
+
+def _place(parent: Path, name: str, contents: Mapping[str, bytes]) -> Path:
+    """Writes the files in order into a temporary folder, then renames it to `parent / name`."""
+    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=parent))
+    target = parent / name
+    try:
+        temporary.chmod(0o755)
+        for file, data in contents.items():
+            descriptor = os.open(temporary / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            try:
+                write_durably(descriptor, data)
+            finally:
+                os.close(descriptor)
+        sync_folder(temporary)
+        if target.exists():
+            _discard(target)
+        temporary.replace(target)
+        sync_folder(parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return target
+
+
+def _discard(folder: Path) -> None:
+    """Deletes `folder` so that a kill on the way leaves no half checkpoint under its name."""
+    aside = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder.parent))
+    folder.replace(aside)
+    shutil.rmtree(aside)
+
+
+def _remove_unfinished(parent: Path) -> None:
+    for leftover in parent.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _not_saved(error: OSError, parent: Path, iteration: int, size: int) -> CheckpointError:
+    space = ""
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(parent if parent.is_dir() else Path.cwd()).free
+        space = f" (needs {size / 1e6:.1f} MB, {free / 1e6:.1f} MB free)"
+    earlier = list_checkpoints(parent.parent)
+    intact = f"; the previous checkpoint {earlier[-1]} is intact" if earlier else ""
+    reason = error.strerror or str(error)
+    return CheckpointError(f"{parent}: cannot save the checkpoint of iteration {iteration}: {reason}{space}{intact}")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    data = _read(path, MANIFEST)
+    try:
+        manifest: dict[str, Any] = json.loads(data)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is damaged: {MANIFEST} is not JSON: {error}") from error
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if not isinstance(version, int):
+        raise CheckpointError(f"{path}: {MANIFEST} has no format_version; it is not a metarl checkpoint")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: has format {version}, newer than {FORMAT_VERSION}, the newest that metarl {__version__} reads; "
+            "upgrade metarl"
+        )
+    if manifest.get("manifest_sha256") != _manifest_sha256(manifest):
+        raise CheckpointError(f"{path}: is damaged: {MANIFEST} does not match its own manifest_sha256")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or STATE not in files or not isinstance(manifest.get("iteration"), int):
+        raise CheckpointError(f"{path}: {MANIFEST} lists no {STATE} or no iteration")
+    return manifest
+
+
+def _read_verified(path: Path, name: str, expected: Any) -> bytes:
+    data = _read(path, name)
+    if not isinstance(expected, dict) or not isinstance(expected.get("bytes"), int):
+        raise CheckpointError(f"{path}: {MANIFEST} gives no size and hash for {name}")
+    if len(data) != expected["bytes"]:
+        what = "is truncated" if len(data) < expected["bytes"] else "is too long"
+        raise CheckpointError(f"{path}: is damaged: {name} {what}: {len(data)} of {expected['bytes']} bytes")
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected.get("sha256"):
+        raise CheckpointError(f"{path}: is damaged: {name} has sha256 {found}, expected {expected.get('sha256')}")
+    return data
+
+
+def _read(path: Path, name: str) -> bytes:
+    """The bytes of a file of the folder `path`, and of nothing outside it."""
+    file = path / name
+    plain = PurePath(name).name == name and "\\" not in name and name not in {"", ".."}
+    if not plain or file.is_symlink():
+        raise CheckpointError(f"{path}: {MANIFEST} names {name!r}, which leaves the checkpoint's folder; refused")
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: has no {name}; it is incomplete or not a checkpoint") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read {name}: {error.strerror}") from error
+    if not data:
+        raise CheckpointError(f"{path}: is damaged: {name} is empty")
+    return data
+
+
+def _manifest_sha256(manifest: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
+    return hashlib.sha256(_canonical(rest)).hexdigest()
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _pretty(manifest: Mapping[str, Any]) -> bytes:
+    return (json.dumps(manifest, indent=2) + "\n").encode()

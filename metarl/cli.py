@@ -1,0 +1,183 @@
+"""The command line: `metarl train | evaluate | plot | list | check-tasks`.
+
+Exit codes: 0 done, 2 bad input (one line on standard error), 1 anything unforeseen (with a traceback).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from metarl import registry
+from metarl.errors import InputError, unknown_name
+from metarl.report import report_lines
+
+EPILOG = """commands:
+  train TASKS            meta-train an agent on a task family
+  evaluate RUN_DIR       adaptation curve of a trained run on test tasks
+  plot RUN_DIR ...       draw the curves of one or more runs
+  list                   task families, agents, learners and presets
+  check-tasks MOD:CLASS  check a task distribution of your own
+
+examples:
+  metarl train point-nav --preset quick
+  metarl train half-cheetah-dir --preset quick --seed 1 --agent.inner-lr 0.05
+  metarl evaluate runs/point-nav --tasks 40 --adaptation-steps 3
+  metarl list --json
+
+`metarl COMMAND --help` lists every flag."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except InputError as error:
+        print(f"metarl: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader went away (`| head`): nothing left to say, and nothing more to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: metarl COMMAND ...\n\n{EPILOG}")
+        return 0 if arguments else 2
+    name, rest = arguments[0], arguments[1:]
+    commands: dict[str, Callable[..., int]] = {
+        "evaluate": evaluate,
+        "plot": plot,
+        "list": list_names,
+        "check-tasks": check_tasks,
+    }
+    if name == "train":
+        return train(rest)
+    if name not in commands:
+        raise unknown_name("command", name, ["train", *commands])
+    return tyro.cli(commands[name], args=rest, prog=f"metarl {name}")
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Meta-trains an agent; the flags are those of `metarl.config.parse_train`."""
+    from metarl import runs
+    from metarl.arguments import parse_train
+    from metarl.trainer import Callback, ProgressCallback
+
+    parsed = parse_train(arguments)
+    config = parsed.config
+    run_dir = parsed.run_dir or runs.new_run_dir(config)
+    console = Console(highlight=False, soft_wrap=True)
+    callbacks: tuple[Callback, ...] = ()
+    if not parsed.quiet:
+        device = runs.select_device(config.trainer.device)
+        preset = f" (preset {config.preset})" if config.preset else ""
+        console.print(f"{config.agent_name} on {config.task_name}{preset}, seed {config.trainer.seed}, device {device}")
+        console.print(f"run folder: {run_dir}", markup=False)
+        console.print(f"watch it: tensorboard --logdir {run_dir}", markup=False)
+        callbacks = (ProgressCallback(console),)
+    report = runs.train(config, run_dir, callbacks=callbacks)
+    if not parsed.quiet:
+        for line in report_lines(report):
+            console.print(line, markup=False)
+        console.print(f"picture: {run_dir / 'adaptation.png'}", markup=False)
+        console.print(f"TensorBoard: tensorboard --logdir {run_dir}", markup=False)
+    return 0
+
+
+def evaluate(
+    run_dir: tyro.conf.Positional[Path],
+    tasks: int | None = None,
+    adaptation_steps: int | None = None,
+    seed: int | None = None,
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+    trust: bool = False,
+) -> int:
+    """Adaptation curve of a trained run on test tasks.
+
+    Args:
+        run_dir: a folder that `metarl train` filled.
+        tasks: episodes in all; None = the run's setting. A finite family is covered with replicates.
+        adaptation_steps: last step of the curve; None = the run's setting.
+        seed: of evaluation's tasks and random numbers; None = the run's.
+        json_file: also write the result there, in the schema of adaptation.json.
+        trust: import the task or agent class that the folder names as module:Class.
+    """
+    from metarl import runs
+
+    settings = {"num_tasks": tasks, "num_adaptation_steps": adaptation_steps}
+    given = {name: value for name, value in settings.items() if value is not None}
+    trainer = runs.load_trainer(run_dir, trusted=trust, seed=seed, **given)
+    report = runs.describe(trainer, trainer.evaluate(), controls=trainer.evaluation.controls)
+    for line in report_lines(report):
+        print(line)
+    if json_file is not None:
+        runs.write_json(report, json_file)
+    return 0
+
+
+def plot(run_dirs: tyro.conf.Positional[tuple[Path, ...]], out: Path) -> int:
+    """Draws one run's adaptation curve, or several runs' learning curves.
+
+    Args:
+        run_dirs: folders that `metarl train` filled.
+        out: the picture, .png, .pdf or .svg.
+    """
+    from metarl import plots, tracking
+
+    if not run_dirs:
+        raise InputError("run_dirs = (): must be one run folder or more")
+    if len(run_dirs) == 1 and (run_dirs[0] / "adaptation.json").is_file():
+        figure = plots.adaptation_figure(json.loads((run_dirs[0] / "adaptation.json").read_text()))
+    else:
+        runs = {str(run_dir): tracking.read_metrics(run_dir) for run_dir in run_dirs}
+        figure = plots.learning_figure(runs)
+    plots.save_figure(figure, out)
+    print(out)
+    return 0
+
+
+def list_names(json_output: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:
+    """Task families, agents, few-shot learners and presets.
+
+    Args:
+        json_output: as one JSON object.
+    """
+    entries = registry.entries()
+    if json_output:
+        print(json.dumps(entries, indent=1))
+        return 0
+    for kind, rows in entries.items():
+        if rows:
+            print(f"{kind}:")
+        for row in rows:
+            print(f"  {row['name']:<20} {row.get('error') or row['summary']}")
+            for agent, presets in row.get("presets", {}).items():
+                print(f"  {'':<20} presets for {agent}: {', '.join(presets)}")
+    return 0
+
+
+def check_tasks(name: tyro.conf.Positional[str]) -> int:
+    """Checks a task distribution: what is wrong is named in one line each.
+
+    Args:
+        name: a registered task family, or module:Class of your own.
+    """
+    from metarl.testing import check_task_distribution
+
+    sys.path.insert(0, str(Path.cwd()))
+    problems = check_task_distribution(registry.load_task(name)())
+    for problem in problems:
+        print(f"{name}: {problem}")
+    if not problems:
+        print(f"{name}: fine")
+    return 2 if problems else 0

@@ -1,0 +1,107 @@
+"""The order of an episode: support, adapt, ..., query. Nothing else in the project knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+from metarl.episodes import Episodes
+from metarl.learner import Learner
+from metarl.seeds import Seeds
+
+
+class Collected(Protocol):
+    """What `run_episodes` asks of data: `Trajectories` and `Examples` both are."""
+
+    @property
+    def num_tasks(self) -> int: ...
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def num_diverged(self) -> int: ...
+
+
+State = TypeVar("State")
+State_contra = TypeVar("State_contra", contravariant=True)
+Batch = TypeVar("Batch")
+Data = TypeVar("Data", bound=Collected)
+Data_co = TypeVar("Data_co", bound=Collected, covariant=True)
+
+
+class Collector(Protocol[State_contra, Data_co]):
+    """Brings data of given tasks, all tasks in one call.
+
+    Attributes:
+        acts: True where the learner acts to get its data (RL): support k is then fresh experience of the state before
+            step k, and scores it. False where data is given (few-shot): every state is scored on the same query.
+    """
+
+    acts: bool
+
+    def support(self, tasks: Sequence[Any], learner: Any, state: State_contra, seeds: Seeds, *, step: int) -> Data_co:
+        """Support data of adaptation step `step`, collected by `state`."""
+
+    def query(self, tasks: Sequence[Any], learner: Any, state: State_contra, seeds: Seeds) -> Data_co:
+        """Query data, collected by the ADAPTED state."""
+
+
+def run_episodes(
+    learner: Learner[State, Data, Batch],
+    collector: Collector[State, Data],
+    tasks: Sequence[Any],
+    seeds: Seeds,
+    *,
+    num_steps: int,
+    transform_support: Callable[[Data], Data] | None = None,
+) -> Episodes[State, Batch]:
+    """Meets `tasks`, adapts to each `num_steps` times, and collects the query by the adapted state.
+
+    Training and evaluation, RL and few-shot all go through here. The tasks are put in slot order first: sums over the
+    meta-batch, and matrix products whose last bits depend on where a task lies in memory, then come out the same
+    whatever order the tasks were given in.
+
+    Args:
+        learner: any learner.
+        collector: brings its data.
+        tasks: the meta-batch.
+        seeds: one slot per task.
+        num_steps: adaptation steps, >= 0.
+        transform_support: applied to support data before the learner sees it (controls such as zero reward).
+
+    Returns:
+        The episodes in slot order; `scores[k]` is the learner's score after k steps.
+    """
+    order = sorted(range(len(tasks)), key=lambda i: seeds.slots[i])
+    tasks, seeds = [tasks[i] for i in order], seeds.take(order)
+    state = learner.begin(len(tasks))
+    query = None if collector.acts else collector.query(tasks, learner, state, seeds)
+    fixed = None if query is None else learner.prepare(query)
+    support: list[Batch] = []
+    scores: list[Tensor] = []
+    steps, diverged = [0], 0
+    for step in range(num_steps):
+        data = collector.support(tasks, learner, state, seeds, step=step)
+        steps.append(steps[-1] + data.num_steps)
+        diverged += data.num_diverged
+        batch = learner.prepare(data if transform_support is None else transform_support(data))
+        scores.append(learner.score(state, batch if fixed is None else fixed))
+        state = learner.adapt(state, batch, step=step)
+        support.append(batch)
+    if query is None or fixed is None:
+        query = collector.query(tasks, learner, state, seeds)
+        diverged += query.num_diverged
+        fixed = learner.prepare(query)
+    scores.append(learner.score(state, fixed))
+    return Episodes(
+        tasks=tuple(tasks),
+        slots=seeds.slots,
+        support=tuple(support),
+        query=fixed,
+        state=state,
+        scores=tuple(scores),
+        num_steps=steps[-1] + query.num_steps,
+        support_steps=tuple(total / len(tasks) for total in steps),
+        num_diverged=diverged,
+    )

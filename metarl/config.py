@@ -1,0 +1,247 @@
+"""Configuration of a run: frozen dataclasses filled from a preset, a TOML file and the command line, in this order.
+
+Settings files and presets are TOML with the tables [task], [agent], [trainer] and [evaluation]; the command line spells
+the same settings `--agent.inner-lr 0.1`. What a run used in the end stands in its `config.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import arg
+
+from metarl import registry
+from metarl.errors import InputError, require
+from metarl.tables import TABLES, convert, unknown_setting
+from metarl.tables import from_table as from_table
+from metarl.tables import read_toml as read_toml
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How long to meta-train, on what, and with which random numbers."""
+
+    iterations: Annotated[int, arg(aliases=["--iterations"])] = 100
+    """Meta-updates in all, >= 1; a resumed run counts from its beginning."""
+    meta_batch_size: Annotated[int, arg(aliases=["--meta-batch-size"])] = 20
+    """Tasks per meta-update, >= 1; more give a less noisy meta-gradient for proportionally more experience."""
+    max_minutes: Annotated[float | None, arg(aliases=["--max-minutes"])] = None
+    """Stop after the iteration in which this many minutes have passed, > 0; None = no limit."""
+    seed: Annotated[int, arg(aliases=["--seed"])] = 0
+    """Seed of every random number of the run, 0 to 2**63 - 1."""
+    device: Annotated[Literal["auto", "cpu", "cuda"], arg(aliases=["--device"])] = "auto"
+    """Where meta-updates are computed; auto = cuda if torch has it, else cpu."""
+    act_device: Literal["cpu", "learner"] = "cpu"
+    """Where the policy acts: one step's data is too small to pay for two transfers, so cpu is faster for small ones."""
+    num_threads: int = 0
+    """Simulator threads, >= 0; 0 = all cores. Results do not depend on it."""
+    checkpoint_every: Annotated[int, arg(aliases=["--checkpoint-every"])] = 50
+    """Iterations between checkpoints, >= 1; the last iteration is always saved."""
+
+    def __post_init__(self) -> None:
+        _require_int("trainer.iterations", self.iterations, low=1)
+        _require_int("trainer.meta_batch_size", self.meta_batch_size, low=1)
+        minutes = self.max_minutes
+        require(minutes is None or 0.0 < minutes < math.inf, "trainer.max_minutes", minutes, "a finite number > 0")
+        _require_int("trainer.seed", self.seed, low=0, high=2**63 - 1)
+        _require_one_of("trainer.device", self.device, ("auto", "cpu", "cuda"))
+        _require_one_of("trainer.act_device", self.act_device, ("cpu", "learner"))
+        _require_int("trainer.num_threads", self.num_threads, low=0)
+        _require_int("trainer.checkpoint_every", self.checkpoint_every, low=1)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How the adaptation curve on test tasks is measured."""
+
+    every: int = 0
+    """Iterations between evaluations during training, >= 0; 0 = only at the end."""
+    num_tasks: int = 40
+    """Test tasks drawn from an infinite family, >= 1; more narrow the interval."""
+    num_replicates: int = 20
+    """Independent replicates of each task of a finite family, >= 1."""
+    num_adaptation_steps: int = 3
+    """Last step of the curve, >= 0; it may go beyond the steps of meta-training."""
+    num_trajectories: int | None = None
+    """Trajectories per adaptation step, >= 1; None = the agent's own number."""
+    min_live_steps: int | None = None
+    """Collect at least this many live steps per adaptation step instead, >= 1."""
+    controls: bool = True
+    """Also measure the controls: cross-adaptation (adapt on one task, score on another) and zero reward."""
+
+    def __post_init__(self) -> None:
+        _require_int("evaluation.every", self.every, low=0)
+        _require_int("evaluation.num_tasks", self.num_tasks, low=1)
+        _require_int("evaluation.num_replicates", self.num_replicates, low=1)
+        _require_int("evaluation.num_adaptation_steps", self.num_adaptation_steps, low=0)
+        if self.num_trajectories is not None:
+            _require_int("evaluation.num_trajectories", self.num_trajectories, low=1)
+        if self.min_live_steps is not None:
+            _require_int("evaluation.min_live_steps", self.min_live_steps, low=1)
+            allowed = "left out where num_trajectories is given: each says how much to collect"
+            require(self.num_trajectories is None, "evaluation.min_live_steps", self.min_live_steps, allowed)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's results.
+
+    Attributes:
+        task_name: registered name, or module:Class.
+        agent_name: registered name, or module:Class.
+        preset: the preset the settings started from, or None.
+        task: the task distribution.
+        agent: the agent's `Config`.
+        trainer: settings of the meta-training loop.
+        evaluation: settings of the evaluation.
+    """
+
+    task_name: str
+    agent_name: str
+    preset: str | None
+    task: Any
+    agent: Any
+    trainer: TrainerConfig
+    evaluation: EvaluationConfig
+
+
+def resolve(
+    task_name: str, agent_name: str, *, preset: str | None = None, config_file: Path | None = None
+) -> RunConfig:
+    """The configuration before any command-line flag: a file's settings over a preset's over the defaults.
+
+    Args:
+        task_name: registered name, or module:Class.
+        agent_name: registered name, or module:Class.
+        preset: a preset of (task, agent); None = "default" where there is one.
+        config_file: TOML file.
+
+    Raises:
+        InputError: an unknown name or setting, a wrong type, a value out of range, an unreadable file.
+    """
+    task_class = registry.load_task(task_name)
+    agent_class = registry.load_agent_for(task_class, task_name, agent_name)
+    if preset is None and "default" in registry.presets(task_name, agent_name):
+        preset = "default"
+    tables = {} if preset is None else registry.preset_table(task_name, agent_name, preset)
+    config = _build(task_name, agent_name, preset, (task_class, agent_class.Config), tables)
+    if config_file is None:
+        return config
+    tables = read_toml(config_file)
+    try:
+        parts = {name: from_table(type(base), tables.get(name, {}), name, base) for name, base in parts_of(config)}
+    except InputError as error:
+        raise InputError(f"{config_file}: {error}") from error
+    return dataclasses.replace(config, **parts)
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """`config` as JSON-ready plain data."""
+    plain: dict[str, Any] = {
+        "task_name": config.task_name,
+        "agent_name": config.agent_name,
+        "preset": config.preset,
+    }
+    for name, part in parts_of(config):
+        settings = dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
+        plain[name] = {field.name: _plain(getattr(part, field.name)) for field in settings if field.init}
+    return plain
+
+
+def from_dict(plain: Mapping[str, Any], *, trusted: bool = False) -> RunConfig:
+    """The inverse of `to_dict`.
+
+    Args:
+        plain: what `to_dict` returned, perhaps read from a run folder that came from elsewhere.
+        trusted: also accept names of the form module:Class, which import code.
+
+    Raises:
+        InputError: as `from_table`; or a name that is not registered while `trusted` is false.
+    """
+    known = {field.name for field in dataclasses.fields(RunConfig)}
+    for key in plain:
+        if key not in known:
+            raise unknown_setting(key, key, known)
+    for key in ("task_name", "agent_name", *TABLES):
+        if key not in plain:
+            raise InputError(f"{key}: missing from the saved configuration")
+    task_name: str = convert(plain["task_name"], str, "task_name")
+    agent_name: str = convert(plain["agent_name"], str, "agent_name")
+    allowed = "a registered name: a name in a run folder imports no code unless you give it yourself"
+    require(trusted or task_name in registry.names("task"), "task_name", task_name, allowed)
+    agents = {*registry.names("agent"), *registry.names("learner")}
+    require(trusted or agent_name in agents, "agent_name", agent_name, allowed)
+    task_class = registry.load_task(task_name)
+    agent_class = registry.load_agent_for(task_class, task_name, agent_name)
+    preset = convert(plain.get("preset"), str | None, "preset")
+    tables = {name: plain[name] for name in TABLES}
+    return _build(task_name, agent_name, preset, (task_class, agent_class.Config), tables)
+
+
+def load_config(run_dir: Path, *, trusted: bool = False) -> RunConfig:
+    """The configuration that a run folder was trained with.
+
+    Args:
+        run_dir: a folder with `config.json`.
+        trusted: as for `from_dict`.
+
+    Raises:
+        InputError: not a run folder, or as `from_dict`.
+    """
+    return from_dict(read_saved(Path(run_dir)), trusted=trusted)
+
+
+def _build(
+    task_name: str,
+    agent_name: str,
+    preset: str | None,
+    classes: tuple[type[Any], type[Any]],
+    tables: Mapping[str, Mapping[str, Any]],
+) -> RunConfig:
+    parts: list[tuple[str, type[Any]]] = list(zip(TABLES, (*classes, TrainerConfig, EvaluationConfig), strict=True))
+    built = {name: from_table(cls, tables.get(name, {}), name) for name, cls in parts}
+    return RunConfig(task_name, agent_name, preset, **built)
+
+
+def parts_of(config: RunConfig) -> list[tuple[str, Any]]:
+    """The four groups of settings with the names of their tables."""
+    return [(name, getattr(config, name)) for name in TABLES]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _require_int(field: str, value: object, *, low: int, high: int | None = None) -> None:
+    fits = isinstance(value, int) and not isinstance(value, bool) and low <= value and (high is None or value <= high)
+    require(fits, field, value, f"an integer >= {low}" if high is None else f"an integer from {low} to {high}")
+
+
+def _require_one_of(field: str, value: object, options: tuple[str, ...]) -> None:
+    require(value in options, field, value, "one of " + ", ".join(repr(option) for option in options))
+
+
+def read_saved(run_dir: Path) -> dict[str, Any]:
+    """What `config.json` of a run folder holds, unchecked.
+
+    Raises:
+        InputError: not a run folder, or a damaged file.
+    """
+    path = run_dir / "config.json"
+    try:
+        plain = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{run_dir}: is not a run folder: config.json: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: is damaged: {error}") from error
+    if not isinstance(plain, dict):
+        raise InputError(f"{path}: is damaged: holds no configuration")
+    return plain

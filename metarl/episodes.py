@@ -1,0 +1,171 @@
+"""The data of the episodic core. The leading axis of every array is the task axis.
+
+Shape legend: N num_tasks, K num_trajectories, H horizon, E num_examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+Tree = TypeVar("Tree")
+State = TypeVar("State")
+Batch = TypeVar("Batch")
+
+
+def tree_map(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    """Applies `function` to every tensor of nested dataclasses, tuples, named tuples, lists and dicts."""
+    return _map(function, tree)  # type: ignore[no-any-return]
+
+
+def _map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: _map(function, value) for key, value in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(_map(function, value) for value in tree))
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(_map(function, value) for value in tree)
+    if is_dataclass(tree) and not isinstance(tree, type):
+        return replace(tree, **{f.name: _map(function, getattr(tree, f.name)) for f in fields(tree)})
+    return tree
+
+
+def to_device(tree: Tree, device: torch.device | str) -> Tree:
+    """Moves every tensor of `tree`. The only place where data changes devices."""
+    return tree_map(lambda tensor: tensor.to(device, non_blocking=True), tree)
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Experience of a policy on N tasks, K trajectories each, padded to H steps.
+
+    Attributes:
+        observations: [N, K, H, observation_size] float32.
+        actions: [N, K, H, action_size] float32, as sampled (before any clipping), or [N, K, H] int64.
+        rewards: [N, K, H] float32, undiscounted.
+        terminated: [N, K, H] bool, true at the step after which the MDP ended.
+        truncated: [N, K, H] bool, true at the step after which collection stopped without an end of the MDP.
+        mask: [N, K, H] float32, 1 for live steps, 0 after the end.
+        log_probs: [N, K, H] float32, of `actions` under the policy that acted.
+        last_observations: [N, K, observation_size] float32, what followed the last live step.
+        diverged: [N, K] bool, whether the simulation broke down (its breaking step is not live).
+        state: the learner's state after the last step.
+        values: [N, K, H] float32, the acting learner's value estimates, or None.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    mask: Tensor
+    log_probs: Tensor
+    last_observations: Tensor
+    diverged: Tensor
+    state: Any
+    values: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        expected = self.rewards.shape
+        if len(expected) != 3:
+            raise ValueError(f"rewards has shape {tuple(expected)}; expected [num_tasks, num_trajectories, horizon]")
+        for name in ("observations", "actions", "terminated", "truncated", "mask", "log_probs"):
+            shape = getattr(self, name).shape
+            if shape[:3] != expected:
+                raise ValueError(f"{name} has shape {tuple(shape)}; its first three axes must be {tuple(expected)}")
+
+    @property
+    def num_tasks(self) -> int:
+        return self.rewards.shape[0]
+
+    @property
+    def num_steps(self) -> int:
+        """Environment steps spent, over all tasks."""
+        return int(self.mask.sum().item())
+
+    @property
+    def num_diverged(self) -> int:
+        """Simulations that broke down, over all tasks."""
+        return int(self.diverged.sum().item())
+
+    def mean_returns(self) -> Tensor:
+        """Undiscounted return, averaged over each task's trajectories that have a live step, [N]."""
+        returns = (self.rewards * self.mask).sum(-1)
+        lived = self.mask[..., 0]
+        return (returns * lived).sum(-1) / lived.sum(-1).clamp_min(1.0)
+
+    def without_signal(self) -> Trajectories:
+        """The same experience with every reward zero: a control from which nothing about the task can be learned."""
+        return replace(self, rewards=torch.zeros_like(self.rewards))
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled examples of N supervised tasks, E each.
+
+    Attributes:
+        inputs: [N, E, ...].
+        targets: [N, E, ...], class numbers within the episode or regression targets.
+        classes: [N, E] global class numbers, or None where there are no classes.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    classes: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.inputs.shape[:2] != self.targets.shape[:2]:
+            raise ValueError(
+                f"inputs {tuple(self.inputs.shape)} and targets {tuple(self.targets.shape)} must agree in their first "
+                "two axes [num_tasks, num_examples]"
+            )
+
+    @property
+    def num_tasks(self) -> int:
+        return self.inputs.shape[0]
+
+    @property
+    def num_steps(self) -> int:
+        """Examples seen, over all tasks."""
+        return self.inputs.shape[0] * self.inputs.shape[1]
+
+    @property
+    def num_diverged(self) -> int:
+        return 0
+
+    def without_signal(self) -> Examples:
+        """The same inputs with every target zero: a control from which nothing about the task can be learned."""
+        return replace(self, targets=torch.zeros_like(self.targets))
+
+
+@dataclass(frozen=True)
+class Episodes(Generic[State, Batch]):
+    """One meta-batch of episodes in slot order: for every task its support, its adapted state and its query.
+
+    Attributes:
+        tasks: the N tasks.
+        slots: their slots, ascending.
+        support: one prepared batch per adaptation step.
+        query: prepared data that judges the adapted state.
+        state: the adapted state.
+        scores: [N] (or [N, num_units]) per state, before the first step to after the last.
+        num_steps: environment steps (or examples) spent on support and query.
+        support_steps: those spent before each state, [num_adaptation_steps + 1], per task on average.
+        num_diverged: simulations that broke down.
+    """
+
+    tasks: Sequence[Any]
+    slots: tuple[int, ...]
+    support: tuple[Batch, ...]
+    query: Batch
+    state: State
+    scores: tuple[Tensor, ...]
+    num_steps: int
+    support_steps: tuple[float, ...]
+    num_diverged: int = 0

@@ -1,0 +1,241 @@
+"""Adaptation curves with intervals, and the controls that tell what made a learner better.
+
+Shape legend: K num_steps, T distinct tasks, R replicates of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarl.collect import Collector, run_episodes
+from metarl.learner import Learner, ScoreName, Unit
+from metarl.seeds import Purpose, Seeds, generator
+from metarl.statistics import Array, bootstrap, interquartile_mean, stratified_bootstrap, worst_decile
+from metarl.tasks import TaskDistribution
+
+SCHEMA_VERSION = 1
+EVALUATION_SEED = 1_000_003
+
+
+@dataclass(frozen=True)
+class AdaptationCurve:
+    """Score on test tasks after 0, 1, ..., K units of experience.
+
+    Attributes:
+        unit: what one step consumes.
+        score: what is measured.
+        tasks: the T tasks.
+        values: [K + 1, T, R]. A finite family has R > 1 replicates of each of its tasks; otherwise R is 1.
+        env_steps: [K + 1], steps spent on one task before each point, on average.
+        splits: what the distribution says of its splits.
+        seed: of the resampling.
+    """
+
+    unit: Unit
+    score: ScoreName
+    tasks: tuple[Any, ...]
+    values: Array
+    env_steps: tuple[float, ...]
+    splits: str
+    seed: int = 0
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.score != "mse"
+
+    @property
+    def mean(self) -> Array:
+        """[K + 1]."""
+        return np.asarray(self.values.mean((1, 2)))
+
+    def interval(self) -> tuple[Array, Array]:
+        """95 % interval of the mean, low and high, each [K + 1]."""
+        return self._interval(self.values)
+
+    def gain(self, step: int) -> tuple[float, float, float]:
+        """Score after `step` minus score before adaptation, paired: mean, low, high."""
+        difference = (self.values[step] - self.values[0])[None]
+        low, high = self._interval(difference)
+        return float(difference.mean()), float(low[0]), float(high[0])
+
+    def task_gain(self, step: int, task: int) -> tuple[float, float, float]:
+        """`gain` of one task of a finite family, over its replicates."""
+        difference = self.values[step, task] - self.values[0, task]
+        low, high = bootstrap(difference, self._rng())
+        return float(difference.mean()), float(low), float(high)
+
+    def to_json(self) -> dict[str, Any]:
+        """The schema of `adaptation.json`."""
+        num_tasks, num_replicates = self.values.shape[1:]
+        flat = self.values.reshape(len(self.values), -1)
+        low, high = self.interval()
+        gains = [self.gain(step) for step in range(len(self.values))]
+        plain: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "unit": self.unit,
+            "score": self.score,
+            "higher_is_better": self.higher_is_better,
+            "splits": self.splits,
+            "steps": list(range(len(self.values))),
+            "env_steps": list(self.env_steps),
+            "mean": self.mean.tolist(),
+            "iqm": interquartile_mean(flat).tolist(),
+            "worst_decile": worst_decile(flat, higher_is_better=self.higher_is_better).tolist(),
+            "ci_low": low.tolist(),
+            "ci_high": high.tolist(),
+            "gain": {name: [gain[i] for gain in gains] for i, name in enumerate(("mean", "ci_low", "ci_high"))},
+            "per_task": self.values.mean(2).tolist(),
+            "tasks": [str(task) for task in self.tasks],
+            "num_tasks": num_tasks,
+            "num_replicates": num_replicates,
+            "resampling": "replicates within task" if num_replicates > 1 else "tasks",
+        }
+        if num_replicates > 1:
+            low, high = bootstrap(self.values, self._rng())
+            task_gains = [[self.task_gain(step, task) for task in range(num_tasks)] for step in range(len(self.values))]
+            plain["per_task_ci_low"], plain["per_task_ci_high"] = low.tolist(), high.tolist()
+            plain["per_task_gain"] = {
+                name: [[gain[i] for gain in row] for row in task_gains]
+                for i, name in enumerate(("mean", "ci_low", "ci_high"))
+            }
+            last = self.values[-1].mean(1)
+            plain["worst_task"] = str(self.tasks[int(last.argmin() if self.higher_is_better else last.argmax())])
+        return plain
+
+    def _interval(self, values: Array) -> tuple[Array, Array]:
+        if values.shape[2] > 1:
+            return stratified_bootstrap(values, self._rng())
+        return bootstrap(values[:, :, 0], self._rng())
+
+    def _rng(self) -> np.random.Generator:
+        return generator(self.seed, 0, Purpose.BOOTSTRAP)
+
+
+def evaluate(
+    learner: Learner[Any, Any, Any],
+    collector: Collector[Any, Any],
+    distribution: TaskDistribution[Any],
+    *,
+    num_tasks: int = 40,
+    num_steps: int = 3,
+    seed: int = 0,
+    batch_size: int | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> AdaptationCurve:
+    """Adapts to test tasks and scores the learner before and after every step.
+
+    A finite test split is covered task by task, with `num_tasks // len(split)` replicates of each (at least one), so
+    that the worst of a few tasks can be named; of an infinite one, `num_tasks` are drawn.
+
+    Args:
+        learner: any learner.
+        collector: brings its data.
+        distribution: the task distribution.
+        num_tasks: episodes in all.
+        num_steps: K.
+        seed: evaluation has random numbers of its own, separate from training's, and the same whatever was trained.
+        batch_size: episodes at a time; None for all.
+        on_batch: called with (episodes done, episodes in all).
+    """
+    finite = distribution.all_tasks("test")
+    rng = generator(seed, EVALUATION_SEED, Purpose.EVALUATION_TASKS)
+    tasks = distribution.sample(num_tasks, rng, split="test") if finite is None else finite
+    replicates = 1 if finite is None else max(1, num_tasks // len(tasks))
+    episodes = [task for task in tasks for _ in range(replicates)]
+    size = batch_size or len(episodes)
+    scores: list[Array] = []
+    steps: list[tuple[float, ...]] = []
+    for start in range(0, len(episodes), size):
+        batch = episodes[start : start + size]
+        seeds = Seeds(seed, EVALUATION_SEED, tuple(range(start, start + len(batch))), evaluation=True)
+        done = run_episodes(learner, collector, batch, seeds, num_steps=num_steps)
+        scores.append(_curve(done.scores))
+        steps.extend([done.support_steps] * len(batch))
+        if on_batch is not None:
+            on_batch(start + len(batch), len(episodes))
+    values = np.concatenate(scores, axis=1)
+    spent = np.mean(steps, axis=0) if len(steps[0]) == len(values) else np.arange(float(len(values)))
+    return AdaptationCurve(
+        unit=learner.unit,
+        score=learner.score_name,
+        tasks=tuple(tasks),
+        values=values.reshape(len(values), len(tasks), replicates),
+        env_steps=tuple(float(step) for step in spent),
+        splits=distribution.splits,
+        seed=seed,
+    )
+
+
+def adaptation_controls(
+    learner: Learner[Any, Any, Any],
+    collector: Collector[Any, Any],
+    tasks: Sequence[Any],
+    *,
+    num_replicates: int = 20,
+    num_steps: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Did the learner use the task's data, or did one more step help anywhere?
+
+    The cross-adaptation matrix adapts on task i's support and scores on task j's query: a learner that uses its data is
+    best on the diagonal. The zero-reward control adapts on support without signal: what it gains, no data explains. All
+    entries of a column share their query's random numbers.
+
+    Args:
+        learner: any learner.
+        collector: brings its data.
+        tasks: T distinct tasks.
+        num_replicates: R.
+        num_steps: adaptation steps; None for the learner's own number.
+        seed: of evaluation.
+
+    Returns:
+        JSON-ready: `tasks`, `num_adaptation_steps`, `num_replicates`, `matrix` [T][T] (row: adapted on, column: scored
+        on), `matrix_ci_low`, `matrix_ci_high`, and per task `before` and `zero_reward`.
+    """
+    count, total = len(tasks), len(tasks) * num_replicates
+    num_steps = learner.num_adaptation_steps if num_steps is None else num_steps
+    adapted_on = [task for task in tasks for _ in range(num_replicates)]
+    seeds = Seeds(seed, EVALUATION_SEED + 1, tuple(range(total)), evaluation=True)
+    episodes = run_episodes(learner, collector, adapted_on, seeds, num_steps=num_steps)
+    silent = run_episodes(
+        learner, collector, adapted_on, seeds, num_steps=num_steps, transform_support=lambda data: data.without_signal()
+    )
+
+    def by_task(scores: Tensor) -> Array:
+        return _curve((scores,))[-1].reshape(count, num_replicates)
+
+    matrix = np.empty((count, count, num_replicates))
+    for shift in range(count):
+        order = [(i + shift * num_replicates) % total for i in range(total)]
+        query = collector.query([adapted_on[i] for i in order], learner, episodes.state, seeds.take(order))
+        rows = by_task(learner.score(episodes.state, learner.prepare(query)))
+        for i in range(count):
+            matrix[i, (i + shift) % count] = rows[i]
+    low, high = bootstrap(matrix, generator(seed, 0, Purpose.BOOTSTRAP))
+    return {
+        "tasks": [str(task) for task in tasks],
+        "num_adaptation_steps": num_steps,
+        "num_replicates": num_replicates,
+        "matrix": matrix.mean(2).tolist(),
+        "matrix_ci_low": low.tolist(),
+        "matrix_ci_high": high.tolist(),
+        "before": by_task(episodes.scores[0]).mean(1).tolist(),
+        "zero_reward": by_task(silent.scores[-1]).mean(1).tolist(),
+    }
+
+
+def _curve(scores: Sequence[Tensor]) -> Array:
+    """[K + 1, tasks]: one row per state; of a learner that scores every unit of one pass, one row per unit."""
+    last = scores[-1].detach().cpu().double()
+    if last.dim() == 2:
+        rows: Array = last.T.numpy()
+    else:
+        rows = torch.stack([score.detach().cpu().double() for score in scores]).numpy()
+    return rows

@@ -1,0 +1,174 @@
+"""Gradient adaptation of named parameters, and the derivatives through it.
+
+Losses are written for ONE task, `loss(parameters, batch) -> scalar`, and lifted over the meta-batch here. Nothing in
+this module knows about reinforcement learning. A task's parameters are a dict of tensors; of the meta-batch, the same
+dict with the task axis leading.
+
+Whatever walks the data does so a few tasks at a time, so that activations stay in the processor's cache. All chunks
+have one size, so that a task's numbers do not depend on its place in the meta-batch.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarl.episodes import tree_map
+
+Parameters = dict[str, Tensor]
+TaskLoss = Callable[[Parameters, Any], Tensor]
+StepSize = float | Mapping[str, Tensor]
+
+
+def gradient_step(
+    loss: TaskLoss, parameters: Parameters, batch: Any, step_size: StepSize, *, first_order: bool = False
+) -> Parameters:
+    """theta' = theta - step_size * grad loss(theta), for ONE task; differentiable in `parameters` and `step_size`.
+
+    Args:
+        loss: scalar loss of one task.
+        parameters: that task's parameters.
+        batch: that task's data.
+        step_size: one number, or a tensor per parameter name (scalar or of the parameter's shape).
+        first_order: treat the gradient as a constant. Only the gradient is detached: d theta'/d theta is the identity.
+
+    Reference: Finn et al. 2017, arXiv:1703.03400, equation 1; Li et al. 2017, arXiv:1707.09835 for learned step sizes.
+    """
+    gradients = torch.func.grad(loss)(parameters, batch)
+    if first_order:
+        gradients = {name: gradient.detach() for name, gradient in gradients.items()}
+    return _descend(parameters, gradients, step_size)
+
+
+def adapt(
+    loss: TaskLoss,
+    parameters: Parameters,
+    batch: Any,
+    step_size: StepSize,
+    *,
+    first_order: bool = False,
+    chunk_size: int | None = None,
+) -> Parameters:
+    """`gradient_step` for every task of a meta-batch.
+
+    Args:
+        loss: scalar loss of one task.
+        parameters: task axis leading.
+        batch: a tree of tensors, task axis leading.
+        step_size: shared by the tasks.
+        first_order: as in `gradient_step`.
+        chunk_size: tasks per pass at most; None for all at once.
+
+    Returns:
+        The adapted parameters, task axis leading.
+    """
+
+    def one_task(task_parameters: Parameters, task_batch: Any) -> Parameters:
+        return gradient_step(loss, task_parameters, task_batch, step_size, first_order=first_order)
+
+    return over_tasks(one_task, parameters, batch, chunk_size=chunk_size)  # type: ignore[no-any-return]
+
+
+def over_tasks(function: Callable[..., Any], *arguments: Any, chunk_size: int | None = None) -> Any:
+    """Lifts `function`, written for one task, over the leading axis of every tensor in `arguments`."""
+    num_tasks = _num_tasks(arguments[0])
+    return torch.func.vmap(function, chunk_size=chunk_length(num_tasks, chunk_size))(*arguments)
+
+
+def chunk_length(num_tasks: int, limit: int | None) -> int:
+    """The largest divisor of `num_tasks` that is not above `limit`."""
+    if limit is None or limit >= num_tasks:
+        return num_tasks
+    return max(size for size in range(1, limit + 1) if num_tasks % size == 0)
+
+
+class TaskHessians:
+    """v -> H_i v for every task i, H_i the Hessian of task i's loss, from gradient graphs that are built once.
+
+    Attributes:
+        losses: [num_tasks].
+        gradients: of each task's loss, task axis leading.
+    """
+
+    def __init__(self, loss: TaskLoss, parameters: Parameters, batch: Any, *, chunk_size: int | None = None) -> None:
+        """Builds the graphs.
+
+        Args:
+            loss: scalar loss of one task.
+            parameters: where the Hessian is taken, task axis leading.
+            batch: data, task axis leading.
+            chunk_size: tasks per graph at most.
+        """
+        self._chunks: list[tuple[slice, list[Tensor], list[Tensor]]] = []
+        self._names = list(parameters)
+        losses: list[Tensor] = []
+        for chunk in _chunks(_num_tasks(parameters), chunk_size):
+            points = [parameters[name][chunk].detach().requires_grad_() for name in self._names]
+            with torch.enable_grad():
+                data = tree_map(operator.itemgetter(chunk), batch)
+                value = torch.func.vmap(loss)(dict(zip(self._names, points, strict=True)), data)
+                gradients = torch.autograd.grad(value.sum(), points, create_graph=True)
+            losses.append(value.detach())
+            self._chunks.append((chunk, points, list(gradients)))
+        self.losses = torch.cat(losses)
+        self.gradients = self._join([[g.detach() for g in gradients] for _, _, gradients in self._chunks])
+
+    def __call__(self, vectors: Parameters) -> Parameters:
+        """The products, task axis leading."""
+        products = []
+        for chunk, points, gradients in self._chunks:
+            outputs = [vectors[name][chunk] for name in self._names]
+            products.append(torch.autograd.grad(gradients, points, outputs, retain_graph=True, materialize_grads=True))
+        return self._join(products)
+
+    def _join(self, chunks: Sequence[Sequence[Tensor]]) -> Parameters:
+        return {name: torch.cat(parts) for name, parts in zip(self._names, zip(*chunks, strict=True), strict=True)}
+
+
+class AdaptationJacobian:
+    """J_i = d theta_i' / d theta_i of a whole inner loop, as the product of its steps' factors (I - A_k H_ik).
+
+    A_k is the diagonal of step sizes and H_ik the Hessian of task i's loss at the parameters before step k. A
+    Gauss-Newton product through the inner loop is then `pull(F(push(v)))`: positive semi-definite whenever F is,
+    whatever part of the data H was estimated on. With no factors (first order) it is the identity.
+    """
+
+    def __init__(self, hessians: Sequence[TaskHessians], step_sizes: Sequence[StepSize]) -> None:
+        self._factors = list(zip(hessians, step_sizes, strict=True))
+
+    def push(self, tangents: Parameters) -> Parameters:
+        """J v, task axis leading."""
+        for hessian, step_size in self._factors:
+            tangents = _descend(tangents, hessian(tangents), step_size)
+        return tangents
+
+    def pull(self, cotangents: Parameters) -> Parameters:
+        """J^T u, task axis leading."""
+        for hessian, step_size in reversed(self._factors):
+            products = hessian(_scale(cotangents, step_size))
+            cotangents = {name: value - products[name] for name, value in cotangents.items()}
+        return cotangents
+
+
+def _scale(values: Parameters, step_size: StepSize) -> Parameters:
+    if isinstance(step_size, Mapping):
+        return {name: step_size[name] * value for name, value in values.items()}
+    return {name: step_size * value for name, value in values.items()}
+
+
+def _descend(parameters: Parameters, gradients: Parameters, step_size: StepSize) -> Parameters:
+    steps = _scale(gradients, step_size)
+    return {name: value - steps[name] for name, value in parameters.items()}
+
+
+def _num_tasks(parameters: Mapping[str, Tensor]) -> int:
+    return next(iter(parameters.values())).shape[0]
+
+
+def _chunks(num_tasks: int, limit: int | None) -> Iterator[slice]:
+    length = chunk_length(num_tasks, limit)
+    return (slice(start, start + length) for start in range(0, num_tasks, length))

@@ -1,0 +1,224 @@
+"""Pictures of a run: its adaptation curve and its learning curves; drawn without pyplot and its global state."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from metarl.errors import InputError, require
+from metarl.files import write_atomically
+
+# Okabe and Ito's palette: its colours stay apart for colour-blind readers.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B6F47")
+PRE_TAG, POST_TAG = "rollout/pre_adapt/ep_rew_mean", "rollout/post_adapt/ep_rew_mean"
+SCORE_LABELS = {"return": "return per trajectory", "accuracy": "accuracy (fraction)", "mse": "mean squared error"}
+SUFFIXES = (".png", ".pdf", ".svg")
+MAX_NAMED_TASKS = 8
+
+_PANEL = (5.6, 4.0)  # inches
+_STYLE: Any = {
+    "font.size": 11,
+    "axes.labelsize": 12,
+    "axes.titlesize": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "legend.fontsize": 10,
+    "legend.frameon": False,
+    "lines.linewidth": 2.0,
+    "lines.solid_capstyle": "round",
+    "figure.dpi": 120,
+    "savefig.dpi": 200,
+    "svg.fonttype": "none",
+}
+
+
+def adaptation_figure(curve: Mapping[str, Any]) -> Figure:
+    """Draws an adaptation curve.
+
+    Args:
+        curve: the content of `adaptation.json`. A finite family of up to eight tasks gets a labelled line per task,
+            others a faint one; `cross_adaptation`, where present, a second panel.
+    """
+    cross = curve.get("cross_adaptation")
+    with matplotlib.rc_context(_STYLE):
+        figure, panels = _panels(2 if cross else 1)
+        _draw_curve(panels[0], curve)
+        if cross:
+            _draw_cross_adaptation(panels[1], cross, str(curve["score"]))
+    return figure
+
+
+def learning_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Draws return against environment steps, and, where runs were evaluated on the way, a second panel for test tasks.
+
+    Args:
+        runs: label -> rows of `metrics.jsonl`.
+
+    Raises:
+        InputError: a run has no return to draw.
+    """
+    for label, rows in runs.items():
+        if not any(_values(rows, tag)[0].size for tag in (PRE_TAG, POST_TAG)):
+            raise InputError(f"{label}: metrics.jsonl holds no {POST_TAG} to draw")
+    steps = {label: _evaluated_steps(rows) for label, rows in runs.items()}
+    evaluated = any(steps.values())
+    with matplotlib.rc_context(_STYLE):
+        figure, panels = _panels(2 if evaluated else 1)
+        for colour, (label, rows) in zip(_cycle(len(runs)), runs.items(), strict=True):
+            _draw_training(panels[0], rows, colour, f"{label}: " if len(runs) > 1 else "")
+            if evaluated:
+                _draw_evaluations(panels[1], rows, steps[label], colour, f"{label}: " if len(runs) > 1 else "")
+        panels[0].set_title("training tasks")
+        if evaluated:
+            panels[1].set_title("test tasks")
+        for panel in panels:
+            panel.set_xlabel("environment steps")
+            panel.set_ylabel(SCORE_LABELS["return"])
+            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+            if len(runs) == 1:
+                panel.legend(loc="best")
+            else:
+                panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=min(len(runs), 3))
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes `figure` as png, pdf or svg, whichever `path` ends in; an interrupted write leaves the old file.
+
+    Raises:
+        InputError: another ending, or the file cannot be written.
+    """
+    path = Path(path)
+    require(path.suffix in SUFFIXES, "picture", str(path), f"a file ending in {', '.join(SUFFIXES)}")
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(buffer, format=path.suffix[1:])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, buffer.getvalue())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(_PANEL[0] * count, _PANEL[1]), layout="constrained")
+    return figure, [figure.add_subplot(1, count, number + 1) for number in range(count)]
+
+
+def _draw_curve(axes: Axes, curve: Mapping[str, Any]) -> None:
+    steps = curve["steps"]
+    per_task = np.asarray(curve["per_task"], dtype=float)
+    named = curve["num_replicates"] > 1 and per_task.shape[1] <= MAX_NAMED_TASKS
+    if named:
+        _draw_named_tasks(axes, curve, per_task)
+    else:
+        axes.plot(steps, per_task, color="#9A9A9A", alpha=0.35, linewidth=0.8)
+    colour = "#222222" if named else COLOURS[0]
+    axes.plot(
+        steps, _floats(curve["mean"]), color=colour, marker="o", markersize=5, label="mean, 95 % interval", zorder=4
+    )
+    axes.fill_between(
+        steps, _floats(curve["ci_low"]), _floats(curve["ci_high"]), color=colour, alpha=0.2, linewidth=0, zorder=3
+    )
+    axes.plot(steps, _floats(curve["iqm"]), color=colour, linestyle=(0, (4, 2)), linewidth=1.4, label="IQM", zorder=4)
+    if not named and per_task.shape[1] > 1:
+        axes.plot([], [], color="#9A9A9A", linewidth=0.8, label=f"each of {per_task.shape[1]} tasks")
+    better = "" if curve["higher_is_better"] else " (lower is better)"
+    axes.set_ylabel(SCORE_LABELS.get(curve["score"], curve["score"]) + better)
+    _label_steps(axes, curve)
+    axes.legend(loc="best")
+
+
+def _draw_named_tasks(axes: Axes, curve: Mapping[str, Any], per_task: np.ndarray[Any, np.dtype[np.float64]]) -> None:
+    low, high = curve.get("per_task_ci_low"), curve.get("per_task_ci_high")
+    for index, (task, colour) in enumerate(zip(curve["tasks"], COLOURS, strict=False)):
+        axes.plot(curve["steps"], per_task[:, index], color=colour, marker="o", markersize=4, label=str(task))
+        if low is not None and high is not None:
+            axes.fill_between(
+                curve["steps"], _floats(low)[:, index], _floats(high)[:, index], color=colour, alpha=0.18, linewidth=0
+            )
+
+
+def _label_steps(axes: Axes, curve: Mapping[str, Any]) -> None:
+    """Numbers the steps, and under each writes the experience spent by then."""
+    stride = -(-len(curve["steps"]) // 9)
+    format_count = EngFormatter(sep="", places=None)
+    ticks = curve["steps"][::stride]
+    spent = curve["env_steps"][::stride]
+    axes.set_xticks(ticks, [f"{step}\n{format_count(round(count))}" for step, count in zip(ticks, spent, strict=True)])
+    experience = "environment steps" if curve["score"] == "return" else "examples"
+    axes.set_xlabel(f"{curve['unit']}\n({experience} spent on the task)")
+
+
+def _draw_cross_adaptation(axes: Axes, cross: Mapping[str, Any], score: str) -> None:
+    matrix, tasks = _floats(cross["matrix"]), [str(task).replace("(", "\n(", 1) for task in cross["tasks"]]
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    image = axes.imshow(matrix, cmap="cividis")
+    axes.set_xticks(range(len(tasks)), tasks, rotation=0 if len(tasks) <= 3 else 30)
+    axes.set_yticks(range(len(tasks)), tasks, rotation=90 if len(tasks) <= 3 else 0, ma="center", va="center")
+    axes.tick_params(length=0, labelsize=10)
+    axes.set_xlabel("scored on")
+    axes.set_ylabel("adapted on")
+    axes.set_title(f"cross-adaptation: {SCORE_LABELS.get(score, score)}")
+    for (row, column), value in np.ndenumerate(matrix):
+        shade = np.dot(image.cmap(image.norm(value))[:3], (0.299, 0.587, 0.114))
+        ink = "black" if shade > 0.5 else "white"
+        axes.text(column, row, f"{value:.3g}", ha="center", va="center", color=ink, fontsize=13)
+
+
+def _draw_training(axes: Axes, rows: Sequence[Mapping[str, Any]], colour: str, prefix: str) -> None:
+    for tag, label, style in ((POST_TAG, "after adaptation", "-"), (PRE_TAG, "before adaptation", (0, (4, 2)))):
+        env_steps, values = _values(rows, tag)
+        if values.size:
+            width = 1.8 if tag == POST_TAG else 1.3
+            axes.plot(env_steps, values, color=colour, linestyle=style, linewidth=width, label=prefix + label)
+
+
+def _draw_evaluations(
+    axes: Axes, rows: Sequence[Mapping[str, Any]], steps: Sequence[int], colour: str, prefix: str
+) -> None:
+    for step in steps:
+        env_steps, values = _values(rows, f"meta_test/step_{step}")
+        strength = 0.3 + 0.7 * (step + 1) / (max(steps) + 1)
+        axes.plot(
+            env_steps, values, color=_paler(colour, strength), marker="o", markersize=4, label=f"{prefix}step {step}"
+        )
+
+
+def _evaluated_steps(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    numbers = {tag.removeprefix("meta_test/step_") for row in rows for tag in row if tag.startswith("meta_test/step_")}
+    return sorted(int(number) for number in numbers if number.isdecimal())
+
+
+def _values(
+    rows: Sequence[Mapping[str, Any]], tag: str
+) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]:
+    points = [(row["env_steps"], row[tag]) for row in rows if row.get(tag) is not None]
+    array = np.asarray(points, dtype=float).reshape(-1, 2)
+    return array[:, 0], array[:, 1]
+
+
+def _floats(values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.asarray(values, dtype=np.float64)
+
+
+def _cycle(count: int) -> list[str]:
+    return [COLOURS[index % len(COLOURS)] for index in range(count)]
+
+
+def _paler(colour: str, strength: float) -> tuple[float, ...]:
+    return tuple(1.0 - strength * (1.0 - channel) for channel in to_rgb(colour))

@@ -1,0 +1,199 @@
+"""Names and what they stand for: task families, RL agents, few-shot learners and presets.
+
+A name is built in, or comes from an installed package (entry-point groups `metarl.tasks`, `metarl.agents` and
+`metarl.learners`), or is spelled out by the user as `package.module:Class`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import tomllib
+from collections.abc import Mapping
+from importlib import metadata, resources
+from typing import Any, Literal
+
+from metarl.errors import InputError, unknown_name
+from metarl.tasks import EnvTaskDistribution, TaskDistribution
+
+Kind = Literal["task", "agent", "learner"]
+
+TASKS: dict[str, str] = {
+    "half-cheetah-dir": "metarl.envs.half_cheetah:HalfCheetahDir",
+    "half-cheetah-vel": "metarl.envs.half_cheetah:HalfCheetahVel",
+    "point-nav": "metarl.envs.point_nav:PointNav",
+    "bandit": "metarl.envs.bandit:Bandit",
+}
+AGENTS: dict[str, str] = {
+    "maml": "metarl.agents.maml:MAML",
+}
+LEARNERS: dict[str, str] = {}
+
+LEARNER_METHODS = ("begin", "prepare", "adapt", "score", "meta_update", "state_dict", "load_state_dict", "to")
+ACTING_METHODS = (*LEARNER_METHODS, "act", "observe")
+
+
+def names(kind: Kind) -> dict[str, str]:
+    """Every registered name of `kind` with its "module:attribute"; a built-in name cannot be taken by a package."""
+    built_in = {"task": TASKS, "agent": AGENTS, "learner": LEARNERS}[kind]
+    installed = {entry.name: entry.value for entry in metadata.entry_points(group=f"metarl.{kind}s")}
+    return {**installed, **built_in}
+
+
+def load_task(name: str) -> type[TaskDistribution[Any]]:
+    """The task distribution class called `name`.
+
+    Raises:
+        InputError: unknown, not importable, or not a task distribution; says which methods are missing.
+    """
+    found = _load("task", name)
+    if not (isinstance(found, type) and issubclass(found, TaskDistribution)):
+        missing = [method for method in ("sample", "all_tasks") if not callable(getattr(found, method, None))]
+        lacks = f"; missing: {', '.join(missing)}" if missing else ""
+        raise InputError(
+            f"task = {name!r}: {_describe(found)} does not derive from metarl.TaskDistribution or "
+            f"metarl.EnvTaskDistribution{lacks}"
+        )
+    task: type[TaskDistribution[Any]] = found
+    missing = sorted(getattr(task, "__abstractmethods__", ()))
+    if issubclass(task, EnvTaskDistribution) and not _makes_environments(task):
+        missing.append("make_env (with set_task) or make_vector_env")
+    if missing:
+        raise InputError(f"task = {name!r}: {task.__name__} lacks {', '.join(missing)}")
+    return task
+
+
+def load_agent(name: str) -> type[Any]:
+    """The RL agent class called `name`; its settings are the dataclass `Config` it carries.
+
+    Raises:
+        InputError: unknown, not importable, or not an acting learner; says what is missing.
+    """
+    return _load_learner("agent", name, ACTING_METHODS)
+
+
+def load_learner(name: str) -> type[Any]:
+    """The few-shot learner class called `name`; its settings are the dataclass `Config` it carries.
+
+    Raises:
+        InputError: unknown, not importable, or not a learner; says what is missing.
+    """
+    return _load_learner("learner", name, LEARNER_METHODS)
+
+
+def load_agent_for(task: type[TaskDistribution[Any]], task_name: str, agent_name: str) -> type[Any]:
+    """Looks `agent_name` up among the RL agents or the few-shot learners, whichever `task` needs.
+
+    Raises:
+        InputError: as `load_agent`; a name of the other kind is told so.
+    """
+    acting = issubclass(task, EnvTaskDistribution)
+    kind: Kind = "agent" if acting else "learner"
+    other: Kind = "learner" if acting else "agent"
+    if agent_name not in names(kind) and agent_name in names(other):
+        what = {"agent": "an RL agent", "learner": "a few-shot learner"}
+        raise InputError(
+            f"agent = {agent_name!r}: is {what[other]}, but {task_name} needs {what[kind]}: "
+            f"{', '.join(sorted(names(kind))) or 'none is installed'}"
+        )
+    return load_agent(agent_name) if acting else load_learner(agent_name)
+
+
+def presets(task_name: str, agent_name: str) -> list[str]:
+    """The presets shipped for (task, agent); "default" comes first."""
+    return _presets_by_agent(task_name).get(agent_name, [])
+
+
+def preset_table(task_name: str, agent_name: str, preset: str) -> dict[str, dict[str, Any]]:
+    """The tables of a preset, as in a configuration file; "default" without a file of its own is empty.
+
+    Raises:
+        InputError: no such preset; lists those of this (task, agent).
+    """
+    known = presets(task_name, agent_name)
+    if preset not in known:
+        if preset == "default":
+            return {}
+        raise unknown_name(f"preset for {task_name} with {agent_name}", preset, {*known, "default"})
+    variant = "" if preset == "default" else f".{preset}"
+    file = resources.files("metarl") / "presets" / task_name / f"{agent_name}{variant}.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8"))
+
+
+def entries() -> dict[str, list[dict[str, Any]]]:
+    """Everything registered, JSON-ready: lists of entries under "tasks", "agents" and "learners".
+
+    An entry has `name`, `summary`, `module` and, for tasks, `presets` (agent name -> preset names). Where the module
+    cannot be imported, `summary` is empty and `error` says why.
+    """
+    return {
+        "tasks": [{**_entry("task", name), "presets": _presets_by_agent(name)} for name in sorted(names("task"))],
+        "agents": [_entry("agent", name) for name in sorted(names("agent"))],
+        "learners": [_entry("learner", name) for name in sorted(names("learner"))],
+    }
+
+
+def _entry(kind: Kind, name: str) -> dict[str, Any]:
+    entry = {"name": name, "summary": "", "module": names(kind)[name].partition(":")[0]}
+    try:
+        lines = (inspect.getdoc(_load(kind, name)) or "").splitlines()
+    except InputError as error:
+        return {**entry, "error": str(error)}
+    return {**entry, "summary": lines[0] if lines else ""}
+
+
+def _presets_by_agent(task_name: str) -> dict[str, list[str]]:
+    if task_name not in names("task"):
+        return {}
+    folder = resources.files("metarl") / "presets" / task_name
+    found: dict[str, list[str]] = {}
+    for file in sorted(folder.iterdir(), key=lambda file: file.name) if folder.is_dir() else ():
+        if file.name.endswith(".toml"):
+            agent, _, variant = file.name.removesuffix(".toml").partition(".")
+            found.setdefault(agent, []).append(variant or "default")
+    return {agent: sorted(variants, key=lambda name: (name != "default", name)) for agent, variants in found.items()}
+
+
+def _load(kind: Kind, name: str) -> Any:
+    """What `name` stands for, whatever it is."""
+    registered = names(kind)
+    target = registered.get(name, name)
+    module_name, colon, attribute = target.partition(":")
+    if not (colon and module_name and attribute):
+        error = unknown_name(kind, name, registered)
+        raise InputError(f"{error}; write module:Class for one of your own")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the module is foreign code: whatever stops it is the answer
+        reason = " ".join(str(error).split())
+        raise InputError(f"{kind} = {name!r}: cannot import {module_name}: {type(error).__name__}: {reason}") from error
+    if not hasattr(module, attribute):
+        raise unknown_name(f"{kind} = {name!r}: attribute of {module_name}", attribute, _public(vars(module)))
+    return getattr(module, attribute)
+
+
+def _load_learner(kind: Kind, name: str, methods: tuple[str, ...]) -> type[Any]:
+    found = _load(kind, name)
+    if not isinstance(found, type):
+        raise InputError(f"{kind} = {name!r}: {_describe(found)} is not a class")
+    missing = [method for method in methods if not callable(getattr(found, method, None))]
+    if not hasattr(getattr(found, "Config", None), "__dataclass_fields__"):
+        missing.append("Config (a dataclass)")
+    if missing:
+        raise InputError(f"{kind} = {name!r}: {found.__name__} lacks {', '.join(missing)}")
+    return found
+
+
+def _makes_environments(task: type[EnvTaskDistribution[Any]]) -> bool:
+    base = EnvTaskDistribution
+    native = task.make_vector_env is not base.make_vector_env
+    return native or (task.make_env is not base.make_env and task.set_task is not base.set_task)
+
+
+def _public(namespace: Mapping[str, object]) -> list[str]:
+    return [name for name in namespace if not name.startswith("_") and not inspect.ismodule(namespace[name])]
+
+
+def _describe(found: object) -> str:
+    name = getattr(found, "__name__", repr(found))
+    return f"class {name}" if isinstance(found, type) else f"{type(found).__name__} {name}"

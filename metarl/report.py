@@ -1,0 +1,88 @@
+"""An adaptation report as text: what `metarl train` and `metarl evaluate` print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+MAX_NAMED_TASKS = 8
+
+
+def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """Lines that show the content of `adaptation.json`."""
+    finite = report["num_replicates"] > 1
+    yield _headline(report, finite)
+    header = ["step", "env steps", "mean", "95 % interval", "IQM", "worst decile"]
+    rows = [
+        [
+            str(step),
+            f"{report['env_steps'][k]:.0f}",
+            _number(report["mean"][k]),
+            _interval(report["ci_low"][k], report["ci_high"][k]),
+            _number(report["iqm"][k]),
+            _number(report["worst_decile"][k]),
+        ]
+        for k, step in enumerate(report["steps"])
+    ]
+    if finite and report["num_tasks"] <= MAX_NAMED_TASKS:
+        for i, task in enumerate(report["tasks"]):
+            header.append(task)
+            for k, row in enumerate(rows):
+                interval = _interval(report["per_task_ci_low"][k][i], report["per_task_ci_high"][k][i])
+                row.append(f"{_number(report['per_task'][k][i])} {interval}")
+    yield from _table(header, rows)
+    yield from _gains(report, finite)
+    if "cross_adaptation" in report:
+        yield from _controls(report["cross_adaptation"], report["score"])
+
+
+def _headline(report: Mapping[str, Any], finite: bool) -> str:
+    what = f"adaptation curve: {report['score']} after 0..{report['steps'][-1]} {report['unit']}"
+    if finite:
+        return (
+            f"{what}, all {report['num_tasks']} tasks of a finite family, {report['num_replicates']} replicates each "
+            "(trained and tested on the same tasks: adaptation, not generalisation)"
+        )
+    return f"{what} on {report['num_tasks']} test tasks (splits: {report['splits']})"
+
+
+def _gains(report: Mapping[str, Any], finite: bool) -> Iterator[str]:
+    if len(report["steps"]) < 2:
+        return
+    gain = report["gain"]
+    yield f"paired gain of step 1 over step 0: {_gain(gain['mean'][1], gain['ci_low'][1], gain['ci_high'][1])}"
+    if finite:
+        gain = report["per_task_gain"]
+        for i, task in enumerate(report["tasks"]):
+            yield f"  {task}: {_gain(gain['mean'][1][i], gain['ci_low'][1][i], gain['ci_high'][1][i])}"
+        yield f"worst task after {report['steps'][-1]} steps: {report['worst_task']}"
+
+
+def _controls(controls: Mapping[str, Any], score: str) -> Iterator[str]:
+    steps = controls["num_adaptation_steps"]
+    yield f"cross-adaptation after {steps} step(s), {score} (row: adapted on, column: scored on):"
+    rows = [
+        [task, *(_number(value) for value in row)]
+        for task, row in zip(controls["tasks"], controls["matrix"], strict=True)
+    ]
+    rows.append(["zero-reward support", *(_number(value) for value in controls["zero_reward"])])
+    rows.append(["before adaptation", *(_number(value) for value in controls["before"])])
+    yield from _table(["", *controls["tasks"]], rows)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    for row in (header, *rows):
+        yield "  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _interval(low: float, high: float) -> str:
+    return f"[{_number(low)}, {_number(high)}]"
+
+
+def _gain(mean: float, low: float, high: float) -> str:
+    return f"{mean:+.3g} {_interval(low, high)}"

@@ -1,0 +1,337 @@
+"""Collects trajectories of all tasks together. The only module of the core that knows gymnasium."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import SyncVectorEnv
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metarl.episodes import Trajectories, to_device
+from metarl.errors import InputError
+from metarl.learner import Actor, Spaces
+from metarl.seeds import Seeds
+from metarl.tasks import EnvTaskDistribution, TaskVectorEnv
+
+State = TypeVar("State")
+
+
+class RolloutCollector:
+    """Collects exactly `num_trajectories` whole trajectories of every task, all simulations stepping together.
+
+    Args:
+        tasks: the distribution whose environments are used.
+        num_trajectories: trajectories per task and collection.
+        min_live_steps: if given, further rounds of `num_trajectories` are collected until every task has this many live
+            steps; a task's trajectories beyond that number are masked out (the MAML paper's test protocol).
+        num_threads: simulator threads; 0 for all cores. Results do not depend on it.
+        device: where the learner is; data crosses there once per collection.
+        act_device: where the policy acts. The CPU by default: one step's observations of a small policy are too little
+            to repay two transfers. Elsewhere, observations and actions cross once per step.
+
+    Raises:
+        InputError: if the environments' spaces cannot be used.
+    """
+
+    acts = True
+
+    def __init__(
+        self,
+        tasks: EnvTaskDistribution[Any],
+        *,
+        num_trajectories: int,
+        min_live_steps: int | None = None,
+        num_threads: int = 0,
+        device: torch.device | str = "cpu",
+        act_device: torch.device | str = "cpu",
+    ) -> None:
+        self.tasks = tasks
+        self.num_trajectories = num_trajectories
+        self.min_live_steps = min_live_steps
+        self.device = torch.device(device)
+        self.act_device = torch.device(act_device)
+        self._num_threads = num_threads or len(os.sched_getaffinity(0))
+        self._envs: dict[int, TaskVectorEnv] = {}
+        self.spaces = _spaces(self._env(1))
+
+    def support(
+        self,
+        tasks: Sequence[Any],
+        learner: Actor[State],
+        state: State,
+        seeds: Seeds,
+        *,
+        step: int,
+    ) -> Trajectories:
+        """Experience of `state` for adaptation step `step`."""
+        return self._collect(tasks, learner, state, seeds.support(step))
+
+    def query(self, tasks: Sequence[Any], learner: Actor[State], state: State, seeds: Seeds) -> Trajectories:
+        """Experience of the adapted `state`."""
+        return self._collect(tasks, learner, state, seeds.query())
+
+    def close(self) -> None:
+        """Closes the environments."""
+        for env in self._envs.values():
+            env.close()
+        self._envs.clear()
+
+    def _collect(
+        self,
+        tasks: Sequence[Any],
+        learner: Actor[State],
+        state: State,
+        rngs: Sequence[np.random.Generator],
+    ) -> Trajectories:
+        acting = to_device(state, self.act_device)
+        rounds = []
+        with torch.no_grad(), one_torch_thread():
+            while True:
+                rounds.append(self._round(tasks, learner, acting, rngs))
+                acting = rounds[-1].state
+                if self.min_live_steps is None:
+                    break
+                live = torch.stack([r.mask.sum((1, 2)) for r in rounds]).sum(0)
+                if bool((live >= self.min_live_steps).all()):
+                    break
+        data = rounds[0] if len(rounds) == 1 else _concatenate(rounds)
+        if self.min_live_steps is not None:
+            data = _keep_first(data, self.min_live_steps)
+        return to_device(data, self.device)
+
+    def _round(
+        self,
+        tasks: Sequence[Any],
+        learner: Actor[State],
+        state: State,
+        rngs: Sequence[np.random.Generator],
+    ) -> Trajectories:
+        num_tasks, width, horizon = len(tasks), self.num_trajectories, self.tasks.horizon
+        env = self._env(num_tasks * width)
+        buffers = _Buffers.empty(horizon, num_tasks, width, self.spaces)
+        seeds = [int(seed) for rng in rngs for seed in rng.integers(2**31, size=width)]
+        noise = self._noise(rngs)
+        env.set_tasks([task for task in tasks for _ in range(width)])
+        observation, _ = env.reset(seed=seeds)
+        alive = np.ones(num_tasks * width, dtype=bool)
+        for t in range(horizon):
+            buffers.observations[t] = observation
+            acted, state = learner.act(
+                state, self._to_act(buffers.observations[t], num_tasks), noise[t].to(self.act_device)
+            )
+            actions = acted.actions.cpu().numpy().reshape(num_tasks * width, *buffers.actions.shape[2:])
+            observation, rewards, terminated, truncated, infos = env.step(actions)
+            if t + 1 == horizon:
+                truncated = truncated | ~terminated
+            buffers.record(t, actions, acted.log_probs, acted.values, rewards, terminated, truncated, infos, alive)
+            state = learner.observe(
+                state, acted.actions, *(self._to_act(row[t], num_tasks) for row in buffers.feedback())
+            )
+            ended = alive & (terminated | truncated)
+            buffers.last_observations[ended] = np.asarray(observation)[ended]
+            alive = alive & ~ended
+            if not alive.any():
+                break
+        return buffers.trajectories(num_tasks, width, state)
+
+    def _noise(self, rngs: Sequence[np.random.Generator]) -> Tensor:
+        """Sampling noise of a whole round, drawn per task in one block, [H, N, K] or [H, N, K, action_size]."""
+        shape = (self.tasks.horizon, self.num_trajectories)
+        if self.spaces.discrete:
+            blocks = [rng.random(shape, dtype=np.float32) for rng in rngs]
+        else:
+            blocks = [rng.standard_normal((*shape, self.spaces.action_size), dtype=np.float32) for rng in rngs]
+        return torch.from_numpy(np.stack(blocks, axis=1))
+
+    def _to_act(self, array: NDArray[Any], num_tasks: int) -> Tensor:
+        tensor = torch.from_numpy(array).reshape(num_tasks, self.num_trajectories, *array.shape[1:])
+        return tensor.to(self.act_device)
+
+    def _env(self, num_envs: int) -> TaskVectorEnv:
+        if num_envs not in self._envs:
+            native = self.tasks.make_vector_env(num_envs, num_threads=self._num_threads)
+            self._envs[num_envs] = native if native is not None else GymnasiumTasks(self.tasks, num_envs)
+        return self._envs[num_envs]
+
+
+@dataclass
+class _Buffers:
+    """One round in the order in which it happens: time leads, then the simulations task by task."""
+
+    observations: NDArray[np.float32]
+    actions: NDArray[Any]
+    rewards: NDArray[np.float32]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    mask: NDArray[np.float32]
+    log_probs: NDArray[np.float32]
+    last_observations: NDArray[np.float32]
+    diverged: NDArray[np.bool_]
+    values: NDArray[np.float32] | None = None
+
+    @staticmethod
+    def empty(horizon: int, num_tasks: int, width: int, spaces: Spaces) -> _Buffers:
+        rows = (horizon, num_tasks * width)
+        actions: NDArray[Any] = (
+            np.zeros(rows, np.int64) if spaces.discrete else np.zeros((*rows, spaces.action_size), np.float32)
+        )
+        return _Buffers(
+            observations=np.zeros((*rows, spaces.observation_size), np.float32),
+            actions=actions,
+            rewards=np.zeros(rows, np.float32),
+            terminated=np.zeros(rows, bool),
+            truncated=np.zeros(rows, bool),
+            mask=np.zeros(rows, np.float32),
+            log_probs=np.zeros(rows, np.float32),
+            last_observations=np.zeros((rows[1], spaces.observation_size), np.float32),
+            diverged=np.zeros(rows[1], bool),
+        )
+
+    def record(
+        self,
+        t: int,
+        actions: NDArray[Any],
+        log_probs: Tensor,
+        values: Tensor | None,
+        rewards: NDArray[Any],
+        terminated: NDArray[np.bool_],
+        truncated: NDArray[np.bool_],
+        infos: dict[str, Any],
+        alive: NDArray[np.bool_],
+    ) -> None:
+        """Writes step `t` of the simulations that are alive; a step that broke a simulation is not live."""
+        diverged = np.asarray(infos.get("diverged", False)) & alive
+        live = alive & ~diverged
+        truncated = truncated & ~terminated
+        self.diverged |= diverged
+        self.actions[t] = actions
+        self.mask[t] = live
+        self.rewards[t] = np.where(live, rewards, 0.0)
+        self.terminated[t] = terminated & live
+        self.truncated[t] = truncated & live
+        if t > 0 and diverged.any():
+            self.truncated[t - 1] |= diverged
+        self.log_probs[t] = log_probs.cpu().numpy().reshape(-1)
+        if values is not None:
+            if self.values is None:
+                self.values = np.zeros_like(self.log_probs)
+            self.values[t] = values.cpu().numpy().reshape(-1)
+
+    def feedback(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        return self.rewards, self.terminated, self.truncated
+
+    def trajectories(self, num_tasks: int, width: int, state: Any) -> Trajectories:
+        def task_major(array: NDArray[Any]) -> Tensor:
+            tensor = torch.from_numpy(array).reshape(len(array), num_tasks, width, *array.shape[2:])
+            return tensor.permute(1, 2, 0, *range(3, tensor.dim())).contiguous()
+
+        def per_trajectory(array: NDArray[Any]) -> Tensor:
+            return torch.from_numpy(array).reshape(num_tasks, width, *array.shape[1:])
+
+        return Trajectories(
+            observations=task_major(self.observations),
+            actions=task_major(self.actions),
+            rewards=task_major(self.rewards),
+            terminated=task_major(self.terminated),
+            truncated=task_major(self.truncated),
+            mask=task_major(self.mask),
+            log_probs=task_major(self.log_probs),
+            last_observations=per_trajectory(self.last_observations),
+            diverged=per_trajectory(self.diverged),
+            state=state,
+            values=None if self.values is None else task_major(self.values),
+        )
+
+
+class GymnasiumTasks:
+    """Any gymnasium environments with tasks, stepped by gymnasium's own `SyncVectorEnv`; vector actions are clipped."""
+
+    def __init__(self, tasks: EnvTaskDistribution[Any], num_envs: int) -> None:
+        self._vector: SyncVectorEnv[Any, Any] = SyncVectorEnv([lambda: _TaskSetter(tasks)] * num_envs)
+        self.num_envs = num_envs
+        self.single_observation_space = self._vector.single_observation_space
+        self.single_action_space = self._vector.single_action_space
+
+    def set_tasks(self, tasks: Sequence[Any]) -> None:
+        """One task per environment, from the next reset."""
+        self._vector.set_attr("task", list(tasks))
+
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        return self._vector.reset(seed=cast(Any, seed), options=options)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        space = self.single_action_space
+        if isinstance(space, gymnasium.spaces.Box):
+            actions = np.clip(actions, space.low, space.high).astype(space.dtype)
+        return self._vector.step(actions)
+
+    def close(self) -> None:
+        self._vector.close()
+
+
+class _TaskSetter(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Gives the environment its task before every reset."""
+
+    def __init__(self, tasks: EnvTaskDistribution[Any]) -> None:
+        super().__init__(tasks.make_env())
+        self._tasks = tasks
+        self.task: Any = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if self.task is not None:
+            self._tasks.set_task(self.env, self.task)
+        return self.env.reset(seed=seed, options=options)
+
+
+@contextlib.contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Torch's threads and the simulator's would fight for the cores: acting uses one, restored afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _spaces(env: TaskVectorEnv) -> Spaces:
+    observations, actions = env.single_observation_space, env.single_action_space
+    if not isinstance(observations, gymnasium.spaces.Box) or len(observations.shape) != 1:
+        raise InputError(
+            f"observation_space = {observations}: must be a flat Box; wrap the environment in "
+            "gymnasium.wrappers.FlattenObservation"
+        )
+    if isinstance(actions, gymnasium.spaces.Discrete):
+        if actions.start != 0:
+            raise InputError(f"action_space = {actions}: a Discrete space must start at 0")
+        return Spaces(observations.shape[0], int(actions.n), discrete=True)
+    if isinstance(actions, gymnasium.spaces.Box) and len(actions.shape) == 1:
+        return Spaces(observations.shape[0], actions.shape[0], discrete=False)
+    raise InputError(f"action_space = {actions}: must be a flat Box or Discrete")
+
+
+def _concatenate(rounds: Sequence[Trajectories]) -> Trajectories:
+    def joined(name: str) -> Any:
+        parts = [getattr(r, name) for r in rounds]
+        return None if parts[0] is None else torch.cat(parts, dim=1)
+
+    names = [name for name in Trajectories.__dataclass_fields__ if name != "state"]
+    return replace(rounds[-1], **{name: joined(name) for name in names})
+
+
+def _keep_first(data: Trajectories, num_steps: int) -> Trajectories:
+    """Masks each task's trajectories after the one with which it reaches `num_steps` live steps."""
+    lengths = data.mask.sum(-1)
+    before = lengths.cumsum(1) - lengths
+    keep = (before < num_steps).unsqueeze(-1)
+    return replace(data, mask=data.mask * keep, diverged=data.diverged & keep.squeeze(-1))

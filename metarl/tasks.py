@@ -1,0 +1,93 @@
+"""Task distributions: what a task is, how tasks are drawn, and how an environment is given one.
+
+A task is plain data (a frozen dataclass of numbers): comparable, printable, picklable. A distribution draws tasks from
+an explicit generator and has a `train` and a `test` split.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import gymnasium
+
+Split = Literal["train", "test"]
+Splits = Literal["disjoint", "identical", "same distribution"]
+Task = TypeVar("Task")
+
+
+class TaskDistribution(ABC, Generic[Task]):
+    """Draws tasks.
+
+    Attributes:
+        splits: what a test score means. "disjoint": no test task can be drawn in training (generalisation);
+            "identical": a finite family, trained and tested on the same tasks (adaptation only); "same distribution":
+            fresh draws from one continuous distribution.
+    """
+
+    splits: Splits = "same distribution"
+
+    @abstractmethod
+    def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Task]:
+        """Draws `num_tasks` tasks of `split`; all randomness comes from `rng`."""
+
+    def all_tasks(self, split: Split = "test") -> list[Task] | None:
+        """Every task of a finite split, in a fixed order, or None if the split is infinite.
+
+        Evaluation covers a finite split task by task, with replicates, instead of sampling from it.
+        """
+        return None
+
+
+class TaskVectorEnv(Protocol):
+    """What collection asks of a vector environment: gymnasium's `VectorEnv` plus `set_tasks`.
+
+    `set_tasks` takes one task per sub-environment and holds from the next `reset`. After a sub-environment has ended,
+    what it returns until the next `reset` is ignored. `infos["diverged"]`, where present, is a bool array [num_envs]:
+    the step broke the simulation and its observation and reward mean nothing.
+    """
+
+    num_envs: int
+    single_observation_space: gymnasium.Space[Any]
+    single_action_space: gymnasium.Space[Any]
+
+    def set_tasks(self, tasks: Sequence[Any]) -> None: ...
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]: ...
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]: ...
+    def close(self) -> None: ...
+
+
+class EnvTaskDistribution(TaskDistribution[Task]):
+    """A task distribution over gymnasium environments: the input of every RL agent.
+
+    Implement `make_env` and `set_task` for any gymnasium environment (they run in gymnasium's own vector
+    environments), or `make_vector_env` for one that steps all tasks at once, such as `metarl.envs.batch.BatchEnv`.
+
+    Attributes:
+        horizon: steps after which a trajectory is truncated.
+    """
+
+    horizon: int
+
+    def make_env(self) -> gymnasium.Env[Any, Any]:
+        """One environment; `set_task` is called before every reset."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither make_env nor make_vector_env")
+
+    def set_task(self, env: gymnasium.Env[Any, Any], task: Task) -> None:
+        """Gives `env` (as `make_env` returned it) the task that holds from the next reset."""
+        raise NotImplementedError(f"{type(self).__name__} defines make_env but not set_task")
+
+    def make_vector_env(self, num_envs: int, *, num_threads: int) -> TaskVectorEnv | None:
+        """`num_envs` environments that step together, or None: then `make_env` is used `num_envs` times.
+
+        Args:
+            num_envs: number of sub-environments.
+            num_threads: threads the simulator may use; the results must not depend on it.
+        """
+        return None

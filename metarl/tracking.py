@@ -1,0 +1,203 @@
+"""The records of a run: `config.json`, `metrics.jsonl` and TensorBoard events, all in the run folder.
+
+The x axis of TensorBoard is the iteration. The two records hold the same scalars under the same tags.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams as hparams_summaries
+
+from metarl.errors import InputError
+from metarl.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Tracker:
+    """Writes what happens in a run.
+
+    Args:
+        run_dir: the run folder; made if missing.
+        config: JSON-ready configuration.
+        num_adaptation_steps: the last step K of `adapt/step_K`.
+        num_evaluation_steps: the last step K of `meta_test/step_K`; None = the same.
+        start_iteration: first iteration that will be logged. What a resumed or repeated run finds recorded from this
+            iteration on is dropped from both records.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        config: Mapping[str, Any],
+        num_adaptation_steps: int,
+        num_evaluation_steps: int | None = None,
+        start_iteration: int = 0,
+    ) -> None:
+        run_dir = Path(run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(run_dir / "config.json", (json.dumps(config, indent=2, allow_nan=False) + "\n").encode())
+        self._path = run_dir / "metrics.jsonl"
+        recorded = self._path.exists()
+        kept = [row for row in _rows(self._path) if row["iteration"] < start_iteration] if recorded else []
+        _write_rows(self._path, kept)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._writer = SummaryWriter(run_dir, purge_step=start_iteration if recorded else None)
+        self._last_iteration: int | None = kept[-1]["iteration"] if kept else None
+        self._tested: dict[str, float] = {}
+        self._closed = False
+        if not recorded:
+            last = num_adaptation_steps if num_evaluation_steps is None else num_evaluation_steps
+            self._writer.add_custom_scalars(_layout(num_adaptation_steps, last))
+        self._writer.add_text("config", _markdown_table(flatten(config)), start_iteration)
+
+    def log(self, iteration: int, scalars: Mapping[str, float], *, env_steps: int, wall_s: float) -> None:
+        """Records one iteration, readable by others when this returns.
+
+        Args:
+            iteration: number of the iteration.
+            scalars: by TensorBoard tag; those that are not finite become null in `metrics.jsonl` and a gap in
+                TensorBoard.
+            env_steps: environment steps of the run so far.
+            wall_s: seconds of the run so far.
+        """
+        values = {tag: _number(value) for tag, value in {**self._tested, **scalars}.items()}
+        row = {"iteration": iteration, "env_steps": env_steps, "wall_s": _number(wall_s), **values}
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+        self._tested = {}
+        self._last_iteration = iteration
+        self._add_scalars(values, iteration)
+
+    def evaluation(self, iteration: int, scalars: Mapping[str, float]) -> None:
+        """Adds scores on test tasks to what `log` records of the same iteration, before or after that call."""
+        if iteration != self._last_iteration:
+            self._tested = dict(scalars)
+            return
+        values = {tag: _number(value) for tag, value in scalars.items()}
+        rows = _rows(self._path)
+        new = {tag: value for tag, value in values.items() if tag not in rows[-1]}
+        rows[-1].update(values)
+        self._file.close()
+        _write_rows(self._path, rows)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._add_scalars(new, iteration)
+
+    def figure(self, tag: str, figure: Figure, iteration: int) -> None:
+        """Adds a picture to TensorBoard."""
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        width, height = (round(side * figure.dpi) for side in figure.get_size_inches())
+        image = Summary.Image(encoded_image_string=buffer.getvalue(), width=width, height=height, colorspace=4)
+        self._add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), iteration)
+        self._writer.flush()
+
+    def hparams(self, config_flat: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Adds the run to TensorBoard's HParams tab.
+
+        Args:
+            config_flat: setting -> value, such as `flatten(config)`.
+            metrics: results by tag; a tag of its own ("hparam/return") keeps them out of the run's curves.
+        """
+        plain = (bool, int, float, str)
+        settings = {key: value if isinstance(value, plain) else str(value) for key, value in config_flat.items()}
+        results = {tag: number for tag, value in metrics.items() if (number := _number(value)) is not None}
+        # SummaryWriter.add_hparams opens a second event file, and TensorBoard stops reading the first one there.
+        for summary in hparams_summaries(settings, results):  # type: ignore[no-untyped-call]
+            self._add_summary(summary, None)
+        self._add_scalars(results, self._last_iteration or 0)
+
+    def close(self) -> None:
+        """Closes both records; a second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._file.close()
+            self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _add_scalars(self, values: Mapping[str, float | None], iteration: int) -> None:
+        for tag, value in values.items():
+            if value is not None:
+                self._writer.add_scalar(tag, value, iteration)
+        self._writer.flush()
+
+    def _add_summary(self, summary: Any, iteration: int | None) -> None:
+        self._writer._get_file_writer().add_summary(summary, iteration)  # type: ignore[no-untyped-call]
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`, oldest first; a last line that a kill left torn is ignored.
+
+    Raises:
+        InputError: no such file, or a damaged line before the last.
+    """
+    path = Path(run_dir) / "metrics.jsonl"
+    try:
+        return _rows(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of dotted names: {"agent": {"inner_lr": 0.1}} -> {"agent.inner_lr": 0.1}."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_bytes().split(b"\n")
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise InputError(f"{path}:{number}: is damaged: {error}") from error
+        rows.append(row)
+    return rows
+
+
+def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def _number(value: float) -> float | None:
+    number = value if isinstance(value, int) else float(value)
+    return number if math.isfinite(number) else None
+
+
+def _layout(num_adaptation_steps: int, num_evaluation_steps: int) -> dict[str, dict[str, list[Any]]]:
+    training = [f"adapt/step_{step}" for step in range(num_adaptation_steps + 1)]
+    test = [f"meta_test/step_{step}" for step in range(num_evaluation_steps + 1)]
+    return {"adaptation": {"training tasks": ["Multiline", training], "test tasks": ["Multiline", test]}}
+
+
+def _markdown_table(settings: Mapping[str, Any]) -> str:
+    rows = [f"| {key} | {str(value).replace('|', chr(92) + '|')} |" for key, value in settings.items()]
+    return "\n".join(["| setting | value |", "|---|---|", *rows])

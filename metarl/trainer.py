@@ -1,0 +1,221 @@
+"""The meta-training loop, and what can hang on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from metarl.collect import Collector, run_episodes
+from metarl.config import EvaluationConfig, TrainerConfig
+from metarl.episodes import Episodes
+from metarl.evaluation import AdaptationCurve, evaluate
+from metarl.learner import Learner
+from metarl.seeds import Purpose, Seeds, generator
+from metarl.tasks import TaskDistribution
+
+
+@dataclass
+class Progressed:
+    """What one iteration did.
+
+    Attributes:
+        iteration: iterations finished, from 1.
+        episodes: of the iteration.
+        scalars: by TensorBoard tag.
+        env_steps: environment steps (or examples) since the run began.
+        wall_s: seconds since the run began.
+    """
+
+    iteration: int
+    episodes: Episodes[Any, Any]
+    scalars: dict[str, float]
+    env_steps: int
+    wall_s: float
+
+
+class Callback:
+    """Hooks into the loop; override what is needed. All hooks run at iteration boundaries."""
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Before the first iteration."""
+
+    def on_iteration(self, trainer: Trainer, progressed: Progressed) -> None:
+        """After each meta-update. May call `trainer.stop()` and add to `progressed.scalars`."""
+
+    def on_evaluation(self, trainer: Trainer, curve: AdaptationCurve) -> None:
+        """After each evaluation."""
+
+    def on_end(self, trainer: Trainer) -> None:
+        """After the last iteration and evaluation; also when an error ends the run."""
+
+
+@dataclass
+class Trainer:
+    """Meta-trains `learner` on tasks of `distribution`.
+
+    Attributes:
+        learner: any learner.
+        collector: brings its data.
+        distribution: where tasks come from.
+        config: how long, how many tasks, which seed.
+        evaluation: how the adaptation curve is measured.
+        callbacks: called in this order.
+        evaluation_collector: collector of the evaluation, where it differs.
+        iteration: iterations finished.
+        env_steps: steps spent in meta-training.
+    """
+
+    learner: Learner[Any, Any, Any]
+    collector: Collector[Any, Any]
+    distribution: TaskDistribution[Any]
+    config: TrainerConfig
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    callbacks: Sequence[Callback] = ()
+    evaluation_collector: Collector[Any, Any] | None = None
+    iteration: int = 0
+    env_steps: int = 0
+
+    def __post_init__(self) -> None:
+        self._stopping = False
+        self._elapsed = 0.0
+
+    def stop(self) -> None:
+        """Ends the run after the present iteration; the final evaluation still runs."""
+        self._stopping = True
+
+    def run(self) -> AdaptationCurve:
+        """Trains until `iterations` or `max_minutes`, whichever comes first, and evaluates.
+
+        Returns:
+            The final adaptation curve on test tasks.
+        """
+        try:
+            for callback in self.callbacks:
+                callback.on_start(self)
+            start = time.monotonic()
+            while self.iteration < self.config.iterations and not self._stopping:
+                progressed = self.train_iteration()
+                self._elapsed = progressed.wall_s = time.monotonic() - start
+                progressed.scalars["time/fps"] = self.env_steps / max(self._elapsed, 1e-9)
+                if self._out_of_time():
+                    self.stop()
+                every = self.evaluation.every
+                last = self._stopping or self.iteration == self.config.iterations
+                if every and self.iteration % every == 0 and not last:
+                    curve = self.evaluate()
+                    progressed.scalars.update(curve_scalars(curve))
+                for callback in self.callbacks:
+                    callback.on_iteration(self, progressed)
+            return self.evaluate()
+        finally:
+            for callback in self.callbacks:
+                callback.on_end(self)
+
+    def train_iteration(self) -> Progressed:
+        """One meta-batch of episodes and one meta-update."""
+        started = time.monotonic()
+        config, learner = self.config, self.learner
+        rng = generator(config.seed, self.iteration, Purpose.TASKS)
+        tasks = self.distribution.sample(config.meta_batch_size, rng, split="train")
+        seeds = Seeds.first(len(tasks), seed=config.seed, iteration=self.iteration)
+        episodes = run_episodes(learner, self.collector, tasks, seeds, num_steps=learner.num_adaptation_steps)
+        sampled = time.monotonic()
+        metrics = learner.meta_update(episodes)
+        learned = time.monotonic()
+        self.iteration += 1
+        self.env_steps += episodes.num_steps
+        scalars = {
+            **_score_scalars(episodes),
+            **{f"train/{name}": value for name, value in metrics.items()},
+            "time/sample_s": sampled - started,
+            "time/learn_s": learned - sampled,
+            "time/env_steps": float(self.env_steps),
+            "health/diverged_sims": float(episodes.num_diverged),
+        }
+        return Progressed(self.iteration, episodes, scalars, self.env_steps, 0.0)
+
+    def evaluate(self) -> AdaptationCurve:
+        """The adaptation curve on test tasks; the same tasks and random numbers at every call."""
+        curve = evaluate(
+            self.learner,
+            self.evaluation_collector or self.collector,
+            self.distribution,
+            num_tasks=self.evaluation.num_tasks,
+            num_steps=self.evaluation.num_adaptation_steps,
+            seed=self.config.seed,
+            batch_size=self.config.meta_batch_size,
+        )
+        for callback in self.callbacks:
+            callback.on_evaluation(self, curve)
+        return curve
+
+    def _out_of_time(self) -> bool:
+        """Whether one more iteration would end beyond `max_minutes`."""
+        limit = self.config.max_minutes
+        return limit is not None and self._elapsed * (1.0 + 1.0 / self.iteration) > 60.0 * limit
+
+
+def curve_scalars(curve: AdaptationCurve) -> dict[str, float]:
+    """An evaluation's scalars by TensorBoard tag."""
+    return {f"meta_test/step_{step}": float(value) for step, value in enumerate(curve.mean)}
+
+
+def _score_scalars(episodes: Episodes[Any, Any]) -> dict[str, float]:
+    steps = [float(score.mean()) for score in episodes.scores]
+    return {
+        "rollout/pre_adapt/ep_rew_mean": steps[0],
+        "rollout/post_adapt/ep_rew_mean": steps[-1],
+        "adapt/gain": steps[-1] - steps[0],
+        **{f"adapt/step_{step}": value for step, value in enumerate(steps)},
+    }
+
+
+class ProgressCallback(Callback):
+    """A progress bar with an ETA on a terminal, one plain line per iteration elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: Progress | None = None
+        self._task: Any = None
+
+    def on_start(self, trainer: Trainer) -> None:
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("iteration"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TextColumn("{task.fields[scores]}"),
+                TimeElapsedColumn(),
+                TextColumn("eta"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._task = self._bar.add_task("", total=trainer.config.iterations, scores="", completed=trainer.iteration)
+            self._bar.start()
+
+    def on_iteration(self, trainer: Trainer, progressed: Progressed) -> None:
+        name = trainer.learner.score_name
+        before, after = (progressed.scalars[f"rollout/{when}_adapt/ep_rew_mean"] for when in ("pre", "post"))
+        scores = f"{name} before {before:.4g}, after adaptation {after:.4g}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=progressed.iteration, scores=scores)
+            return
+        remaining = progressed.wall_s / progressed.iteration * (trainer.config.iterations - progressed.iteration)
+        if trainer.config.max_minutes is not None:
+            remaining = min(remaining, max(0.0, 60.0 * trainer.config.max_minutes - progressed.wall_s))
+        self._console.print(
+            f"iteration {progressed.iteration}/{trainer.config.iterations}  {scores}  "
+            f"{progressed.wall_s:.0f} s  eta {remaining:.0f} s",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def on_end(self, trainer: Trainer) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,287 @@
+"""MAML's outer step against finite differences, triple differentiation and its own definition, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from metarl.agents.maml import MAML, MAMLConfig, PolicyBatch, _flatten, _OuterStep, _unflatten
+from metarl.collect import run_episodes
+from metarl.envs.half_cheetah import HalfCheetahDir
+from metarl.envs.point_nav import PointNav
+from metarl.episodes import Episodes
+from metarl.inner_loop import Parameters, gradient_step
+from metarl.learner import Spaces
+from metarl.rollout import RolloutCollector
+from metarl.seeds import Purpose, Seeds, generator
+
+NUM_TASKS, NUM_STEPS = 4, 30
+GAUSSIAN = Spaces(observation_size=3, action_size=2, discrete=False)
+CATEGORICAL = Spaces(observation_size=3, action_size=4, discrete=True)
+
+
+def make_learner(spaces: Spaces, **settings: object) -> MAML:
+    config = MAMLConfig(**{"hidden_sizes": (5,), "activation": "tanh", "inner_lr": 0.3, "chunk_size": 2, **settings})  # type: ignore[arg-type]
+    learner = MAML(config, spaces, generator=torch.Generator().manual_seed(0))
+    learner._parameters = {name: value.double() for name, value in learner.parameters.items()}
+    return learner
+
+
+def make_batch(learner: MAML, state: Parameters, seed: int) -> PolicyBatch:
+    """Random observations and advantages; actions and log-probabilities by the policies of `state`."""
+    rng = torch.Generator().manual_seed(seed)
+    observations = torch.randn(NUM_TASKS, NUM_STEPS, 3, generator=rng, dtype=torch.float64)
+    shape = (NUM_TASKS, NUM_STEPS) if learner.spaces.discrete else (NUM_TASKS, NUM_STEPS, 2)
+    draw = torch.rand if learner.spaces.discrete else torch.randn
+    acted, _ = learner.act(state, observations, draw(shape, generator=rng, dtype=torch.float64))
+    mask = (torch.rand(NUM_TASKS, NUM_STEPS, generator=rng) < 0.8).double()
+    advantages = torch.randn(NUM_TASKS, NUM_STEPS, generator=rng, dtype=torch.float64) * mask
+    return PolicyBatch(observations, acted.actions, acted.log_probs, advantages, mask, advantages.sum(1))
+
+
+def make_episodes(learner: MAML, num_steps: int) -> Episodes[Parameters, PolicyBatch]:
+    state = learner.begin(NUM_TASKS)
+    support = []
+    for step in range(num_steps):
+        support.append(make_batch(learner, state, seed=step))
+        state = learner.adapt(state, support[-1], step=step)
+    query = make_batch(learner, state, seed=99)
+    return Episodes(
+        tasks=tuple(range(NUM_TASKS)),
+        slots=tuple(range(NUM_TASKS)),
+        support=tuple(support),
+        query=query,
+        state=state,
+        scores=(),
+        num_steps=0,
+        support_steps=(),
+    )
+
+
+def reference_objectives(
+    learner: MAML, episodes: Episodes[Parameters, PolicyBatch]
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Mean surrogate and mean KL as plain functions of the flat meta-parameters: one task at a time, plain autograd."""
+    old = learner.distributions(episodes.state, episodes.query)
+
+    def adapted(vector: Tensor, task: int) -> Parameters:
+        current = _unflatten(vector, learner.parameters)
+        for batch in episodes.support:
+            current = gradient_step(
+                learner.inner_loss,
+                current,
+                PolicyBatch(*(field[task] for field in batch)),
+                learner.config.inner_lr,
+                first_order=learner.config.first_order,
+            )
+        return current
+
+    def query(task: int) -> PolicyBatch:
+        return PolicyBatch(*(field[task] for field in episodes.query))
+
+    def surrogate(vector: Tensor) -> Tensor:
+        values = [learner.surrogate(adapted(vector, task), query(task)) for task in range(NUM_TASKS)]
+        return torch.stack(values).mean()
+
+    def kl(vector: Tensor) -> Tensor:
+        values = [
+            learner.kl(adapted(vector, task), (query(task), type(old)(*(field[task] for field in old))))  # type: ignore[arg-type]
+            for task in range(NUM_TASKS)
+        ]
+        return torch.stack(values).mean()
+
+    return surrogate, kl
+
+
+@pytest.mark.parametrize("spaces", [GAUSSIAN, CATEGORICAL], ids=["gaussian", "categorical"])
+@pytest.mark.parametrize("num_steps", [1, 2])
+class TestOuterStep:
+    def test_gradient_equals_autograd_and_finite_differences(self, spaces: Spaces, num_steps: int) -> None:
+        learner = make_learner(spaces, num_adaptation_steps=num_steps)
+        episodes = make_episodes(learner, num_steps)
+        surrogate, _ = reference_objectives(learner, episodes)
+        gradient = _OuterStep(learner, episodes).gradient()
+        point = _flatten(learner.parameters).requires_grad_()
+        torch.testing.assert_close(gradient, torch.autograd.grad(surrogate(point), point)[0], rtol=1e-9, atol=1e-12)
+        rng = torch.Generator().manual_seed(7)
+        for _ in range(5):
+            direction = torch.randn(point.shape, generator=rng, dtype=torch.float64)
+            with torch.no_grad():
+                numeric = (surrogate(point + 1e-6 * direction) - surrogate(point - 1e-6 * direction)) / 2e-6
+            assert float(gradient @ direction) == pytest.approx(float(numeric), rel=1e-5, abs=1e-8)
+
+    def test_product_equals_triple_differentiation_and_finite_differences(self, spaces: Spaces, num_steps: int) -> None:
+        learner = make_learner(spaces, num_adaptation_steps=num_steps)
+        episodes = make_episodes(learner, num_steps)
+        _, kl = reference_objectives(learner, episodes)
+        outer = _OuterStep(learner, episodes)
+        point = _flatten(learner.parameters)
+        hessian = torch.autograd.functional.hessian(kl, point)
+        rng = torch.Generator().manual_seed(8)
+        direction = torch.randn(point.shape, generator=rng, dtype=torch.float64)
+        product = outer.product(direction)
+        torch.testing.assert_close(product, hessian @ direction, rtol=1e-10, atol=1e-10)
+
+        def kl_gradient(vector: Tensor) -> Tensor:
+            moved = vector.detach().requires_grad_()
+            return torch.autograd.grad(kl(moved), moved)[0]
+
+        numeric = (kl_gradient(point + 1e-5 * direction) - kl_gradient(point - 1e-5 * direction)) / 2e-5
+        torch.testing.assert_close(product, numeric, rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize("stride", [1, 3])
+    def test_kl_and_its_gradient_vanish_and_curvature_is_positive(
+        self, spaces: Spaces, num_steps: int, stride: int
+    ) -> None:
+        learner = make_learner(spaces, num_adaptation_steps=num_steps, curvature_every=stride)
+        episodes = make_episodes(learner, num_steps)
+        outer = _OuterStep(learner, episodes)
+        surrogate, kl = reference_objectives(learner, episodes)
+        value, distance = outer.evaluate(_flatten(learner.parameters))
+        assert abs(distance) < 1e-10
+        point = _flatten(learner.parameters).requires_grad_()
+        assert value == pytest.approx(float(surrogate(point.detach())), rel=1e-12)
+        assert abs(float(kl(point.detach()))) < 1e-10
+        assert float(torch.autograd.grad(kl(point), point)[0].abs().max()) < 1e-10
+        assert max(float(g.abs().max()) for g in outer._fisher.gradients.values()) < 1e-10
+        rng = torch.Generator().manual_seed(9)
+        for _ in range(20):
+            direction = torch.randn(point.shape, generator=rng, dtype=torch.float64)
+            assert float(direction @ outer.product(direction)) >= 0.0
+
+    def test_the_update_improves_the_surrogate_within_the_trust_region(self, spaces: Spaces, num_steps: int) -> None:
+        learner = make_learner(spaces, num_adaptation_steps=num_steps)
+        episodes = make_episodes(learner, num_steps)
+        surrogate, kl = reference_objectives(learner, episodes)
+        before = _flatten(learner.parameters)
+        metrics = learner.meta_update(episodes)
+        after = _flatten(learner.parameters)
+        gained = float(surrogate(after) - surrogate(before))
+        assert metrics["surrogate_improvement"] == pytest.approx(gained, rel=1e-9)
+        assert gained > 0.0
+        assert metrics["approx_kl"] == pytest.approx(float(kl(after)), rel=1e-9)
+        assert 0.0 < float(kl(after)) <= learner.config.max_kl
+
+
+def test_first_order_leaves_the_hessian_out_and_nothing_else() -> None:
+    first, full = (make_learner(GAUSSIAN, first_order=flag) for flag in (True, False))
+    episodes = make_episodes(full, 1)
+    outer = _OuterStep(first, episodes)
+    surrogate, _ = reference_objectives(first, episodes)
+    point = _flatten(first.parameters).requires_grad_()
+    expected = torch.autograd.grad(surrogate(point), point)[0]
+    torch.testing.assert_close(outer.gradient(), expected, rtol=1e-10, atol=1e-12)
+    assert float((outer.gradient() - _OuterStep(full, episodes).gradient()).norm()) > 1e-3
+    direction = torch.ones_like(expected)
+    fisher_only = outer._fisher(first.begin(NUM_TASKS, parameters=_unflatten(direction, first.parameters)))
+    torch.testing.assert_close(outer.product(direction), outer._mean_over_tasks(fisher_only))
+
+
+def test_a_bad_step_leaves_the_parameters_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = make_learner(GAUSSIAN)
+    episodes = make_episodes(learner, 1)
+    before = dict(learner.parameters)
+    monkeypatch.setattr(_OuterStep, "evaluate", lambda self, vector: (float("nan"), float("nan")))
+    metrics = learner.meta_update(episodes)
+    assert metrics["accepted"] == 0.0
+    for name, value in learner.parameters.items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_log_probabilities_are_summed_and_of_the_unclipped_action() -> None:
+    learner = make_learner(GAUSSIAN, initial_std=2.0)
+    state = learner.begin(1)
+    observations = torch.zeros(1, 1, 3, dtype=torch.float64)
+    acted, _ = learner.act(state, observations, torch.full((1, 1, 2), 5.0, dtype=torch.float64))
+    assert acted.actions.flatten().tolist() == pytest.approx([10.0, 10.0])
+    expected = torch.distributions.Normal(0.0, 2.0).log_prob(torch.tensor(10.0, dtype=torch.float64)) * 2
+    assert float(acted.log_probs) == pytest.approx(float(expected))
+
+
+def test_categorical_actions_follow_their_probabilities() -> None:
+    learner = make_learner(CATEGORICAL, hidden_sizes=())
+    state = learner.begin(1)
+    observations = torch.ones(1, 40_000, 3, dtype=torch.float64)
+    noise = torch.rand(1, 40_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    acted, _ = learner.act(state, observations, noise)
+    batch = PolicyBatch(observations, acted.actions, acted.log_probs, noise, torch.ones_like(noise), noise[:, 0])
+    distribution = learner.distributions(state, batch)
+    probabilities = distribution[0][0, 0].softmax(-1)
+    frequencies = torch.bincount(acted.actions.flatten(), minlength=4) / 40_000
+    torch.testing.assert_close(frequencies.double(), probabilities, atol=0.01, rtol=0)
+    torch.testing.assert_close(acted.log_probs.exp().flatten(), probabilities[acted.actions.flatten()])
+
+
+def test_test_time_steps_beyond_those_trained_are_halved() -> None:
+    learner = make_learner(GAUSSIAN, inner_lr=0.4, num_adaptation_steps=2, later_step_scale=0.5)
+    assert [learner._step_size(step) for step in range(4)] == [0.4, 0.4, 0.2, 0.2]
+
+
+def test_prepare_masks_and_standardises_per_task() -> None:
+    distribution = PointNav(horizon=20)
+    collector = RolloutCollector(distribution, num_trajectories=6)
+    learner = MAML(MAMLConfig(hidden_sizes=(8,)), collector.spaces, generator=torch.Generator().manual_seed(0))
+    tasks = distribution.sample(3, generator(0, 0, Purpose.TASKS))
+    data = collector.support(tasks, learner, learner.begin(3), Seeds.first(3), step=0)
+    batch = learner.prepare(data)
+    for task in range(3):
+        live = batch.advantages[task][batch.mask[task] > 0]
+        assert abs(float(live.mean())) < 1e-4
+        assert abs(float(live.std(correction=0)) - 1.0) < 1e-3
+    torch.testing.assert_close(batch.mean_return, (data.rewards * data.mask).sum((1, 2)) / 6)
+
+
+def train(order: list[int], *, iterations: int = 2) -> tuple[MAML, list[Tensor]]:
+    """A few iterations on half-cheetah-dir, the meta-batch taken in the given order of slots."""
+    distribution = HalfCheetahDir(horizon=15, action_limit=10.0)
+    collector = RolloutCollector(distribution, num_trajectories=3)
+    learner = MAML(
+        MAMLConfig(hidden_sizes=(16,), activation="tanh"), collector.spaces, generator=torch.Generator().manual_seed(3)
+    )
+    scores = []
+    for iteration in range(iterations):
+        tasks = distribution.sample(len(order), generator(5, iteration, Purpose.TASKS))
+        seeds = Seeds(5, iteration, tuple(order))
+        episodes = run_episodes(learner, collector, [tasks[slot] for slot in order], seeds, num_steps=1)
+        learner.meta_update(episodes)
+        assert episodes.slots == tuple(range(len(order)))
+        scores.append(episodes.scores[-1])
+    collector.close()
+    return learner, scores
+
+
+def test_reordering_the_meta_batch_changes_no_bit() -> None:
+    plain, plain_scores = train([0, 1, 2, 3, 4, 5])
+    mixed, mixed_scores = train([4, 2, 0, 5, 1, 3])
+    for left, right in zip(plain_scores, mixed_scores, strict=True):
+        assert torch.equal(left, right)
+    for name, value in plain.parameters.items():
+        assert torch.equal(value, mixed.parameters[name])
+
+
+def test_one_seed_gives_the_same_bits_twice() -> None:
+    first, first_scores = train([0, 1, 2, 3])
+    second, second_scores = train([0, 1, 2, 3])
+    assert all(torch.equal(left, right) for left, right in zip(first_scores, second_scores, strict=True))
+    assert all(torch.equal(value, second.parameters[name]) for name, value in first.parameters.items())
+
+
+def test_state_round_trip_and_a_misfit() -> None:
+    learner, other = make_learner(GAUSSIAN), make_learner(GAUSSIAN, hidden_sizes=(6,))
+    fresh = MAML(learner.config, GAUSSIAN, generator=torch.Generator().manual_seed(42))
+    fresh.load_state_dict(learner.state_dict())
+    assert all(torch.equal(value, fresh.parameters[name]) for name, value in learner.parameters.items())
+    with pytest.raises(ValueError, match="do not fit"):
+        other.load_state_dict(learner.state_dict())
+
+
+def test_adapted_policy_as_a_module() -> None:
+    learner = make_learner(GAUSSIAN)
+    episodes = make_episodes(learner, 1)
+    module = learner.policy(episodes.state, 2).double()
+    observations = episodes.query.observations[2]
+    expected = learner.distributions(episodes.state, episodes.query)
+    torch.testing.assert_close(module(observations).mean, expected[0][2], check_dtype=False, rtol=1e-5, atol=1e-6)

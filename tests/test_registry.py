@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import inspect
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from metarl import registry
+from metarl.errors import InputError
+from metarl.learner import ActingLearner, Learner
+from metarl.tasks import EnvTaskDistribution, TaskDistribution
+
+MODULE = '''
+from metarl.tasks import EnvTaskDistribution, TaskDistribution
+from dataclasses import dataclass
+
+class Whole(EnvTaskDistribution):
+    """A whole family.
+
+    With more words.
+    """
+    def sample(self, num_tasks, rng, *, split="train"):
+        return []
+    def make_vector_env(self, num_envs, *, num_threads):
+        return None
+
+class Supervised(TaskDistribution):
+    def sample(self, num_tasks, rng, *, split="train"):
+        return []
+
+class NoSample(EnvTaskDistribution):
+    def make_vector_env(self, num_envs, *, num_threads):
+        return None
+
+class NoSetTask(Whole):
+    make_vector_env = EnvTaskDistribution.make_vector_env
+    def make_env(self):
+        return None
+
+class Foreign:
+    def sample(self): ...
+
+class Agent:
+    @dataclass
+    class Config: ...
+    begin = prepare = adapt = score = meta_update = state_dict = load_state_dict = to = act = observe = print
+
+class Deaf(Agent):
+    observe = None
+    Config = dict
+
+def function(): ...
+'''
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "registry_family.py").write_text(MODULE)
+    (tmp_path / "registry_broken.py").write_text("import a_module_that_is_not_there\n")
+    (tmp_path / "registry_syntax.py").write_text("def (\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "registry_family", raising=False)
+    return "registry_family"
+
+
+def message(function: object, *args: object) -> str:
+    with pytest.raises(InputError) as caught:
+        function(*args)  # type: ignore[operator]
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_protocols_methods_are_what_learners_are_checked_for() -> None:
+    def methods(protocol: type) -> set[str]:
+        return {name for name, value in vars(protocol).items() if inspect.isfunction(value) and name[0] != "_"}
+
+    assert set(registry.LEARNER_METHODS) == methods(Learner)
+    assert set(registry.ACTING_METHODS) == methods(Learner) | methods(ActingLearner)
+
+
+def test_a_dotted_name_loads(module: str) -> None:
+    assert issubclass(registry.load_task(f"{module}:Whole"), EnvTaskDistribution)
+    assert issubclass(registry.load_task(f"{module}:Supervised"), TaskDistribution)
+    assert registry.load_agent(f"{module}:Agent").__name__ == "Agent"
+
+
+def test_unknown_names_list_the_nearest_and_the_form() -> None:
+    assert "did you mean 'half-cheetah-dir'" in message(registry.load_task, "half-cheeta-dir")
+    for name in ("mypkg", "mypkg.tasks", ":Whole", "mypkg:"):
+        assert "module:Class" in message(registry.load_task, name)
+    assert "did you mean 'maml'" in message(registry.load_agent, "mamll")
+
+
+def test_the_modules_own_error_is_shown(module: str) -> None:
+    with pytest.raises(InputError, match="No module named 'a_module_that_is_not_there'") as caught:
+        registry.load_task("registry_broken:Whole")
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+    assert "SyntaxError" in message(registry.load_task, "registry_syntax:Whole")
+
+
+def test_a_missing_attribute_lists_public_names(module: str) -> None:
+    assert "did you mean 'Whole'" in message(registry.load_task, f"{module}:Whol")
+    listed = message(registry.load_task, f"{module}:qqqq")
+    assert "Foreign" in listed
+    assert "function" in listed
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("NoSample", "NoSample lacks sample"),
+        ("NoSetTask", "make_env (with set_task) or make_vector_env"),
+        ("Foreign", "missing: all_tasks"),
+        ("function", "function function does not derive from metarl.TaskDistribution"),
+    ],
+)
+def test_a_class_that_is_no_task_distribution_is_told_what_it_lacks(module: str, name: str, missing: str) -> None:
+    assert missing in message(registry.load_task, f"{module}:{name}")
+
+
+def test_a_class_that_is_no_agent_is_told_what_it_lacks(module: str) -> None:
+    assert message(registry.load_agent, f"{module}:Deaf").endswith("Deaf lacks observe, Config (a dataclass)")
+    assert "is not a class" in message(registry.load_agent, f"{module}:function")
+
+
+def test_the_kind_of_the_task_decides_where_an_agent_is_looked_up(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.AGENTS, "actor", f"{module}:Agent")
+    monkeypatch.setitem(registry.LEARNERS, "proto", f"{module}:Agent")
+    acting, supervised = registry.load_task(f"{module}:Whole"), registry.load_task(f"{module}:Supervised")
+    assert registry.load_agent_for(acting, "whole", "actor").__name__ == "Agent"
+    assert registry.load_agent_for(supervised, "supervised", "proto").__name__ == "Agent"
+    assert "is a few-shot learner, but whole needs an RL agent" in message(
+        registry.load_agent_for, acting, "whole", "proto"
+    )
+    assert "is an RL agent, but supervised needs a few-shot learner" in message(
+        registry.load_agent_for, supervised, "supervised", "actor"
+    )
+
+
+def test_installed_packages_add_names_but_cannot_take_built_in_ones(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def entry_points(*, group: str) -> list[metadata.EntryPoint]:
+        found = {"installed": f"{module}:Whole", "bandit": f"{module}:Whole"} if group == "metarl.tasks" else {}
+        return [metadata.EntryPoint(name, value, group) for name, value in found.items()]
+
+    monkeypatch.setattr(metadata, "entry_points", entry_points)
+    assert registry.load_task("installed").__name__ == "Whole"
+    assert registry.names("task")["bandit"] == registry.TASKS["bandit"]
+    assert "installed" in [entry["name"] for entry in registry.entries()["tasks"]]
+
+
+def test_presets_are_listed_default_first_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "presets" / "point-nav"
+    folder.mkdir(parents=True)
+    for name in ("maml.paper", "maml", "maml.a", "other.quick"):
+        (folder / f"{name}.toml").write_text(f'[agent]\nfile = "{name}"\n')
+    monkeypatch.setattr(registry.resources, "files", lambda package: tmp_path)
+    assert registry.presets("point-nav", "maml") == ["default", "a", "paper"]
+    assert registry.presets("point-nav", "absent") == []
+    assert registry.presets("../presets", "maml") == []
+    assert registry.preset_table("point-nav", "maml", "default") == {"agent": {"file": "maml"}}
+    assert registry.preset_table("point-nav", "maml", "paper") == {"agent": {"file": "maml.paper"}}
+    assert registry.preset_table("point-nav", "absent", "default") == {}
+    assert "known: a, default, paper" in message(registry.preset_table, "point-nav", "maml", "nonsense")
+
+
+def test_entries_describe_and_survive_what_cannot_be_imported(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "TASKS", {"whole": f"{module}:Whole", "broken": "registry_broken:Whole"})
+    broken, whole = registry.entries()["tasks"]
+    assert whole == {"name": "whole", "summary": "A whole family.", "module": module, "presets": {}}
+    assert broken["summary"] == ""
+    assert "a_module_that_is_not_there" in broken["error"]
+
+
+def test_every_built_in_name_loads() -> None:
+    for name in registry.TASKS:
+        assert registry.load_task(name)
+    for name in registry.AGENTS:
+        assert registry.load_agent(name)
+    for name in registry.LEARNERS:
+        assert registry.load_learner(name)

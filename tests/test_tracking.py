@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from metarl.errors import InputError
+from metarl.tracking import Tracker, flatten, read_metrics
+
+CONFIG = {"task_name": "bandit", "agent": {"inner_lr": 0.1, "hidden_sizes": [64, 64], "odd": "a|b", "none": None}}
+
+
+def tracker(run_dir: Path, **settings: Any) -> Tracker:
+    return Tracker(run_dir, config=CONFIG, num_adaptation_steps=1, **settings)
+
+
+def log(tracker: Tracker, iteration: int, **scalars: float) -> None:
+    tracker.log(iteration, scalars, env_steps=100 * iteration, wall_s=0.5 * iteration)
+
+
+def events(run_dir: Path) -> EventAccumulator:
+    return EventAccumulator(str(run_dir), size_guidance={"images": 0, "scalars": 0, "tensors": 0}).Reload()
+
+
+def scalars(run_dir: Path, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in events(run_dir).Scalars(tag)]
+
+
+def tensor(run_dir: Path, tag: str) -> list[bytes]:
+    return [event.tensor_proto.string_val[0] for event in events(run_dir).Tensors(tag)]
+
+
+def test_both_records_hold_the_same_scalars(tmp_path: Path) -> None:
+    with tracker(tmp_path / "a" / "run") as record:
+        for iteration in (1, 2, 3):
+            record.log(iteration, {"train/kl": iteration / 8}, env_steps=100 * iteration, wall_s=0.5 * iteration)
+        assert [row["iteration"] for row in read_metrics(tmp_path / "a" / "run")] == [1, 2, 3]
+    rows = read_metrics(tmp_path / "a" / "run")
+    assert rows[1] == {"iteration": 2, "env_steps": 200, "wall_s": 1.0, "train/kl": 0.25}
+    assert scalars(tmp_path / "a" / "run", "train/kl") == [(1, 0.125), (2, 0.25), (3, 0.375)]
+
+
+def test_what_is_not_finite_is_null_and_a_gap(tmp_path: Path) -> None:
+    with tracker(tmp_path) as record:
+        for iteration, value in enumerate((1.0, math.nan, math.inf, -math.inf)):
+            log(record, iteration, x=value)
+    assert [row["x"] for row in read_metrics(tmp_path)] == [1.0, None, None, None]
+    assert scalars(tmp_path, "x") == [(0, 1.0)]
+
+
+def test_lines_may_hold_different_scalars(tmp_path: Path) -> None:
+    with tracker(tmp_path) as record:
+        log(record, 0, x=1.0)
+        log(record, 1, y=2.0)
+    first, second = read_metrics(tmp_path)
+    assert ("y" in first, "x" in second) == (False, False)
+
+
+def test_the_configuration_is_written(tmp_path: Path) -> None:
+    tracker(tmp_path).close()
+    assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
+    (text,) = tensor(tmp_path, "config/text_summary")
+    assert b"| agent.inner_lr | 0.1 |" in text
+    assert b"| agent.odd | a\\|b |" in text
+
+
+def test_a_layout_draws_each_curves_steps_in_one_chart(tmp_path: Path) -> None:
+    tracker(tmp_path, num_evaluation_steps=3).close()
+    (data,) = tensor(tmp_path, "custom_scalars__config__")
+    (category,) = layout_pb2.Layout.FromString(data).category
+    charts = {chart.title: list(chart.multiline.tag) for chart in category.chart}
+    assert charts == {
+        "training tasks": ["adapt/step_0", "adapt/step_1"],
+        "test tasks": [f"meta_test/step_{step}" for step in range(4)],
+    }
+
+
+def test_a_figure_arrives_as_a_picture(tmp_path: Path) -> None:
+    figure = Figure(figsize=(2, 1), dpi=50)
+    with tracker(tmp_path) as record:
+        record.figure("meta_test/adaptation_curve", figure, 7)
+    (event,) = events(tmp_path).Images("meta_test/adaptation_curve")
+    picture = Image.open(io.BytesIO(event.encoded_image_string))
+    assert (event.step, event.width, event.height, picture.size) == (7, 100, 50, (100, 50))
+
+
+def test_hyperparameters_and_results_are_recorded_in_the_runs_own_events(tmp_path: Path) -> None:
+    with tracker(tmp_path) as record:
+        log(record, 5, x=1.0)
+        record.hparams(flatten(CONFIG), {"hparam/return": 12.5, "hparam/lost": math.nan})
+    plugin = events(tmp_path).summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    settings = plugin_data_pb2.HParamsPluginData.FromString(plugin).session_start_info.hparams
+    assert settings["agent.inner_lr"].number_value == 0.1
+    assert settings["agent.hidden_sizes"].string_value == "[64, 64]"
+    assert settings["agent.none"].string_value == "None"
+    assert scalars(tmp_path, "hparam/return") == [(5, 12.5)]
+    assert "hparam/lost" not in events(tmp_path).Tags()["scalars"]
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_an_evaluation_joins_the_row_of_its_iteration(tmp_path: Path, before: bool) -> None:
+    with tracker(tmp_path) as record:
+        log(record, 1, x=1.0)
+        if before:
+            record.evaluation(2, {"meta_test/step_0": 0.5})
+        log(record, 2, x=2.0)
+        if not before:
+            record.evaluation(2, {"meta_test/step_0": 0.5, "meta_test/step_1": math.nan})
+        log(record, 3, x=3.0)
+    rows = read_metrics(tmp_path)
+    assert [row["iteration"] for row in rows] == [1, 2, 3]
+    assert [row.get("meta_test/step_0") for row in rows] == [None, 0.5, None]
+    assert rows[1]["x"] == 2.0
+    assert scalars(tmp_path, "meta_test/step_0") == [(2, 0.5)]
+
+
+def test_an_evaluation_that_log_also_has_is_recorded_once(tmp_path: Path) -> None:
+    with tracker(tmp_path) as record:
+        record.evaluation(1, {"meta_test/step_0": 0.5})
+        record.log(1, {"meta_test/step_0": 0.5}, env_steps=1, wall_s=1.0)
+        record.evaluation(1, {"meta_test/step_0": 0.5})
+    assert len(read_metrics(tmp_path)) == 1
+    assert scalars(tmp_path, "meta_test/step_0") == [(1, 0.5)]
+
+
+def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> None:
+    with tracker(tmp_path) as record:
+        for iteration in range(1, 6):
+            log(record, iteration, x=float(iteration))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 6, "x": ')
+    with tracker(tmp_path, start_iteration=4) as record:
+        assert [row["iteration"] for row in read_metrics(tmp_path)] == [1, 2, 3]
+        log(record, 4, x=40.0)
+    assert [row["x"] for row in read_metrics(tmp_path)] == [1.0, 2.0, 3.0, 40.0]
+    assert scalars(tmp_path, "x") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
+    assert len(tensor(tmp_path, "custom_scalars__config__")) == 1
+
+
+def test_a_resumed_run_that_is_already_done_can_still_be_evaluated(tmp_path: Path) -> None:
+    with tracker(tmp_path) as record:
+        log(record, 1, x=1.0)
+    with tracker(tmp_path, start_iteration=2) as record:
+        record.evaluation(1, {"meta_test/step_0": 0.5})
+    (row,) = read_metrics(tmp_path)
+    assert (row["x"], row["meta_test/step_0"]) == (1.0, 0.5)
+
+
+def test_a_run_repeated_from_its_beginning_starts_clean(tmp_path: Path) -> None:
+    with tracker(tmp_path) as record:
+        log(record, 1, x=1.0)
+        log(record, 2, x=2.0)
+    with tracker(tmp_path) as record:
+        log(record, 1, x=10.0)
+    assert [row["x"] for row in read_metrics(tmp_path)] == [10.0]
+    assert scalars(tmp_path, "x") == [(1, 10.0)]
+
+
+def test_a_torn_last_line_is_ignored_and_a_damaged_one_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"iteration": 1}\n{"iteration": 2')
+    assert read_metrics(tmp_path) == [{"iteration": 1}]
+    path.write_text('{"iteration": 1\n{"iteration": 2}\n')
+    with pytest.raises(InputError, match=r"metrics\.jsonl:1: is damaged"):
+        read_metrics(tmp_path)
+    path.unlink()
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        read_metrics(tmp_path)
+
+
+def test_closing_twice_is_harmless(tmp_path: Path) -> None:
+    record = tracker(tmp_path)
+    record.close()
+    record.close()
