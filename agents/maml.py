@@ -25,7 +25,7 @@ from metarl.episodes import Episodes, Trajectories, to_device
 from metarl.errors import require
 from metarl.inner_loop import AdaptationJacobian, Parameters, TaskHessians, adapt, over_tasks
 from metarl.learner import Acted, ScoreName, Spaces, Unit
-from metarl.networks import Activation, Distribution, apply_policy, make_policy
+from metarl.networks import Activation, Distribution, Stateless, make_policy
 from metarl.returns import discounted_returns, generalized_advantages, linear_baseline, standardize
 from metarl.trust_region import trust_region_step
 
@@ -130,15 +130,9 @@ class MAML:
         self.config = config
         self.spaces = spaces
         self.num_adaptation_steps = config.num_adaptation_steps
-        self._policy = make_policy(
-            spaces,
-            hidden_sizes=config.hidden_sizes,
-            activation=config.activation,
-            initial_std=config.initial_std,
-            min_std=config.min_std,
-            generator=generator,
-        )
-        self._parameters: Parameters = {name: value.detach() for name, value in self._policy.named_parameters()}
+        module = self._make_module(generator)
+        self._policy = Stateless(module)
+        self._parameters: Parameters = {name: value.detach() for name, value in module.named_parameters()}
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
@@ -165,14 +159,7 @@ class MAML:
 
     def policy(self, state: Parameters, task: int) -> nn.Module:
         """The adapted policy of one task, as a module: observations [..., observation_size] -> action distribution."""
-        module = make_policy(
-            self.spaces,
-            hidden_sizes=self.config.hidden_sizes,
-            activation=self.config.activation,
-            initial_std=self.config.initial_std,
-            min_std=self.config.min_std,
-            generator=torch.Generator(),
-        )
+        module = self._make_module(torch.Generator())
         module.load_state_dict({name: value[task] for name, value in state.items()})
         return module
 
@@ -292,7 +279,18 @@ class MAML:
             )
 
     def _distribution(self, parameters: Parameters, observations: Tensor) -> Distribution:
-        return apply_policy(self._policy, parameters, observations)
+        distribution: Distribution = self._policy(parameters, observations)
+        return distribution
+
+    def _make_module(self, generator: torch.Generator) -> nn.Module:
+        return make_policy(
+            self.spaces,
+            hidden_sizes=self.config.hidden_sizes,
+            activation=self.config.activation,
+            initial_std=self.config.initial_std,
+            min_std=self.config.min_std,
+            generator=generator,
+        )
 
     def _step_size(self, step: int) -> float:
         later = step >= self.config.num_adaptation_steps

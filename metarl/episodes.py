@@ -36,6 +36,23 @@ def _map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return tree
 
 
+def tree_zip(function: Callable[[Sequence[Tensor]], Tensor], trees: Sequence[Tree]) -> Tree:
+    """Applies `function` to the tensors that stand in the same place of all `trees`, which have one structure."""
+    return _zip(function, trees)  # type: ignore[no-any-return]
+
+
+def _zip(function: Callable[[Sequence[Tensor]], Tensor], trees: Sequence[Any]) -> Any:
+    first = trees[0]
+    if isinstance(first, Tensor):
+        return function(trees)
+    if isinstance(first, dict):
+        return {key: _zip(function, [tree[key] for tree in trees]) for key in first}
+    if isinstance(first, (list, tuple)):
+        parts = [_zip(function, place) for place in zip(*trees, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+    return first
+
+
 def to_device(tree: Tree, device: torch.device | str) -> Tree:
     """Moves every tensor of `tree`. The only place where data changes devices."""
     return tree_map(lambda tensor: tensor.to(device, non_blocking=True), tree)

@@ -235,7 +235,5 @@ def _curve(scores: Sequence[Tensor]) -> Array:
     """[K + 1, tasks]: one row per state; of a learner that scores every unit of one pass, one row per unit."""
     last = scores[-1].detach().cpu().double()
     if last.dim() == 2:
-        rows: Array = last.T.numpy()
-    else:
-        rows = torch.stack([score.detach().cpu().double() for score in scores]).numpy()
-    return rows
+        return np.array(last.T)
+    return np.array(torch.stack([score.detach().cpu().double() for score in scores]))

@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from metarl.episodes import tree_map
+from metarl.episodes import tree_map, tree_zip
 
 Parameters = dict[str, Tensor]
 TaskLoss = Callable[[Parameters, Any], Tensor]
 StepSize = float | Mapping[str, Tensor]
+Result = TypeVar("Result")
 
 
 def gradient_step(
@@ -74,9 +77,22 @@ def adapt(
 
 
 def over_tasks(function: Callable[..., Any], *arguments: Any, chunk_size: int | None = None) -> Any:
-    """Lifts `function`, written for one task, over the leading axis of every tensor in `arguments`."""
-    num_tasks = _num_tasks(arguments[0])
-    return torch.func.vmap(function, chunk_size=chunk_length(num_tasks, chunk_size))(*arguments)
+    """Lifts `function`, written for one task, over the leading axis of every tensor in `arguments`.
+
+    Differentiable; not to be called inside another `torch.func` transform, since chunks may run on other threads.
+
+    Args:
+        function: of one task's trees of tensors.
+        *arguments: trees of tensors, task axis leading; the first is a dict.
+        chunk_size: tasks per pass at most; None for all at once.
+
+    Returns:
+        What `function` returns, task axis leading.
+    """
+    lifted = torch.func.vmap(function)
+    chunks = list(_chunks(_num_tasks(arguments[0]), chunk_size))
+    parts = _run([partial(lifted, *tree_map(operator.itemgetter(chunk), arguments)) for chunk in chunks])
+    return parts[0] if len(parts) == 1 else tree_zip(torch.cat, parts)
 
 
 def chunk_length(num_tasks: int, limit: int | None) -> int:
@@ -103,27 +119,30 @@ class TaskHessians:
             batch: data, task axis leading.
             chunk_size: tasks per graph at most.
         """
-        self._chunks: list[tuple[slice, list[Tensor], list[Tensor]]] = []
+        self._loss = torch.func.vmap(loss)
         self._names = list(parameters)
-        losses: list[Tensor] = []
-        for chunk in _chunks(_num_tasks(parameters), chunk_size):
-            points = [parameters[name][chunk].detach().requires_grad_() for name in self._names]
-            with torch.enable_grad():
-                data = tree_map(operator.itemgetter(chunk), batch)
-                value = torch.func.vmap(loss)(dict(zip(self._names, points, strict=True)), data)
-                gradients = torch.autograd.grad(value.sum(), points, create_graph=True)
-            losses.append(value.detach())
-            self._chunks.append((chunk, points, list(gradients)))
-        self.losses = torch.cat(losses)
+        chunks = list(_chunks(_num_tasks(parameters), chunk_size))
+        built = _run([partial(self._graph, *tree_map(operator.itemgetter(c), (parameters, batch))) for c in chunks])
+        self._chunks = [(chunk, points, gradients) for chunk, (_, points, gradients) in zip(chunks, built, strict=True)]
+        self.losses = torch.cat([losses for losses, _, _ in built])
         self.gradients = self._join([[g.detach() for g in gradients] for _, _, gradients in self._chunks])
 
     def __call__(self, vectors: Parameters) -> Parameters:
         """The products, task axis leading."""
-        products = []
-        for chunk, points, gradients in self._chunks:
-            outputs = [vectors[name][chunk] for name in self._names]
-            products.append(torch.autograd.grad(gradients, points, outputs, retain_graph=True, materialize_grads=True))
-        return self._join(products)
+        return self._join(_run([partial(self._product, vectors, *chunk) for chunk in self._chunks]))
+
+    def _graph(self, parameters: Parameters, batch: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        points = [parameters[name].detach().requires_grad_() for name in self._names]
+        with torch.enable_grad():
+            losses = self._loss(dict(zip(self._names, points, strict=True)), batch)
+            gradients = torch.autograd.grad(losses.sum(), points, create_graph=True)
+        return losses.detach(), points, list(gradients)
+
+    def _product(
+        self, vectors: Parameters, chunk: slice, points: list[Tensor], gradients: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        outputs = [vectors[name][chunk] for name in self._names]
+        return torch.autograd.grad(gradients, points, outputs, retain_graph=True, materialize_grads=True)
 
     def _join(self, chunks: Sequence[Sequence[Tensor]]) -> Parameters:
         return {name: torch.cat(parts) for name, parts in zip(self._names, zip(*chunks, strict=True), strict=True)}
@@ -172,3 +191,30 @@ def _num_tasks(parameters: Mapping[str, Tensor]) -> int:
 def _chunks(num_tasks: int, limit: int | None) -> Iterator[slice]:
     length = chunk_length(num_tasks, limit)
     return (slice(start, start + length) for start in range(0, num_tasks, length))
+
+
+def _run(jobs: Sequence[Callable[[], Result]]) -> list[Result]:
+    """Runs the chunks' jobs side by side, each on one core.
+
+    Threads inside torch's operations wait for each other at every operation, and badly so when something else wants a
+    core; chunks need not. A chunk's bits do not depend on the number of threads.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or len(jobs) == 1:
+        return [job() for job in jobs]
+    recording = torch.is_grad_enabled()
+
+    def run(job: Callable[[], Result]) -> Result:
+        with torch.set_grad_enabled(recording):
+            return job()
+
+    return list(_pool(threads).map(run, jobs))
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="metarl", initializer=_use_one_thread)
+
+
+def _use_one_thread() -> None:
+    torch.set_num_threads(1)

@@ -5,10 +5,12 @@ Distributions are named tuples of tensors, so that they pass through `torch.func
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -178,7 +180,17 @@ def make_policy(
     )
 
 
-def apply_policy(policy: nn.Module, parameters: Mapping[str, Tensor], observations: Tensor) -> Distribution:
-    """The policy's action distribution under `parameters`, for ONE task."""
-    output: Distribution = torch.func.functional_call(policy, dict(parameters), (observations,))
-    return output
+class Stateless:
+    """A module as a function of its parameters, for ONE task: `Stateless(module)(parameters, *inputs)`.
+
+    `functional_call` exchanges the module's parameters while it runs, so every thread works on a copy of its own.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._local = threading.local()
+
+    def __call__(self, parameters: Mapping[str, Tensor], *inputs: Tensor) -> Any:
+        if not hasattr(self._local, "module"):
+            self._local.module = copy.deepcopy(self._module)
+        return torch.func.functional_call(self._local.module, dict(parameters), inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ PRE_TAG, POST_TAG = "rollout/pre_adapt/ep_rew_mean", "rollout/post_adapt/ep_rew_
 SCORE_LABELS = {"return": "return per trajectory", "accuracy": "accuracy (fraction)", "mse": "mean squared error"}
 SUFFIXES = (".png", ".pdf", ".svg")
 MAX_NAMED_TASKS = 8
+MAX_LABEL = 24  # characters
+MAX_COLUMN_LABELS = 3
 
 _PANEL = (5.6, 4.0)  # inches
 _STYLE: Any = {
@@ -144,8 +147,8 @@ def _draw_curve(axes: Axes, curve: Mapping[str, Any]) -> None:
 
 def _draw_named_tasks(axes: Axes, curve: Mapping[str, Any], per_task: np.ndarray[Any, np.dtype[np.float64]]) -> None:
     low, high = curve.get("per_task_ci_low"), curve.get("per_task_ci_high")
-    for index, (task, colour) in enumerate(zip(curve["tasks"], COLOURS, strict=False)):
-        axes.plot(curve["steps"], per_task[:, index], color=colour, marker="o", markersize=4, label=str(task))
+    for index, (task, colour) in enumerate(zip(_short(curve["tasks"]), COLOURS, strict=False)):
+        axes.plot(curve["steps"], per_task[:, index], color=colour, marker="o", markersize=4, label=task)
         if low is not None and high is not None:
             axes.fill_between(
                 curve["steps"], _floats(low)[:, index], _floats(high)[:, index], color=colour, alpha=0.18, linewidth=0
@@ -164,12 +167,24 @@ def _label_steps(axes: Axes, curve: Mapping[str, Any]) -> None:
 
 
 def _draw_cross_adaptation(axes: Axes, cross: Mapping[str, Any], score: str) -> None:
-    matrix, tasks = _floats(cross["matrix"]), [str(task).replace("(", "\n(", 1) for task in cross["tasks"]]
+    tasks = [label.replace("(", "\n(", 1) for label in _short(cross["tasks"])]
+    columns = tasks
+    if len(tasks) > MAX_COLUMN_LABELS:
+        columns = [str(number) for number in range(1, len(tasks) + 1)]
+        tasks = [
+            task if task == f"task {number}" else f"{number}: {task}"
+            for number, task in zip(columns, tasks, strict=True)
+        ]
+    named = (("zero_reward", "zero\nreward"), ("before", "nothing"))
+    controls = {label: cross[key] for key, label in named if key in cross}
+    rows, matrix = [*tasks, *controls], _floats([*cross["matrix"], *controls.values()])
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
-    image = axes.imshow(matrix, cmap="cividis")
-    axes.set_xticks(range(len(tasks)), tasks, rotation=0 if len(tasks) <= 3 else 30)
-    axes.set_yticks(range(len(tasks)), tasks, rotation=90 if len(tasks) <= 3 else 0, ma="center", va="center")
+    image = axes.imshow(matrix, cmap="cividis", aspect="auto")
+    if controls:
+        axes.axhline(len(columns) - 0.5, color="white", linewidth=5)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
     axes.tick_params(length=0, labelsize=10)
     axes.set_xlabel("scored on")
     axes.set_ylabel("adapted on")
@@ -178,6 +193,13 @@ def _draw_cross_adaptation(axes: Axes, cross: Mapping[str, Any], score: str) -> 
         shade = np.dot(image.cmap(image.norm(value))[:3], (0.299, 0.587, 0.114))
         ink = "black" if shade > 0.5 else "white"
         axes.text(column, row, f"{value:.3g}", ha="center", va="center", color=ink, fontsize=13)
+
+
+def _short(tasks: Sequence[Any]) -> list[str]:
+    """Labels that fit: numbers with three digits; where a label stays long, all tasks are numbered instead."""
+    labels = [re.sub(r"\d+\.\d+(e-?\d+)?", lambda number: f"{float(number[0]):.3g}", str(task)) for task in tasks]
+    fit = max(map(len, labels)) <= MAX_LABEL
+    return labels if fit else [f"task {number}" for number in range(1, len(labels) + 1)]
 
 
 def _draw_training(axes: Axes, rows: Sequence[Mapping[str, Any]], colour: str, prefix: str) -> None:

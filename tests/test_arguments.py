@@ -176,7 +176,7 @@ def test_the_message_does_not_depend_on_how_frames_are_drawn(encoding: str, monk
 
 def test_help_shows_every_setting_with_the_value_it_would_have(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        parse_train(["family", "--preset", "quick", "--help"])
+        parse_train(["--help", "family", "--preset", "quick"])
     assert stop.value.code == 0
     words = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for expected in (

@@ -120,6 +120,28 @@ def test_cross_adaptation_is_a_second_panel_with_readable_numbers() -> None:
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["Direction\n(sign=-1)", "Direction\n(sign=1)"]
 
 
+def test_controls_stand_below_the_matrix() -> None:
+    cross = {"tasks": ["a", "b"], "matrix": [[9.0, 1.0], [1.0, 9.0]], "before": [2.0, 3.0], "zero_reward": [4.0, 5.0]}
+    axes = adaptation_figure(curve(2, 20, cross_adaptation=cross)).axes[1]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a", "b", "zero\nreward", "nothing"]
+    assert [text.get_text() for text in axes.texts[4:]] == ["4", "5", "2", "3"]
+
+
+def test_labels_are_shortened_or_numbered_where_they_would_not_fit() -> None:
+    def ticks(tasks: list[str]) -> tuple[list[str], list[str]]:
+        matrix = np.eye(len(tasks)).tolist()
+        axes = adaptation_figure(curve(2, 1, cross_adaptation={"tasks": tasks, "matrix": matrix})).axes[1]
+        texts = [[tick.get_text() for tick in ticks] for ticks in (axes.get_yticklabels(), axes.get_xticklabels())]
+        return texts[0], texts[1]
+
+    short = [f"Goal\n(x={number})" for number in ("0.123", "-1.5e-07")]
+    assert ticks(["Goal(x=0.123456789)", "Goal(x=-1.5000001e-07)"]) == (short, short)
+    assert ticks(["a", "b", "c", "d"]) == (["1: a", "2: b", "3: c", "4: d"], ["1", "2", "3", "4"])
+    long = [f"Arms(probabilities=(0.{index}, 0.5, 0.25, 0.75))" for index in range(1, 5)]
+    assert ticks(long) == ([f"task {number}" for number in range(1, 5)], ["1", "2", "3", "4"])
+    assert labels(adaptation_figure(curve(2, 20, tasks=long[:2])))[:2] == ["task 1", "task 2"]
+
+
 def test_a_learning_curve_is_drawn_against_environment_steps() -> None:
     figure = learning_figure({"maml": rows(2.0)})
     (axes,) = figure.axes

@@ -9,7 +9,7 @@ import pytest
 
 from metarl import registry
 from metarl.errors import InputError
-from metarl.learner import ActingLearner, Learner
+from metarl.learner import Actor, Learner
 from metarl.tasks import EnvTaskDistribution, TaskDistribution
 
 MODULE = '''
@@ -77,7 +77,7 @@ def test_the_protocols_methods_are_what_learners_are_checked_for() -> None:
         return {name for name, value in vars(protocol).items() if inspect.isfunction(value) and name[0] != "_"}
 
     assert set(registry.LEARNER_METHODS) == methods(Learner)
-    assert set(registry.ACTING_METHODS) == methods(Learner) | methods(ActingLearner)
+    assert set(registry.ACTING_METHODS) == methods(Learner) | methods(Actor)
 
 
 def test_a_dotted_name_loads(module: str) -> None:
