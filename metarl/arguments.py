@@ -8,7 +8,7 @@ import functools
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -110,12 +110,19 @@ def _find_task(argv: Sequence[str]) -> str | None:
 
 def _parse_command_line(argv: Sequence[str], base: RunConfig | None, *, resuming: bool = False) -> Any:
     """Lets tyro parse all of `argv` into one flat-and-nested object whose defaults are `base`'s values."""
+    with errors_in_one_line(), warnings.catch_warnings():
+        # A family that derives from EnvTaskDistribution without naming its task type is fine here.
+        warnings.filterwarnings("ignore", "Could not resolve type parameter")
+        return tyro.cli(_command(base, resuming), prog="metarl train", description=_DESCRIPTION, args=list(argv))
+
+
+@contextlib.contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Turns what tyro prints and exits with into an `InputError`; `--help` still prints and exits."""
     words = io.StringIO()
     try:
-        with contextlib.redirect_stderr(words), warnings.catch_warnings():
-            # A family that derives from EnvTaskDistribution without naming its task type is fine here.
-            warnings.filterwarnings("ignore", "Could not resolve type parameter")
-            return tyro.cli(_command(base, resuming), prog="metarl train", description=_DESCRIPTION, args=list(argv))
+        with contextlib.redirect_stderr(words):
+            yield
     except SystemExit as stop:
         if stop.code == 0:
             raise

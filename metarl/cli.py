@@ -5,18 +5,19 @@ Exit codes: 0 done, 2 bad input (one line on standard error), 1 anything unfores
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
 from metarl import registry
-from metarl.errors import InputError, unknown_name
+from metarl.errors import InputError, require, unknown_name
 from metarl.report import report_lines
 
 EPILOG = """commands:
@@ -38,8 +39,11 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.path.append(str(Path.cwd()))  # so that module:Class finds the user's own modules
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
     except InputError as error:
         print(f"metarl: {error}", file=sys.stderr)
         return 2
@@ -64,18 +68,35 @@ def _dispatch(arguments: list[str]) -> int:
         return train(rest)
     if name not in commands:
         raise unknown_name("command", name, ["train", *commands])
-    return tyro.cli(commands[name], args=rest, prog=f"metarl {name}")
+    return _parsed(commands[name], rest, prog=f"metarl {name}")()
+
+
+def _parsed(command: Callable[..., int], arguments: list[str], *, prog: str) -> Callable[[], int]:
+    """`command` with its arguments, not yet run: only what tyro says is put into one line."""
+    from metarl.arguments import errors_in_one_line
+
+    @functools.wraps(command)
+    def bind(*values: Any, **settings: Any) -> Callable[[], int]:
+        return functools.partial(command, *values, **settings)
+
+    with errors_in_one_line():
+        return tyro.cli(bind, args=arguments, prog=prog)
 
 
 def train(arguments: Sequence[str]) -> int:
-    """Meta-trains an agent; the flags are those of `metarl.config.parse_train`."""
-    from metarl import runs
+    """Meta-trains an agent; the flags are those of `metarl.arguments.parse_train`."""
     from metarl.arguments import parse_train
-    from metarl.trainer import Callback, ProgressCallback
 
     parsed = parse_train(arguments)
+    alone = parsed.resume is None or parsed.run_dir is None
+    require(alone, "--run-dir", str(parsed.run_dir), "left out with --resume: a run goes on in its own folder")
+
+    # Imported late: torch and matplotlib take seconds, and `--help` or a wrong flag should not wait for them.
+    from metarl import runs
+    from metarl.trainer import Callback, ProgressCallback
+
     config = parsed.config
-    run_dir = parsed.run_dir or runs.new_run_dir(config)
+    run_dir = parsed.resume or parsed.run_dir or runs.new_run_dir(config)
     console = Console(highlight=False, soft_wrap=True)
     callbacks: tuple[Callback, ...] = ()
     if not parsed.quiet:
@@ -85,7 +106,7 @@ def train(arguments: Sequence[str]) -> int:
         console.print(f"run folder: {run_dir}", markup=False)
         console.print(f"watch it: tensorboard --logdir {run_dir}", markup=False)
         callbacks = (ProgressCallback(console),)
-    report = runs.train(config, run_dir, callbacks=callbacks)
+    report = runs.train(config, run_dir, resume=parsed.resume is not None, callbacks=callbacks)
     if not parsed.quiet:
         for line in report_lines(report):
             console.print(line, markup=False)
@@ -132,15 +153,14 @@ def plot(run_dirs: tyro.conf.Positional[tuple[Path, ...]], out: Path) -> int:
         run_dirs: folders that `metarl train` filled.
         out: the picture, .png, .pdf or .svg.
     """
-    from metarl import plots, tracking
+    from metarl import plots, runs, tracking
 
     if not run_dirs:
         raise InputError("run_dirs = (): must be one run folder or more")
     if len(run_dirs) == 1 and (run_dirs[0] / "adaptation.json").is_file():
-        figure = plots.adaptation_figure(json.loads((run_dirs[0] / "adaptation.json").read_text()))
+        figure = plots.adaptation_figure(runs.read_report(run_dirs[0]))
     else:
-        runs = {str(run_dir): tracking.read_metrics(run_dir) for run_dir in run_dirs}
-        figure = plots.learning_figure(runs)
+        figure = plots.learning_figure({str(run_dir): tracking.read_metrics(run_dir) for run_dir in run_dirs})
     plots.save_figure(figure, out)
     print(out)
     return 0
@@ -172,10 +192,11 @@ def check_tasks(name: tyro.conf.Positional[str]) -> int:
     Args:
         name: a registered task family, or module:Class of your own.
     """
+    distribution = registry.load_task(name)()
+
     from metarl.testing import check_task_distribution
 
-    sys.path.insert(0, str(Path.cwd()))
-    problems = check_task_distribution(registry.load_task(name)())
+    problems = check_task_distribution(distribution)
     for problem in problems:
         print(f"{name}: {problem}")
     if not problems:

@@ -36,19 +36,19 @@ def _map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return tree
 
 
-def tree_zip(function: Callable[[Sequence[Tensor]], Tensor], trees: Sequence[Tree]) -> Tree:
+def tree_zip(function: Callable[[list[Tensor]], Tensor], trees: list[Tree]) -> Tree:
     """Applies `function` to the tensors that stand in the same place of all `trees`, which have one structure."""
     return _zip(function, trees)  # type: ignore[no-any-return]
 
 
-def _zip(function: Callable[[Sequence[Tensor]], Tensor], trees: Sequence[Any]) -> Any:
+def _zip(function: Callable[[list[Tensor]], Tensor], trees: list[Any]) -> Any:
     first = trees[0]
     if isinstance(first, Tensor):
         return function(trees)
     if isinstance(first, dict):
         return {key: _zip(function, [tree[key] for tree in trees]) for key in first}
     if isinstance(first, (list, tuple)):
-        parts = [_zip(function, place) for place in zip(*trees, strict=True)]
+        parts = [_zip(function, list(place)) for place in zip(*trees, strict=True)]
         return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
     return first
 

@@ -209,7 +209,8 @@ def adaptation_controls(
     )
 
     def by_task(scores: Tensor) -> Array:
-        return _curve((scores,))[-1].reshape(count, num_replicates)
+        last: Array = _curve((scores,))[-1].reshape(count, num_replicates)
+        return last
 
     matrix = np.empty((count, count, num_replicates))
     for shift in range(count):
@@ -234,6 +235,6 @@ def adaptation_controls(
 def _curve(scores: Sequence[Tensor]) -> Array:
     """[K + 1, tasks]: one row per state; of a learner that scores every unit of one pass, one row per unit."""
     last = scores[-1].detach().cpu().double()
-    if last.dim() == 2:
-        return np.array(last.T)
-    return np.array(torch.stack([score.detach().cpu().double() for score in scores]))
+    rows = last.T if last.dim() == 2 else torch.stack([score.detach().cpu().double() for score in scores])
+    array: Array = rows.numpy()
+    return array

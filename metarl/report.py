@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 MAX_NAMED_TASKS = 8
+MAX_NAME_LENGTH = 24
 
 
 def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
@@ -61,13 +62,14 @@ def _gains(report: Mapping[str, Any], finite: bool) -> Iterator[str]:
 def _controls(controls: Mapping[str, Any], score: str) -> Iterator[str]:
     steps = controls["num_adaptation_steps"]
     yield f"cross-adaptation after {steps} step(s), {score} (row: adapted on, column: scored on):"
-    rows = [
-        [task, *(_number(value) for value in row)]
-        for task, row in zip(controls["tasks"], controls["matrix"], strict=True)
-    ]
+    names = controls["tasks"]
+    if max(len(name) for name in names) > MAX_NAME_LENGTH:
+        yield from (f"  task {number}: {name}" for number, name in enumerate(names, start=1))
+        names = [f"task {number}" for number in range(1, len(names) + 1)]
+    rows = [[name, *(_number(value) for value in row)] for name, row in zip(names, controls["matrix"], strict=True)]
     rows.append(["zero-reward support", *(_number(value) for value in controls["zero_reward"])])
     rows.append(["before adaptation", *(_number(value) for value in controls["before"])])
-    yield from _table(["", *controls["tasks"]], rows)
+    yield from _table(["", *names], rows)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

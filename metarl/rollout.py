@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
@@ -58,7 +57,7 @@ class RolloutCollector:
         self.min_live_steps = min_live_steps
         self.device = torch.device(device)
         self.act_device = torch.device(act_device)
-        self._num_threads = num_threads or len(os.sched_getaffinity(0))
+        self._num_threads = num_threads
         self._envs: dict[int, TaskVectorEnv] = {}
         self.spaces = _spaces(self._env(1))
 
@@ -135,8 +134,9 @@ class RolloutCollector:
             state = learner.observe(
                 state, acted.actions, *(self._to_act(row[t], num_tasks) for row in buffers.feedback())
             )
-            ended = alive & (terminated | truncated)
-            buffers.last_observations[ended] = np.asarray(observation)[ended]
+            ended = alive & (terminated | truncated | buffers.diverged)
+            followed = np.where(buffers.diverged[:, np.newaxis], buffers.observations[t], observation)
+            buffers.last_observations[ended] = followed[ended]
             alive = alive & ~ended
             if not alive.any():
                 break

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,12 +12,13 @@ from typing import Any
 import torch
 
 from metarl import checkpoint, plots, registry
-from metarl.config import RunConfig, from_dict, to_dict
+from metarl.config import RunConfig, load_config, to_dict
 from metarl.errors import InputError
 from metarl.evaluation import AdaptationCurve, adaptation_controls
+from metarl.files import write_atomically
 from metarl.rollout import RolloutCollector
 from metarl.seeds import Purpose, generator
-from metarl.tracking import Tracker
+from metarl.tracking import Tracker, flatten
 from metarl.trainer import Callback, Progressed, Trainer, curve_scalars
 
 MAX_CONTROL_TASKS = 5
@@ -62,19 +62,50 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
     )
 
 
-def train(config: RunConfig, run_dir: Path, *, callbacks: tuple[Callback, ...] = ()) -> dict[str, Any]:
+def train(
+    config: RunConfig, run_dir: Path, *, resume: bool = False, callbacks: tuple[Callback, ...] = ()
+) -> dict[str, Any]:
     """Trains, evaluates and fills `run_dir`.
+
+    Args:
+        config: the run.
+        run_dir: its folder, made if it does not exist.
+        resume: go on from the newest valid checkpoint in `run_dir`.
+        callbacks: called after the folder's own.
 
     Returns:
         What `adaptation.json` holds.
+
+    Raises:
+        InputError: as `build` and `restore`; the folder cannot be made, or holds a run that is not to be resumed.
     """
+    if not resume and checkpoint.list_checkpoints(run_dir):
+        raise InputError(
+            f"run_dir = {str(run_dir)!r}: holds a trained run; go on with --resume, or name another folder"
+        )
     trainer = build(config)
-    folder = RunFolder(run_dir, config)
-    trainer.callbacks = (folder, *callbacks)
+    if resume:
+        restore(trainer, run_dir)
+    trainer.callbacks = (RunFolder(run_dir, config), *callbacks)
     curve = trainer.run()
     report = describe(trainer, curve, controls=config.evaluation.controls)
     write_report(report, run_dir)
     return report
+
+
+def restore(trainer: Trainer, run_dir: Path) -> None:
+    """Puts `trainer` where the newest valid checkpoint of `run_dir` was taken.
+
+    Raises:
+        InputError: there is no valid checkpoint, or it is of another learner.
+    """
+    newest = checkpoint.latest(run_dir)
+    try:
+        trainer.learner.load_state_dict(newest.state)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{run_dir}: the checkpoint is of another learner: {error}") from error
+    trainer.iteration = newest.iteration
+    trainer.env_steps = int(newest.manifest["extra"]["env_steps"])
 
 
 def load(run_dir: Path | str, *, trusted: bool = False) -> Any:
@@ -99,31 +130,15 @@ def load_trainer(run_dir: Path | str, *, trusted: bool = False, seed: int | None
         seed: of the evaluation; None for the run's.
         **evaluation: settings of the evaluation that replace the run's.
     """
-    config = read_config(Path(run_dir), trusted=trusted)
+    config = load_config(Path(run_dir), trusted=trusted)
     config = replace(
         config,
         trainer=replace(config.trainer, device="cpu", seed=config.trainer.seed if seed is None else seed),
         evaluation=replace(config.evaluation, **evaluation),
     )
     trainer = build(config)
-    newest = checkpoint.latest(Path(run_dir))
-    trainer.learner.load_state_dict(newest.state)
-    trainer.iteration = newest.iteration
+    restore(trainer, Path(run_dir))
     return trainer
-
-
-def read_config(run_dir: Path, *, trusted: bool = False) -> RunConfig:
-    """The configuration saved in a run folder."""
-    path = run_dir / "config.json"
-    try:
-        plain = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(
-            f"run_dir = {str(run_dir)!r}: must be a folder made by `metarl train` (no config.json)"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    return from_dict(plain, trusted=trusted)
 
 
 def describe(trainer: Trainer, curve: AdaptationCurve, *, controls: bool) -> dict[str, Any]:
@@ -147,14 +162,32 @@ def write_report(report: Mapping[str, Any], run_dir: Path) -> None:
     plots.save_figure(plots.adaptation_figure(report), run_dir / "adaptation.png")
 
 
-def write_json(value: Mapping[str, Any], path: Path) -> None:
-    """Writes JSON so that `path` holds the old content or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def read_report(run_dir: Path) -> dict[str, Any]:
+    """What `adaptation.json` holds.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    path = run_dir / "adaptation.json"
     try:
-        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        report: dict[str, Any] = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: is damaged: {error}") from error
+    return report
+
+
+def write_json(value: Mapping[str, Any], path: Path) -> None:
+    """Writes JSON so that `path` holds the old content or the whole new one.
+
+    Raises:
+        InputError: `path` cannot be written.
+    """
+    try:
+        write_atomically(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def new_run_dir(config: RunConfig) -> Path:
@@ -183,11 +216,20 @@ class RunFolder(Callback):
         self._plain = to_dict(config)
         self._tracker: Tracker | None = None
         self._saved = -1
+        self._final: dict[str, float] = {}
 
     def on_start(self, trainer: Trainer) -> None:
-        self._run_dir.mkdir(parents=True, exist_ok=True)
-        steps = max(trainer.learner.num_adaptation_steps, trainer.evaluation.num_adaptation_steps)
-        self._tracker = Tracker(self._run_dir, config=self._plain, num_adaptation_steps=steps)
+        try:
+            self._run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"run_dir = {str(self._run_dir)!r}: cannot be made: {error.strerror}") from error
+        self._tracker = Tracker(
+            self._run_dir,
+            config=self._plain,
+            num_adaptation_steps=trainer.learner.num_adaptation_steps,
+            num_evaluation_steps=trainer.evaluation.num_adaptation_steps,
+            start_iteration=trainer.iteration + 1 if trainer.iteration else 0,
+        )
 
     def on_iteration(self, trainer: Trainer, progressed: Progressed) -> None:
         assert self._tracker is not None
@@ -199,15 +241,19 @@ class RunFolder(Callback):
 
     def on_evaluation(self, trainer: Trainer, curve: AdaptationCurve) -> None:
         assert self._tracker is not None
-        report = curve.to_json()
-        self._tracker.figure("meta_test/adaptation_curve", plots.adaptation_figure(report), trainer.iteration)
+        self._tracker.figure("meta_test/adaptation_curve", plots.adaptation_figure(curve.to_json()), trainer.iteration)
         self._tracker.evaluation(trainer.iteration, curve_scalars(curve))
+        self._final = curve_scalars(curve)
 
     def on_end(self, trainer: Trainer) -> None:
         if self._tracker is None:
             return
         if trainer.iteration > 0 and self._saved != trainer.iteration:
             self._save(trainer)
+        if self._final:
+            # Tags of their own: the last point of the test curves is recorded already.
+            results = {tag.replace("meta_test", "hparam"): value for tag, value in self._final.items()}
+            self._tracker.hparams(flatten(self._plain), results)
         self._tracker.close()
 
     def _save(self, trainer: Trainer) -> None:

@@ -88,6 +88,6 @@ class EnvTaskDistribution(TaskDistribution[Task]):
 
         Args:
             num_envs: number of sub-environments.
-            num_threads: threads the simulator may use; the results must not depend on it.
+            num_threads: threads the simulator may use, 0 for all cores; the results must not depend on it.
         """
         return None

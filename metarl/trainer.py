@@ -97,18 +97,17 @@ class Trainer:
         try:
             for callback in self.callbacks:
                 callback.on_start(self)
-            start = time.monotonic()
+            start, first, steps = time.monotonic(), self.iteration, self.env_steps
             while self.iteration < self.config.iterations and not self._stopping:
                 progressed = self.train_iteration()
                 self._elapsed = progressed.wall_s = time.monotonic() - start
-                progressed.scalars["time/fps"] = self.env_steps / max(self._elapsed, 1e-9)
-                if self._out_of_time():
+                progressed.scalars["time/fps"] = (self.env_steps - steps) / max(self._elapsed, 1e-9)
+                if self._out_of_time(self.iteration - first):
                     self.stop()
                 every = self.evaluation.every
                 last = self._stopping or self.iteration == self.config.iterations
                 if every and self.iteration % every == 0 and not last:
-                    curve = self.evaluate()
-                    progressed.scalars.update(curve_scalars(curve))
+                    self.evaluate()
                 for callback in self.callbacks:
                     callback.on_iteration(self, progressed)
             return self.evaluate()
@@ -154,10 +153,10 @@ class Trainer:
             callback.on_evaluation(self, curve)
         return curve
 
-    def _out_of_time(self) -> bool:
-        """Whether one more iteration would end beyond `max_minutes`."""
+    def _out_of_time(self, done: int) -> bool:
+        """Whether one more iteration, after `done`, would end beyond `max_minutes`."""
         limit = self.config.max_minutes
-        return limit is not None and self._elapsed * (1.0 + 1.0 / self.iteration) > 60.0 * limit
+        return limit is not None and self._elapsed * (1.0 + 1.0 / done) > 60.0 * limit
 
 
 def curve_scalars(curve: AdaptationCurve) -> dict[str, float]:
@@ -182,8 +181,10 @@ class ProgressCallback(Callback):
         self._console = console
         self._bar: Progress | None = None
         self._task: Any = None
+        self._first = 0
 
     def on_start(self, trainer: Trainer) -> None:
+        self._first = trainer.iteration
         if self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("iteration"),
@@ -205,7 +206,8 @@ class ProgressCallback(Callback):
         if self._bar is not None:
             self._bar.update(self._task, completed=progressed.iteration, scores=scores)
             return
-        remaining = progressed.wall_s / progressed.iteration * (trainer.config.iterations - progressed.iteration)
+        pace = progressed.wall_s / (progressed.iteration - self._first)
+        remaining = pace * (trainer.config.iterations - progressed.iteration)
         if trainer.config.max_minutes is not None:
             remaining = min(remaining, max(0.0, 60.0 * trainer.config.max_minutes - progressed.wall_s))
         self._console.print(

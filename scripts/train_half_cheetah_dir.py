@@ -5,7 +5,7 @@ so whatever the agent gains with one gradient step, it gains from the task's own
 adaptation in both directions and a growing one after it.
 
     python scripts/train_half_cheetah_dir.py --preset quick      about 8 minutes on two cores
-    python scripts/train_half_cheetah_dir.py                     the default preset, about an hour
+    python scripts/train_half_cheetah_dir.py                     the default preset, half an hour to an hour
     python scripts/train_half_cheetah_dir.py --preset paper      the paper's settings on Gymnasium's physics, hours
 
 Every flag of `metarl train` works: `--help` lists them.

@@ -5,7 +5,7 @@ rise with every gradient step, most with the first. `--task.test-low 2 --task.te
 any trained.
 
     python scripts/train_half_cheetah_vel.py --preset quick      about 8 minutes on two cores
-    python scripts/train_half_cheetah_vel.py                     the default preset, about an hour
+    python scripts/train_half_cheetah_vel.py                     the default preset, half an hour to an hour
     python scripts/train_half_cheetah_vel.py --preset paper      the paper's settings on Gymnasium's physics, hours
 
 Every flag of `metarl train` works: `--help` lists them.

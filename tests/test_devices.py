@@ -1,0 +1,242 @@
+"""Learners run wherever their parameters are. No accelerator is needed to show it: the device here is "meta", whose
+tensors have no content, under a watch that lets no operation mix it with the CPU."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import metarl.rollout
+from metarl.agents.maml import MAML, MAMLConfig, PolicyBatch
+from metarl.collect import run_episodes
+from metarl.envs.point_nav import PointNav
+from metarl.episodes import Episodes, Trajectories, to_device, tree_map
+from metarl.errors import InputError
+from metarl.inner_loop import Parameters, TaskHessians, over_tasks
+from metarl.learner import Spaces
+from metarl.rollout import RolloutCollector
+from metarl.runs import select_device
+from metarl.seeds import Purpose, Seeds, generator
+
+N, K, H = 2, 2, 3
+GAUSSIAN = Spaces(observation_size=3, action_size=2, discrete=False)
+CATEGORICAL = Spaces(observation_size=3, action_size=4, discrete=True)
+BOTH = pytest.mark.parametrize("spaces", [GAUSSIAN, CATEGORICAL], ids=["gaussian", "categorical"])
+
+
+class Watch(TorchDispatchMode):
+    """Refuses operations on tensors of several devices (a CPU scalar goes with any, as in torch).
+
+    Meta tensors have no values: where the code asks for one (line search, retries, number of live steps) it gets 1,
+    which leads through every branch that touches tensors. The mode holds for its own thread, hence `one_thread`.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        devices = {tensor.device.type for tensor in tensors if tensor.dim() > 0 or tensor.device.type != "cpu"}
+        if len(devices) > 1:
+            raise RuntimeError(f"{func} mixes {' and '.join(sorted(devices))}")
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].device.type == "meta":
+            return 1.0 if args[0].is_floating_point() else 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_learner(spaces: Spaces, **settings: Any) -> MAML:
+    few = {"cg_iterations": 2, "max_backtracks": 2, "num_adaptation_steps": 2}
+    settings = {"hidden_sizes": (5,), "chunk_size": 1, **few, **settings}
+    learner = MAML(MAMLConfig(**settings), spaces, generator=torch.Generator().manual_seed(0))
+    return learner.to("meta")
+
+
+def make_data(learner: MAML, state: Parameters) -> Trajectories:
+    discrete = learner.spaces.discrete
+    observations = torch.zeros(N, K, H, 3)
+    noise = torch.zeros((N, K, H) if discrete else (N, K, H, 2), device="meta")
+    acted, _ = learner.act(state, observations.flatten(1, 2).to("meta"), noise.flatten(1, 2))
+    rest = {name: torch.zeros(N, K, H, dtype=torch.bool) for name in ("terminated", "truncated")}
+    data = Trajectories(
+        observations=observations,
+        actions=acted.actions.unflatten(1, (K, H)),
+        rewards=torch.zeros(N, K, H),
+        mask=torch.ones(N, K, H),
+        log_probs=acted.log_probs.unflatten(1, (K, H)),
+        last_observations=torch.zeros(N, K, 3),
+        diverged=torch.zeros(N, K, dtype=torch.bool),
+        state=state,
+        **rest,
+    )
+    return to_device(data, "meta")
+
+
+def make_episodes(learner: MAML) -> Episodes[Parameters, PolicyBatch]:
+    state, support, scores = learner.begin(N), [], []
+    for step in range(2):
+        support.append(learner.prepare(make_data(learner, state)))
+        scores.append(learner.score(state, support[-1]))
+        state = learner.adapt(state, support[-1], step=step)
+    query = learner.prepare(make_data(learner, state))
+    scores.append(learner.score(state, query))
+    slots = tuple(range(N))
+    return Episodes(slots, slots, tuple(support), query, state, tuple(scores), 0, (0.0,))
+
+
+def devices_of(tree: Any) -> set[str]:
+    found: set[str] = set()
+
+    def note(tensor: Tensor) -> Tensor:
+        found.add(tensor.device.type)
+        return tensor
+
+    tree_map(note, tree)
+    return found
+
+
+@BOTH
+@pytest.mark.usefixtures("one_thread")
+def test_episodes_stay_where_the_learner_is(spaces: Spaces) -> None:
+    learner = make_learner(spaces)
+    assert learner.device.type == "meta"
+    assert devices_of(learner.state_dict()) == {"meta"}
+    with Watch():
+        episodes = make_episodes(learner)
+    for part in (episodes.support, episodes.query, episodes.state, episodes.scores):
+        assert devices_of(part) == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("spaces", "settings"),
+    [(GAUSSIAN, {}), (CATEGORICAL, {}), (GAUSSIAN, {"first_order": True}), (GAUSSIAN, {"curvature_every": 2})],
+    ids=["gaussian", "categorical", "first-order", "coarse-curvature"],
+)
+@pytest.mark.usefixtures("one_thread")
+def test_the_outer_step_stays_where_the_learner_is(spaces: Spaces, settings: dict[str, Any]) -> None:
+    learner = make_learner(spaces, **settings)
+    with Watch():
+        episodes = make_episodes(learner)
+        metrics = learner.meta_update(episodes)
+    assert devices_of(learner.parameters) == {"meta"}
+    assert metrics["gradient_norm"] == 1.0
+    assert metrics["backtracks"] == 2.0  # the whole line search was walked
+
+
+@BOTH
+@pytest.mark.usefixtures("one_thread")
+def test_derivatives_through_the_adaptation_stay_where_the_learner_is(spaces: Spaces) -> None:
+    learner = make_learner(spaces)
+    with Watch():
+        episodes = make_episodes(learner)
+        leaves = {name: value.clone().requires_grad_() for name, value in learner.parameters.items()}
+        state = learner.begin(N, parameters=leaves)
+        for step, batch in enumerate(episodes.support):
+            state = learner.adapt(state, batch, step=step, differentiable=True)
+        old = learner.distributions(episodes.state, episodes.query)
+        surrogate = over_tasks(learner.surrogate, state, episodes.query, chunk_size=1).mean()
+        distance = over_tasks(learner.kl, state, (episodes.query, old), chunk_size=1).mean()
+        gradients = torch.autograd.grad(surrogate + distance, list(leaves.values()))
+        hessians = TaskHessians(learner.inner_loss, episodes.state, episodes.support[0], chunk_size=1)
+        products = hessians(episodes.state)
+    assert devices_of([gradients, old, hessians.losses, hessians.gradients, products]) == {"meta"}
+
+
+@pytest.mark.parametrize("name", ["observations", "actions", "log_probs", "advantages", "mask"])
+@pytest.mark.usefixtures("one_thread")
+def test_the_watch_sees_a_tensor_that_was_left_behind(name: str) -> None:
+    learner = make_learner(GAUSSIAN)
+    with Watch():
+        episodes = make_episodes(learner)
+    query = episodes.query._replace(**{name: torch.zeros(getattr(episodes.query, name).shape)})
+    with pytest.raises(RuntimeError, match="mixes cpu and meta"), Watch():
+        learner.meta_update(replace(episodes, query=query))
+
+
+@pytest.fixture
+def crossings(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts tensors sent to "meta", which stay on the CPU in truth, and trees moved by the collector."""
+    counted: Counter[str] = Counter()
+    move, move_tree = torch.Tensor.to, to_device
+
+    def to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if str(args[0]) != "meta":
+            return move(tensor, *args, **kwargs)
+        counted["tensors"] += 1
+        return tensor
+
+    def counting(tree: Any, device: torch.device | str) -> Any:
+        counted["data" if isinstance(tree, Trajectories) else "state"] += 1
+        counted["fields"] += len(tree_leaves(tree if isinstance(tree, dict) else list(vars(tree).values())))
+        return move_tree(tree, device)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(metarl.rollout, "to_device", counting)
+    return counted
+
+
+def collect_once(horizon: int, crossings: Counter[str], **devices: Any) -> Counter[str]:
+    collector = RolloutCollector(PointNav(horizon=horizon), num_trajectories=2, **devices)
+    learner = MAML(MAMLConfig(hidden_sizes=(4,)), collector.spaces, generator=torch.Generator().manual_seed(0))
+    tasks = PointNav().sample(2, np.random.default_rng(0))
+    crossings.clear()
+    collector.query(tasks, learner, learner.begin(2), Seeds.first(2))
+    return Counter(crossings)
+
+
+def test_acting_on_the_cpu_data_crosses_once_per_collection(crossings: Counter[str]) -> None:
+    short, long = (collect_once(horizon, crossings, device="meta") for horizon in (3, 6))
+    assert (short["state"], short["data"]) == (1, 1)
+    assert short["tensors"] == 14  # ten arrays, values left out, and the four parameters of the final state
+    assert long == short
+
+
+def test_acting_elsewhere_data_crosses_at_every_step(crossings: Counter[str]) -> None:
+    counts = [collect_once(horizon, crossings, device="meta", act_device="meta") for horizon in (3, 6, 9)]
+    per_step = (counts[1]["tensors"] - counts[0]["tensors"]) // 3
+    assert counts[2]["tensors"] - counts[1]["tensors"] == 3 * per_step
+    assert 0 < per_step <= 5  # observation, noise, reward, terminated, truncated
+    assert all((count["state"], count["data"]) == (1, 1) for count in counts)
+
+
+def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert select_device("auto") == select_device("cpu") == torch.device("cpu")
+    with pytest.raises(InputError, match=r"^trainer.device = 'cuda': .*; use 'auto' or 'cpu'$") as raised:
+        select_device("cuda")
+    assert "\n" not in str(raised.value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert select_device("auto") == select_device("cuda") == torch.device("cuda")
+    assert select_device("cpu") == torch.device("cpu")
+
+
+def one_iteration(device: str) -> MAML:
+    family = PointNav(horizon=20)
+    collector = RolloutCollector(family, num_trajectories=5, device=device)
+    config = MAMLConfig(hidden_sizes=(16,), activation="tanh")
+    learner = MAML(config, collector.spaces, generator=torch.Generator().manual_seed(0)).to(device)
+    tasks = family.sample(6, generator(0, 0, Purpose.TASKS))
+    episodes = run_episodes(learner, collector, tasks, Seeds.first(6), num_steps=1)
+    assert learner.meta_update(episodes)["accepted"] == 1.0
+    return learner
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_an_iteration_on_cuda_equals_one_on_the_cpu() -> None:
+    here, there = one_iteration("cpu"), one_iteration("cuda")
+    assert there.device.type == "cuda"
+    for name, value in here.parameters.items():
+        torch.testing.assert_close(there.parameters[name].cpu(), value, rtol=0, atol=1e-3)

@@ -1,0 +1,354 @@
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+
+import metarl
+from metarl import checkpoint, runs
+from metarl.arguments import parse_train
+from metarl.config import RunConfig, from_dict
+from metarl.errors import InputError
+from metarl.runs import RunFolder, build, load, load_trainer, new_run_dir, select_device, train
+from metarl.tracking import read_metrics
+from metarl.trainer import Callback, Progressed, Trainer
+
+TINY = [
+    "--meta-batch-size=2",
+    "--seed=3",
+    "--device=cpu",
+    "--agent.num-trajectories=2",
+    "--agent.hidden-sizes=4",
+    "--evaluation.num-tasks=4",
+    "--evaluation.num-adaptation-steps=2",
+]
+SAVED_TWICE = ("--iterations=3", "--evaluation.every=2", "--checkpoint-every=2")
+STEPS_PER_ITERATION = 2 * 2 * 2  # tasks, trajectories, support and query; a bandit's trajectory is one pull
+
+
+def config(*flags: str, task: str = "bandit") -> RunConfig:
+    return parse_train([task, *TINY, *flags]).config
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of three iterations that also evaluated after the second."""
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    report = train(config(*SAVED_TWICE), folder)
+    assert report == json.loads((folder / "adaptation.json").read_text())
+    return folder
+
+
+@pytest.fixture
+def _blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing is most of a tiny run's time."""
+    monkeypatch.setattr(runs.plots, "adaptation_figure", lambda report: Figure())
+
+
+def events(run_dir: Path) -> EventAccumulator:
+    return EventAccumulator(str(run_dir), size_guidance={"images": 0, "scalars": 0, "tensors": 0}).Reload()
+
+
+def untimed(run_dir: Path) -> list[dict[str, Any]]:
+    rows = read_metrics(run_dir)
+    return [{tag: row[tag] for tag in row if tag != "wall_s" and not tag.startswith("time/")} for row in rows]
+
+
+def trained_sha256(run_dir: Path) -> str:
+    newest = checkpoint.latest(run_dir).manifest["parameters_sha256"]
+    assert isinstance(newest, str)
+    return newest
+
+
+def test_a_run_folder_holds_all_its_parts_and_nothing_else(run_dir: Path) -> None:
+    files = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if path.is_file()}
+    (event_file,) = {name for name in files if name.startswith("events.out.tfevents.")}
+    checkpoints = {f"checkpoints/iteration_00000{i}/{name}" for i in (2, 3) for name in ("state.pt", "manifest.json")}
+    plain = {"config.json", "metrics.jsonl", "adaptation.json", "adaptation.png"}
+    assert files == {event_file} | checkpoints | plain
+
+
+def test_the_saved_configuration_is_the_resolved_one(run_dir: Path) -> None:
+    saved = json.loads((run_dir / "config.json").read_text())
+    assert (saved["task_name"], saved["agent_name"], saved["trainer"]["iterations"]) == ("bandit", "maml", 3)
+    expected = config(*SAVED_TWICE)
+    assert from_dict(saved) == expected
+
+
+TAGS = {
+    "rollout/pre_adapt/ep_rew_mean", "rollout/post_adapt/ep_rew_mean", "adapt/gain", "adapt/step_0", "adapt/step_1",
+    "time/fps", "time/sample_s", "time/learn_s", "time/env_steps", "health/diverged_sims",
+    "train/surrogate_improvement", "train/approx_kl",
+}  # fmt: skip
+TEST_TAGS = {"meta_test/step_0", "meta_test/step_1", "meta_test/step_2"}
+
+
+def test_metrics_hold_one_object_per_iteration(run_dir: Path) -> None:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [1, 2, 3]
+    assert [row["env_steps"] for row in rows] == [STEPS_PER_ITERATION * i for i in (1, 2, 3)]
+    assert 0 < rows[0]["wall_s"] < rows[1]["wall_s"] < rows[2]["wall_s"]
+    for row, evaluated in zip(rows, (False, True, True), strict=True):
+        assert row.keys() >= TAGS
+        assert (row.keys() & TEST_TAGS) == (TEST_TAGS if evaluated else set())
+        assert {key for key in row if "/" not in key} == {"iteration", "env_steps", "wall_s"}
+        assert all(math.isfinite(value) for value in row.values())
+    assert rows[2]["meta_test/step_1"] == json.loads((run_dir / "adaptation.json").read_text())["mean"][1]
+
+
+def test_tensorboard_shows_what_the_metrics_hold(run_dir: Path) -> None:
+    record, rows = events(run_dir), read_metrics(run_dir)
+    for tag in {tag for row in rows for tag in row if "/" in tag}:
+        expected = [(row["iteration"], pytest.approx(row[tag])) for row in rows if tag in row]
+        assert [(event.step, event.value) for event in record.Scalars(tag)] == expected, tag
+
+
+def test_tensorboard_has_the_figure_the_layout_and_the_hyperparameters(run_dir: Path) -> None:
+    record = events(run_dir)
+    assert [image.step for image in record.Images("meta_test/adaptation_curve")] == [2, 3]
+    (layout,) = record.Tensors("custom_scalars__config__")
+    (category,) = layout_pb2.Layout.FromString(layout.tensor_proto.string_val[0]).category
+    charts = {chart.title: list(chart.multiline.tag) for chart in category.chart}
+    assert charts == {"training tasks": ["adapt/step_0", "adapt/step_1"], "test tasks": sorted(TEST_TAGS)}
+    assert record.PluginTagToContent("hparams").keys() == {
+        "_hparams_/experiment", "_hparams_/session_start_info", "_hparams_/session_end_info"
+    }  # fmt: skip
+    mean = json.loads((run_dir / "adaptation.json").read_text())["mean"]
+    for step, value in enumerate(mean):
+        assert [(e.step, e.value) for e in record.Scalars(f"hparam/step_{step}")] == [(3, pytest.approx(value))]
+
+
+def test_the_report_holds_the_curve_and_the_controls(run_dir: Path) -> None:
+    report = json.loads((run_dir / "adaptation.json").read_text())
+    assert (report["unit"], report["score"], report["steps"]) == ("gradient steps", "return", [0, 1, 2])
+    assert report["env_steps"] == [0.0, 2.0, 4.0]
+    assert (report["num_tasks"], report["num_replicates"], len(report["per_task"][2])) == (4, 1, 4)
+    controls = report["cross_adaptation"]
+    assert controls["tasks"] == report["tasks"]
+    assert [len(row) for row in controls["matrix"]] == [4] * 4
+    assert {len(controls["before"]), len(controls["zero_reward"])} == {4}
+
+
+def test_the_picture_is_a_png(run_dir: Path) -> None:
+    with Image.open(run_dir / "adaptation.png") as image:
+        image.verify()
+        assert image.format == "PNG"
+        assert min(image.size) > 300
+
+
+@pytest.mark.usefixtures("_blank_pictures")
+def test_controls_can_be_left_out_and_are_at_most_five_tasks(tmp_path: Path) -> None:
+    short = ("--iterations", "1", "--evaluation.num-tasks", "7", "--evaluation.num-adaptation-steps", "1")
+    assert "cross_adaptation" not in train(config(*short, "--evaluation.no-controls"), tmp_path / "a")
+    report = train(config(*short), tmp_path / "b")
+    assert report["cross_adaptation"]["tasks"] == report["tasks"][: runs.MAX_CONTROL_TASKS]
+
+
+@pytest.mark.usefixtures("_blank_pictures")
+def test_load_returns_what_was_trained(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    class Watch(Callback):
+        def on_end(self, trainer: Trainer) -> None:
+            seen.append(checkpoint.parameters_sha256(trainer.learner.parameters))
+
+    short = config("--iterations", "2", "--evaluation.no-controls")
+    train(short, tmp_path, callbacks=(Watch(),))
+    untrained = checkpoint.parameters_sha256(build(short).learner.parameters)
+    for path in (tmp_path, str(tmp_path)):
+        learner = metarl.load(path)
+        assert checkpoint.parameters_sha256(learner.parameters) == trained_sha256(tmp_path) == seen[0] != untrained
+    assert checkpoint.latest(tmp_path).iteration == 2
+
+
+@pytest.mark.usefixtures("_blank_pictures")
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    flags = ("--evaluation.every", "3", "--evaluation.no-controls", "--task.horizon", "5", "--task.test-goals=sampled")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    reports = [train(config(*flags, "--iterations", "6", task="point-nav"), whole)]
+    train(config(*flags, "--iterations", "3", task="point-nav"), parts)
+    assert trained_sha256(parts) != trained_sha256(whole)
+    resumed = parse_train(["--resume", str(parts), "--iterations", "6"])
+    reports.append(train(resumed.config, parts, resume=True))
+    assert trained_sha256(parts) == trained_sha256(whole)
+    assert untimed(parts) == untimed(whole)
+    assert reports[0] == reports[1]
+    assert [row["time/env_steps"] for row in read_metrics(parts)] == [
+        row["time/env_steps"] for row in read_metrics(whole)
+    ]
+    record = events(parts)
+    steps = {tag: [event.step for event in record.Scalars(tag)] for tag in record.Tags()["scalars"]}
+    assert {tag: found for tag, found in steps.items() if found != sorted({*found})} == {}
+    assert steps["adapt/step_1"] == [1, 2, 3, 4, 5, 6]
+    assert steps["meta_test/step_1"] == [3, 6]
+
+
+class DiskFullError(Exception):
+    pass
+
+
+@dataclass
+class Failing(Callback):
+    iteration: int
+
+    def on_iteration(self, trainer: Trainer, progressed: Progressed) -> None:
+        if progressed.iteration == self.iteration:
+            raise DiskFullError
+
+
+@pytest.mark.usefixtures("_blank_pictures")
+@pytest.mark.parametrize(("fails_after", "checkpoint_is_lost"), [(1, False), (3, True)])
+def test_a_broken_run_can_be_resumed(fails_after: int, checkpoint_is_lost: bool, tmp_path: Path, run_dir: Path) -> None:
+    with pytest.raises(DiskFullError):
+        train(config(*SAVED_TWICE), tmp_path, callbacks=(Failing(fails_after),))
+    assert checkpoint.latest(tmp_path).iteration == fails_after
+    if checkpoint_is_lost:  # as if a kill had come before it: iteration 3 is recorded, but must be done again
+        (tmp_path / "checkpoints" / "iteration_000003" / "state.pt").unlink()
+        assert checkpoint.latest(tmp_path).iteration == 2
+    report = train(parse_train(["--resume", str(tmp_path)]).config, tmp_path, resume=True)
+    assert report == json.loads((run_dir / "adaptation.json").read_text())
+    assert trained_sha256(tmp_path) == trained_sha256(run_dir)
+    assert untimed(tmp_path) == untimed(run_dir)
+
+
+def test_a_folder_with_a_trained_run_is_not_trained_into_again(run_dir: Path) -> None:
+    before = (run_dir / "metrics.jsonl").read_bytes()
+    with pytest.raises(InputError, match=r"^run_dir = '.*': holds a trained run; go on with --resume"):
+        train(config("--iterations", "1"), run_dir)
+    assert (run_dir / "metrics.jsonl").read_bytes() == before
+
+
+def test_evaluating_a_run_again_gives_its_report(run_dir: Path) -> None:
+    trainer = load_trainer(run_dir)
+    report = json.loads((run_dir / "adaptation.json").read_text())
+    assert runs.describe(trainer, trainer.evaluate(), controls=True) == report
+    other = load_trainer(run_dir, seed=4, num_tasks=3, num_adaptation_steps=0)
+    curve = other.evaluate()
+    assert curve.values.shape == (1, 3, 1)
+    assert not {str(task) for task in curve.tasks} & {*report["tasks"]}
+
+
+def one_line(error: pytest.ExceptionInfo[InputError]) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def copy_of_config(run_dir: Path, target: Path, **changes: Any) -> None:
+    target.mkdir(exist_ok=True)
+    saved = json.loads((run_dir / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**saved, **changes}))
+
+
+def test_what_is_no_run_is_said_in_one_line(tmp_path: Path, run_dir: Path) -> None:
+    with pytest.raises(InputError) as error:
+        load(tmp_path / "absent")
+    assert "absent: is not a run folder" in one_line(error)
+    with pytest.raises(InputError) as error:
+        load(tmp_path)
+    assert "is not a run folder" in one_line(error)
+    copy_of_config(run_dir, tmp_path)
+    with pytest.raises(InputError) as error:
+        load(tmp_path)
+    assert "holds no checkpoint" in one_line(error)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError) as error:
+        load(tmp_path)
+    assert "is damaged" in one_line(error)
+
+
+@pytest.mark.usefixtures("_blank_pictures")
+def test_a_damaged_checkpoint_is_said_in_one_line(tmp_path: Path) -> None:
+    train(config("--iterations", "1", "--evaluation.no-controls"), tmp_path)
+    state = tmp_path / "checkpoints" / "iteration_000001" / "state.pt"
+    data = bytearray(state.read_bytes())
+    data[len(data) // 2] ^= 1
+    state.write_bytes(data)
+    with pytest.raises(InputError) as error:
+        load(tmp_path)
+    assert "holds no usable checkpoint" in one_line(error)
+    assert "state.pt has sha256" in one_line(error)
+
+
+def test_a_checkpoint_of_another_learner_is_said_in_one_line(tmp_path: Path, run_dir: Path) -> None:
+    saved = json.loads((run_dir / "config.json").read_text())
+    copy_of_config(run_dir, tmp_path, agent={**saved["agent"], "hidden_sizes": [5]})
+    (tmp_path / "checkpoints").symlink_to(run_dir / "checkpoints")
+    with pytest.raises(InputError) as error:
+        load(tmp_path)
+    assert "the checkpoint is of another learner" in one_line(error)
+
+
+def test_a_run_folder_imports_code_only_if_trusted(
+    tmp_path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs_own_family.py").write_text("from metarl.envs.bandit import Bandit as Own\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    copy_of_config(run_dir, tmp_path, task_name="runs_own_family:Own")
+    (tmp_path / "checkpoints").symlink_to(run_dir / "checkpoints")
+    with pytest.raises(InputError) as error:
+        load(tmp_path)
+    assert one_line(error).startswith("task_name = 'runs_own_family:Own': must be a registered name")
+    assert "runs_own_family" not in sys.modules
+    learner = load(tmp_path, trusted=True)
+    assert checkpoint.parameters_sha256(learner.parameters) == trained_sha256(run_dir)
+
+
+def test_a_new_run_dir_never_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "time", SimpleNamespace(strftime=lambda _: "20260102-030405"))
+    found = []
+    for _ in range(4):
+        found.append(new_run_dir(config()))
+        found[-1].mkdir(parents=True)
+    assert [str(path) for path in found[:2]] == [
+        "runs/bandit-maml-20260102-030405-seed3", "runs/bandit-maml-20260102-030405-seed3-1"
+    ]  # fmt: skip
+    assert len({*found}) == 4
+
+
+def test_a_new_run_dirs_name_holds_no_colon() -> None:
+    assert ":" not in str(new_run_dir(config(task="metarl.envs.bandit:Bandit")))
+
+
+def test_a_run_folder_that_cannot_be_made_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError) as error:
+            train(config("--iterations", "1"), path)
+        assert one_line(error).startswith(f"run_dir = '{path}': cannot be made")
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_a_report_that_cannot_be_read_or_written_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be written: No such file or directory"):
+        runs.write_json({}, tmp_path / "absent" / "a.json")
+    with pytest.raises(InputError, match="cannot be read: No such file or directory"):
+        runs.read_report(tmp_path)
+    (tmp_path / "adaptation.json").write_text("{")
+    with pytest.raises(InputError, match="is damaged"):
+        runs.read_report(tmp_path)
+
+
+def test_the_run_folder_ends_quietly_when_it_never_began(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run", config()).on_end(build(config()))
+    assert not (tmp_path / "run").exists()
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs.torch.cuda, "is_available", lambda: False)
+    assert (str(select_device("auto")), str(select_device("cpu"))) == ("cpu", "cpu")
+    with pytest.raises(InputError, match=r"^trainer.device = 'cuda': .*; use 'auto' or 'cpu'$"):
+        select_device("cuda")
+    monkeypatch.setattr(runs.torch.cuda, "is_available", lambda: True)
+    assert [str(select_device(name)) for name in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]

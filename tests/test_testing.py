@@ -1,0 +1,233 @@
+"""The checks pass on every built-in family and name each defect of a broken one in one line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from metarl import registry
+from metarl.tasks import EnvTaskDistribution, Split, TaskDistribution
+from metarl.testing import check_task_distribution
+
+
+@dataclass(frozen=True)
+class Shift:
+    size: float
+
+
+class Shifts(TaskDistribution[Any]):
+    """Sound; every class below breaks one thing."""
+
+    def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Any]:
+        return [Shift(float(size)) for size in rng.random(num_tasks)]
+
+
+class Drifting(gymnasium.Env[Any, Any]):
+    """Drifts by its `shift` from a random start."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+    shift = 0.0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.position = self.np_random.random(2).astype(np.float32)
+        return self.position, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.position = self.position + np.float32(self.shift)
+        return self.position, float(self.position[0]), False, False, {}
+
+
+class Drifts(EnvTaskDistribution[Shift]):
+    """Sound, with environments."""
+
+    horizon = 5
+    environment: type[Drifting] = Drifting
+    sample = Shifts.sample
+
+    def make_env(self) -> gymnasium.Env[Any, Any]:
+        return self.environment()
+
+    def set_task(self, env: Any, task: Shift) -> None:
+        env.shift = task.size
+
+
+@pytest.mark.parametrize("name", sorted(registry.names("task")))
+def test_every_registered_family_is_sound(name: str) -> None:
+    assert check_task_distribution(registry.load_task(name)()) == []
+
+
+@pytest.mark.parametrize("sound", [Shifts, Drifts])
+def test_sound_families_pass(sound: type[TaskDistribution[Any]]) -> None:
+    assert check_task_distribution(sound()) == []
+    assert check_task_distribution(sound(), seed=17) == []
+
+
+class TooMany(Shifts):
+    def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Any]:
+        return super().sample(num_tasks + (split == "test"), rng)
+
+
+class IgnoresGenerator(Shifts):
+    def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Any]:
+        return [Shift(float(number)) for number in range(num_tasks)]
+
+
+class OwnGenerator(Shifts):
+    """Draws from a generator that lives as long as the object, as a global one would."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+
+    def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Any]:
+        return super().sample(num_tasks, self.rng)
+
+
+class GlobalGenerator(Shifts):
+    def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Any]:
+        return [Shift(size) for size in np.random.random(num_tasks)]  # noqa: NPY002
+
+
+class NotFinite(Shifts):
+    def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Any]:
+        return [Shift(np.inf), *super().sample(num_tasks - 1, rng)]
+
+
+class NestedNotFinite(Shifts):
+    def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Any]:
+        return [{"sizes": (size, -np.inf)} for size in rng.random(num_tasks)]
+
+
+class NotPicklable(Shifts):
+    def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Any]:
+        return [_local_task()(float(size)) for size in rng.random(num_tasks)]
+
+
+def _local_task() -> Any:
+    @dataclass(frozen=True)
+    class Hidden:
+        size: float
+
+        def __eq__(self, other: object) -> bool:
+            return self.size == getattr(other, "size", None)
+
+        __hash__ = None  # type: ignore[assignment]
+
+    return Hidden
+
+
+class Plain:
+    def __init__(self, size: float) -> None:
+        self.size = size
+
+    def __repr__(self) -> str:
+        return f"Plain({self.size})"
+
+
+class NotComparable(Shifts):
+    def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Any]:
+        return [Plain(float(size)) for size in rng.random(num_tasks)]
+
+
+class FalselyDisjoint(Shifts):
+    splits = "disjoint"
+
+    def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Any]:
+        return [Shift(int(size)) for size in rng.integers(9 if split == "train" else 5, size=num_tasks)]
+
+
+class FalselyIdentical(Shifts):
+    splits = "identical"
+
+    def all_tasks(self, split: Split = "test") -> list[Any]:
+        return [Shift(0.0), Shift(1.0 if split == "train" else 2.0)]
+
+
+class IdenticalButInfinite(Shifts):
+    splits = "identical"
+
+
+class ForgetsItsSeed(Drifts):
+    class environment(Drifting):  # noqa: N801
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+            return super().reset()
+
+
+class SeesNoNumbers(Drifts):
+    class environment(Drifting):  # noqa: N801
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            return np.full(2, np.nan, np.float32), 0.0, False, False, {}
+
+
+class InfiniteRewards(Drifts):
+    class environment(Drifting):  # noqa: N801
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            return super().step(action)[0], np.inf, False, False, {}
+
+
+class LosesItsTask(Drifts):
+    def set_task(self, env: Any, task: Shift) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("broken", "lines"),
+    [
+        (TooMany, ["sample(split='test') returned 9 tasks; 8 were asked for"]),
+        (IgnoresGenerator, ["sample(split='train') gave the same 8 tasks from two", "sample(split='test') gave the"]),
+        (OwnGenerator, ["draw from `rng` alone", "draw from `rng` alone"]),
+        (GlobalGenerator, ["draw from `rng` alone", "draw from `rng` alone"]),
+        (NotFinite, ["sample(split='train') gave a task with non-finite parameters: size = inf", "size = inf"]),
+        (NestedNotFinite, ["non-finite parameters: sizes = -inf", "sizes = -inf"]),
+        (NotPicklable, ["cannot be pickled", "cannot be pickled"]),
+        (NotComparable, ["make tasks comparable", "pickled copy", "make tasks comparable", "pickled copy"]),
+        (FalselyDisjoint, ["splits = 'disjoint', but Shift(size="]),
+        (FalselyIdentical, ["splits = 'identical', but all_tasks('train') and all_tasks('test') are not the same"]),
+        (IdenticalButInfinite, ["splits = 'identical', but all_tasks('train') and all_tasks('test') are not the same"]),
+        (ForgetsItsSeed, ["observations under Shift(size=", "rewards under Shift(size="]),
+        (SeesNoNumbers, ["are not finite"]),
+        (InfiniteRewards, ["rewards under Shift(size="]),
+        (LosesItsTask, ["gave equal episodes: the task does not reach the environment"]),
+    ],
+)
+def test_each_defect_is_named_in_one_line(broken: type[TaskDistribution[Any]], lines: list[str]) -> None:
+    before = np.random.get_state()  # noqa: NPY002
+    try:
+        found = check_task_distribution(broken())
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
+    assert len(found) == len(lines), found
+    for line, expected in zip(found, lines, strict=True):
+        assert expected in line
+        assert "\n" not in line
+
+
+def test_a_forgotten_seed_is_told_from_numbers_that_are_not_finite() -> None:
+    assert all(line.endswith("reset ignores it") for line in check_task_distribution(ForgetsItsSeed()))
+    assert all(line.endswith("are not finite") for line in check_task_distribution(InfiniteRewards()))
+
+
+@dataclass
+class Recorded(Drifts):
+    """Notes the horizons it is used with."""
+
+    horizon: int = 1000
+
+    def make_env(self) -> gymnasium.Env[Any, Any]:
+        HORIZONS.append(self.horizon)
+        return super().make_env()
+
+
+HORIZONS: list[int] = []
+
+
+def test_long_trajectories_are_cut_short() -> None:
+    HORIZONS.clear()
+    assert check_task_distribution(Recorded()) == []
+    assert set(HORIZONS) == {50}
