@@ -158,7 +158,7 @@ class MAML:
         self._parameters = to_device(dict(loaded), self.device)
 
     def policy(self, state: Parameters, task: int) -> nn.Module:
-        """The adapted policy of one task, as a module: observations [..., observation_size] -> action distribution."""
+        """The adapted policy of one task, as a module on the CPU: [..., observation_size] -> action distribution."""
         module = self._make_module(torch.Generator())
         module.load_state_dict({name: value[task] for name, value in state.items()})
         return module

@@ -63,9 +63,7 @@ class EvaluationConfig:
     every: int = 0
     """Iterations between evaluations during training, >= 0; 0 = only at the end."""
     num_tasks: int = 40
-    """Test tasks drawn from an infinite family, >= 1; more narrow the interval."""
-    num_replicates: int = 20
-    """Independent replicates of each task of a finite family, >= 1."""
+    """Test episodes in all, >= 1: tasks of an infinite family, or num_tasks // T replicates of each of T tasks."""
     num_adaptation_steps: int = 3
     """Last step of the curve, >= 0; it may go beyond the steps of meta-training."""
     num_trajectories: int | None = None
@@ -78,7 +76,6 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         _require_int("evaluation.every", self.every, low=0)
         _require_int("evaluation.num_tasks", self.num_tasks, low=1)
-        _require_int("evaluation.num_replicates", self.num_replicates, low=1)
         _require_int("evaluation.num_adaptation_steps", self.num_adaptation_steps, low=0)
         if self.num_trajectories is not None:
             _require_int("evaluation.num_trajectories", self.num_trajectories, low=1)

@@ -55,7 +55,7 @@ def _zip(function: Callable[[list[Tensor]], Tensor], trees: list[Any]) -> Any:
 
 def to_device(tree: Tree, device: torch.device | str) -> Tree:
     """Moves every tensor of `tree`. The only place where data changes devices."""
-    return tree_map(lambda tensor: tensor.to(device, non_blocking=True), tree)
+    return tree_map(lambda tensor: tensor.to(device), tree)
 
 
 @dataclass(frozen=True)

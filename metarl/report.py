@@ -26,8 +26,10 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
         for k, step in enumerate(report["steps"])
     ]
     if finite and report["num_tasks"] <= MAX_NAMED_TASKS:
-        for i, task in enumerate(report["tasks"]):
-            header.append(task)
+        names, legend = _short_names(report["tasks"])
+        yield from legend
+        for i, name in enumerate(names):
+            header.append(name)
             for k, row in enumerate(rows):
                 interval = _interval(report["per_task_ci_low"][k][i], report["per_task_ci_high"][k][i])
                 row.append(f"{_number(report['per_task'][k][i])} {interval}")
@@ -62,14 +64,20 @@ def _gains(report: Mapping[str, Any], finite: bool) -> Iterator[str]:
 def _controls(controls: Mapping[str, Any], score: str) -> Iterator[str]:
     steps = controls["num_adaptation_steps"]
     yield f"cross-adaptation after {steps} step(s), {score} (row: adapted on, column: scored on):"
-    names = controls["tasks"]
-    if max(len(name) for name in names) > MAX_NAME_LENGTH:
-        yield from (f"  task {number}: {name}" for number, name in enumerate(names, start=1))
-        names = [f"task {number}" for number in range(1, len(names) + 1)]
+    names, legend = _short_names(controls["tasks"])
+    yield from legend
     rows = [[name, *(_number(value) for value in row)] for name, row in zip(names, controls["matrix"], strict=True)]
     rows.append(["zero-reward support", *(_number(value) for value in controls["zero_reward"])])
     rows.append(["before adaptation", *(_number(value) for value in controls["before"])])
     yield from _table(["", *names], rows)
+
+
+def _short_names(names: Sequence[str]) -> tuple[Sequence[str], list[str]]:
+    """Names that fit a table's head, and the lines that explain them where they are numbers."""
+    if max(len(name) for name in names) <= MAX_NAME_LENGTH:
+        return names, []
+    numbers = [f"task {number}" for number in range(1, len(names) + 1)]
+    return numbers, [f"  {number}: {name}" for number, name in zip(numbers, names, strict=True)]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

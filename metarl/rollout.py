@@ -98,9 +98,11 @@ class RolloutCollector:
                 acting = rounds[-1].state
                 if self.min_live_steps is None:
                     break
-                live = torch.stack([r.mask.sum((1, 2)) for r in rounds]).sum(0)
-                if bool((live >= self.min_live_steps).all()):
+                live = torch.stack([r.mask.sum((1, 2)) for r in rounds])
+                if bool((live.sum(0) >= self.min_live_steps).all()):
                     break
+                if not bool(live[-1].any()):
+                    raise RuntimeError("a round of trajectories had no live step: every simulation diverged at once")
         data = rounds[0] if len(rounds) == 1 else _concatenate(rounds)
         if self.min_live_steps is not None:
             data = _keep_first(data, self.min_live_steps)
@@ -117,15 +119,13 @@ class RolloutCollector:
         env = self._env(num_tasks * width)
         buffers = _Buffers.empty(horizon, num_tasks, width, self.spaces)
         seeds = [int(seed) for rng in rngs for seed in rng.integers(2**31, size=width)]
-        noise = self._noise(rngs)
+        noise = self._noise(rngs).to(self.act_device)
         env.set_tasks([task for task in tasks for _ in range(width)])
         observation, _ = env.reset(seed=seeds)
         alive = np.ones(num_tasks * width, dtype=bool)
         for t in range(horizon):
             buffers.observations[t] = observation
-            acted, state = learner.act(
-                state, self._to_act(buffers.observations[t], num_tasks), noise[t].to(self.act_device)
-            )
+            acted, state = learner.act(state, self._to_act(buffers.observations[t], num_tasks), noise[t])
             actions = acted.actions.cpu().numpy().reshape(num_tasks * width, *buffers.actions.shape[2:])
             observation, rewards, terminated, truncated, infos = env.step(actions)
             if t + 1 == horizon:

@@ -106,6 +106,7 @@ def restore(trainer: Trainer, run_dir: Path) -> None:
         raise InputError(f"{run_dir}: the checkpoint is of another learner: {error}") from error
     trainer.iteration = newest.iteration
     trainer.env_steps = int(newest.manifest["extra"]["env_steps"])
+    trainer.wall_s = float(newest.manifest["extra"]["wall_s"])
 
 
 def load(run_dir: Path | str, *, trusted: bool = False) -> Any:
@@ -263,6 +264,6 @@ class RunFolder(Callback):
             state=trainer.learner.state_dict(),
             parameters=trainer.learner.parameters,
             config=self._plain,
-            extra={"env_steps": trainer.env_steps},
+            extra={"env_steps": trainer.env_steps, "wall_s": trainer.wall_s},
         )
         self._saved = trainer.iteration

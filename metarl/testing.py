@@ -49,11 +49,11 @@ def _check_sampling(distribution: TaskDistribution[Any], split: Split, seed: int
     if len(tasks) != NUM_TASKS:
         return [f"{where} returned {len(tasks)} tasks; {NUM_TASKS} were asked for"]
     problems = []
-    if list(tasks) != list(again):
+    if not _equal(tasks, again):
         advice = "draw from `rng` alone, and make tasks comparable (a frozen dataclass)"
         problems.append(f"{where} gave {tasks[0]!r}, then {again[0]!r} from equal generators: {advice}")
     finite = distribution.all_tasks(split)
-    if list(tasks) == list(other) and (finite is None or len(finite) > 1):
+    if _equal(tasks, other) and (finite is None or len(finite) > 1):
         problems.append(f"{where} gave the same {NUM_TASKS} tasks from two different generators: it ignores `rng`")
     for task in tasks:
         bad = [f"{name} = {value!r}" for name, value in _numbers(task) if not math.isfinite(value)]
@@ -61,11 +61,18 @@ def _check_sampling(distribution: TaskDistribution[Any], split: Split, seed: int
             problems.append(f"{where} gave a task with non-finite parameters: {', '.join(bad)}")
             break
     try:
-        if pickle.loads(pickle.dumps(tasks[0])) != tasks[0]:
+        if not _equal([pickle.loads(pickle.dumps(tasks[0]))], [tasks[0]]):
             problems.append(f"{tasks[0]!r} does not equal its pickled copy")
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         problems.append(f"{tasks[0]!r} cannot be pickled: {error}")
     return problems
+
+
+def _equal(left: Sequence[Any], right: Sequence[Any]) -> bool:
+    try:
+        return list(left) == list(right)
+    except ValueError:  # arrays compare element by element: such tasks are not comparable
+        return False
 
 
 def _check_splits(distribution: TaskDistribution[Any], seed: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -68,6 +69,7 @@ class Trainer:
         evaluation_collector: collector of the evaluation, where it differs.
         iteration: iterations finished.
         env_steps: steps spent in meta-training.
+        wall_s: seconds spent in it, evaluations included.
     """
 
     learner: Learner[Any, Any, Any]
@@ -79,10 +81,10 @@ class Trainer:
     evaluation_collector: Collector[Any, Any] | None = None
     iteration: int = 0
     env_steps: int = 0
+    wall_s: float = 0.0
 
     def __post_init__(self) -> None:
         self._stopping = False
-        self._elapsed = 0.0
 
     def stop(self) -> None:
         """Ends the run after the present iteration; the final evaluation still runs."""
@@ -94,26 +96,26 @@ class Trainer:
         Returns:
             The final adaptation curve on test tasks.
         """
-        try:
+        with contextlib.ExitStack() as ending:
+            for callback in reversed(self.callbacks):
+                ending.callback(callback.on_end, self)
             for callback in self.callbacks:
                 callback.on_start(self)
-            start, first, steps = time.monotonic(), self.iteration, self.env_steps
+            start, before, first, steps = time.monotonic(), self.wall_s, self.iteration, self.env_steps
             while self.iteration < self.config.iterations and not self._stopping:
                 progressed = self.train_iteration()
-                self._elapsed = progressed.wall_s = time.monotonic() - start
-                progressed.scalars["time/fps"] = (self.env_steps - steps) / max(self._elapsed, 1e-9)
-                if self._out_of_time(self.iteration - first):
+                elapsed = time.monotonic() - start
+                self.wall_s = progressed.wall_s = before + elapsed
+                progressed.scalars["time/fps"] = (self.env_steps - steps) / max(elapsed, 1e-9)
+                if self._out_of_time(elapsed, self.iteration - first):
                     self.stop()
                 every = self.evaluation.every
                 last = self._stopping or self.iteration == self.config.iterations
                 if every and self.iteration % every == 0 and not last:
-                    self.evaluate()
+                    self.evaluate()  # before callbacks save: a resumed run has every evaluation up to its checkpoint
                 for callback in self.callbacks:
                     callback.on_iteration(self, progressed)
             return self.evaluate()
-        finally:
-            for callback in self.callbacks:
-                callback.on_end(self)
 
     def train_iteration(self) -> Progressed:
         """One meta-batch of episodes and one meta-update."""
@@ -153,10 +155,10 @@ class Trainer:
             callback.on_evaluation(self, curve)
         return curve
 
-    def _out_of_time(self, done: int) -> bool:
-        """Whether one more iteration, after `done`, would end beyond `max_minutes`."""
+    def _out_of_time(self, elapsed: float, done: int) -> bool:
+        """Whether one more iteration, after `done` in `elapsed` seconds, would end beyond `max_minutes`."""
         limit = self.config.max_minutes
-        return limit is not None and self._elapsed * (1.0 + 1.0 / done) > 60.0 * limit
+        return limit is not None and elapsed * (1.0 + 1.0 / done) > 60.0 * limit
 
 
 def curve_scalars(curve: AdaptationCurve) -> dict[str, float]:
@@ -181,10 +183,10 @@ class ProgressCallback(Callback):
         self._console = console
         self._bar: Progress | None = None
         self._task: Any = None
-        self._first = 0
+        self._first, self._before = 0, 0.0
 
     def on_start(self, trainer: Trainer) -> None:
-        self._first = trainer.iteration
+        self._first, self._before = trainer.iteration, trainer.wall_s
         if self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("iteration"),
@@ -206,10 +208,11 @@ class ProgressCallback(Callback):
         if self._bar is not None:
             self._bar.update(self._task, completed=progressed.iteration, scores=scores)
             return
-        pace = progressed.wall_s / (progressed.iteration - self._first)
+        elapsed = progressed.wall_s - self._before
+        pace = elapsed / (progressed.iteration - self._first)
         remaining = pace * (trainer.config.iterations - progressed.iteration)
         if trainer.config.max_minutes is not None:
-            remaining = min(remaining, max(0.0, 60.0 * trainer.config.max_minutes - progressed.wall_s))
+            remaining = min(remaining, max(0.0, 60.0 * trainer.config.max_minutes - elapsed))
         self._console.print(
             f"iteration {progressed.iteration}/{trainer.config.iterations}  {scores}  "
             f"{progressed.wall_s:.0f} s  eta {remaining:.0f} s",

@@ -290,7 +290,8 @@ def test_check_tasks_judges_a_distribution_of_the_users_own(say: Any) -> None:
 
 
 def shell(command: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PATH": f"{METARL.parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    env = {**inherited, "PATH": f"{METARL.parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     return subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, timeout=120)
 
 

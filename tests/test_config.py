@@ -101,7 +101,6 @@ def test_trainer_settings_out_of_range_are_refused(settings: dict[str, Any], exp
     [
         ({"every": -1}, "evaluation.every = -1: must be an integer >= 0"),
         ({"num_tasks": 0}, "evaluation.num_tasks = 0: must be an integer >= 1"),
-        ({"num_replicates": 0}, "evaluation.num_replicates = 0: must be an integer >= 1"),
         ({"num_adaptation_steps": -1}, "evaluation.num_adaptation_steps = -1: must be an integer >= 0"),
         ({"num_trajectories": 0}, "evaluation.num_trajectories = 0: must be an integer >= 1"),
         ({"min_live_steps": 0}, "evaluation.min_live_steps = 0: must be an integer >= 1"),
@@ -116,7 +115,7 @@ def test_evaluation_settings_out_of_range_are_refused(settings: dict[str, Any], 
 
 def test_the_limits_themselves_are_allowed() -> None:
     TrainerConfig(iterations=1, meta_batch_size=1, max_minutes=1e-3, seed=2**63 - 1, num_threads=0, checkpoint_every=1)
-    EvaluationConfig(every=0, num_tasks=1, num_replicates=1, num_adaptation_steps=0, num_trajectories=1)
+    EvaluationConfig(every=0, num_tasks=1, num_adaptation_steps=0, num_trajectories=1)
 
 
 @pytest.mark.usefixtures("names")

@@ -138,3 +138,17 @@ def test_examples() -> None:
     assert silent.classes is targets
     with pytest.raises(ValueError, match=r"inputs \(2, 5, 7\) and targets \(2, 4\) must agree"):
         Examples(inputs, targets[:, :4])
+
+
+def test_nothing_reads_the_cpus_copy_before_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy from a GPU that does not wait may be used half-filled."""
+    seen: list[object] = []
+    move = torch.Tensor.to
+
+    def to(tensor: Tensor, *args: object, **kwargs: object) -> Tensor:
+        seen.append(kwargs.get("non_blocking", False))
+        return move(tensor, *args, **kwargs)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    to_device(torch.zeros(2), "cpu")
+    assert seen == [False]

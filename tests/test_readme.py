@@ -26,8 +26,9 @@ def test_adapting_a_trained_agent_takes_ten_lines(
     exec(compile(BLOCKS[0], "README.md", "exec"), {})
     assert "return before and after one gradient step" in capsys.readouterr().out
     saved = torch.load("adapted.pt", weights_only=True)
-    trained = torch.load(next(Path("runs/point-nav/checkpoints").iterdir()) / "state.pt",
-    weights_only=True)["parameters"]
+    trained = torch.load(next(Path("runs/point-nav/checkpoints").iterdir()) / "state.pt", weights_only=True)[
+        "parameters"
+    ]
     assert saved.keys() == trained.keys()
     assert any(not torch.equal(saved[name], trained[name]) for name in saved)
 

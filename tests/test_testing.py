@@ -74,6 +74,16 @@ class TooMany(Shifts):
         return super().sample(num_tasks + (split == "test"), rng)
 
 
+@dataclass(frozen=True)
+class Layout:
+    walls: Any
+
+
+class ArraysInTasks(Shifts):
+    def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Any]:
+        return [Layout(walls) for walls in rng.random((num_tasks, 3))]
+
+
 class IgnoresGenerator(Shifts):
     def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Any]:
         return [Shift(float(number)) for number in range(num_tasks)]
@@ -187,6 +197,7 @@ class LosesItsTask(Drifts):
         (NestedNotFinite, ["non-finite parameters: sizes = -inf", "sizes = -inf"]),
         (NotPicklable, ["cannot be pickled", "cannot be pickled"]),
         (NotComparable, ["make tasks comparable", "pickled copy", "make tasks comparable", "pickled copy"]),
+        (ArraysInTasks, ["make tasks comparable", "pickled copy", "make tasks comparable", "pickled copy"]),
         (FalselyDisjoint, ["splits = 'disjoint', but Shift(size="]),
         (FalselyIdentical, ["splits = 'identical', but all_tasks('train') and all_tasks('test') are not the same"]),
         (IdenticalButInfinite, ["splits = 'identical', but all_tasks('train') and all_tasks('test') are not the same"]),
