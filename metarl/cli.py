@@ -1,6 +1,7 @@
 """The command line: `metarl train | evaluate | plot | list | check-tasks`.
 
-Exit codes: 0 done, 2 bad input (one line on standard error), 1 anything unforeseen (with a traceback).
+Exit codes: 0 done, 2 bad input (one line on standard error), 130 and 143 after SIGINT and SIGTERM (the present
+iteration is finished and saved; a second signal stops at once), 1 anything unforeseen (with a traceback).
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"metarl: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:
         # The reader went away (`| head`): nothing left to say, and nothing more to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -93,20 +96,24 @@ def train(arguments: Sequence[str]) -> int:
 
     # Imported late: torch and matplotlib take seconds, and `--help` or a wrong flag should not wait for them.
     from metarl import runs
-    from metarl.trainer import Callback, ProgressCallback
+    from metarl.trainer import Callback, ProgressCallback, StopOnSignal
 
     config = parsed.config
     run_dir = parsed.resume or parsed.run_dir or runs.new_run_dir(config)
     console = Console(highlight=False, soft_wrap=True)
-    callbacks: tuple[Callback, ...] = ()
+    signals = StopOnSignal()
+    callbacks: tuple[Callback, ...] = (signals,)
     if not parsed.quiet:
         device = runs.select_device(config.trainer.device)
         preset = f" (preset {config.preset})" if config.preset else ""
         console.print(f"{config.agent_name} on {config.task_name}{preset}, seed {config.trainer.seed}, device {device}")
         console.print(f"run folder: {run_dir}", markup=False)
         console.print(f"watch it: tensorboard --logdir {run_dir}", markup=False)
-        callbacks = (ProgressCallback(console),)
+        callbacks = (signals, ProgressCallback(console))
     report = runs.train(config, run_dir, resume=parsed.resume is not None, callbacks=callbacks)
+    if report is None:
+        print(f"metarl: stopped; metarl train --resume {run_dir} goes on", file=sys.stderr)
+        return 128 + (signals.received or 0)
     if not parsed.quiet:
         for line in report_lines(report):
             console.print(line, markup=False)

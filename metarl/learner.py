@@ -94,7 +94,11 @@ class Learner(Protocol[State, Data_contra, Batch]):
         """[num_tasks], or [num_tasks, num_units] where one pass gives a whole curve ("presentations")."""
 
     def meta_update(self, episodes: Episodes[State, Batch]) -> dict[str, float]:
-        """Improves the meta-parameters; returns scalars to log, without the `train/` prefix."""
+        """Improves the meta-parameters; returns scalars to log, without the `train/` prefix.
+
+        Where a loss or gradient is not finite, the meta-parameters stay as they are and a scalar says so by not being
+        finite: `health/nonfinite_skips` counts it.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """All that a checkpoint must hold, optimiser state too: tensors, numbers, strings, lists and dicts of them."""

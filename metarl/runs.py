@@ -64,17 +64,17 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
 
 def train(
     config: RunConfig, run_dir: Path, *, resume: bool = False, callbacks: tuple[Callback, ...] = ()
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Trains, evaluates and fills `run_dir`.
 
     Args:
         config: the run.
         run_dir: its folder, made if it does not exist.
         resume: go on from the newest valid checkpoint in `run_dir`.
-        callbacks: called after the folder's own.
+        callbacks: called before the folder's own, which writes what they add to an iteration's scalars.
 
     Returns:
-        What `adaptation.json` holds.
+        What `adaptation.json` holds; None if the run was stopped before its evaluation.
 
     Raises:
         InputError: as `build` and `restore`; the folder cannot be made, or holds a run that is not to be resumed.
@@ -86,8 +86,10 @@ def train(
     trainer = build(config)
     if resume:
         restore(trainer, run_dir)
-    trainer.callbacks = (RunFolder(run_dir, config), *callbacks)
+    trainer.callbacks = (*callbacks, RunFolder(run_dir, config))
     curve = trainer.run()
+    if curve is None:
+        return None
     report = describe(trainer, curve, controls=config.evaluation.controls)
     write_report(report, run_dir)
     return report
@@ -216,7 +218,7 @@ class RunFolder(Callback):
         self._config = config
         self._plain = to_dict(config)
         self._tracker: Tracker | None = None
-        self._saved = -1
+        self._logged = self._saved = 0
         self._final: dict[str, float] = {}
 
     def on_start(self, trainer: Trainer) -> None:
@@ -237,6 +239,7 @@ class RunFolder(Callback):
         self._tracker.log(
             progressed.iteration, progressed.scalars, env_steps=progressed.env_steps, wall_s=progressed.wall_s
         )
+        self._logged = progressed.iteration
         if progressed.iteration % self._config.trainer.checkpoint_every == 0:
             self._save(trainer)
 
@@ -249,7 +252,7 @@ class RunFolder(Callback):
     def on_end(self, trainer: Trainer) -> None:
         if self._tracker is None:
             return
-        if trainer.iteration > 0 and self._saved != trainer.iteration:
+        if self._saved < self._logged == trainer.iteration:  # an iteration that broke off is done again, not saved
             self._save(trainer)
         if self._final:
             # Tags of their own: the last point of the test curves is recorded already.

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
+import signal
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -85,16 +89,18 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self._stopping = False
+        self._evaluating = True
 
-    def stop(self) -> None:
-        """Ends the run after the present iteration; the final evaluation still runs."""
+    def stop(self, *, evaluate: bool = True) -> None:
+        """Ends the run after the present iteration, with or without the final evaluation."""
         self._stopping = True
+        self._evaluating = evaluate
 
-    def run(self) -> AdaptationCurve:
+    def run(self) -> AdaptationCurve | None:
         """Trains until `iterations` or `max_minutes`, whichever comes first, and evaluates.
 
         Returns:
-            The final adaptation curve on test tasks.
+            The final adaptation curve on test tasks; None if the run was stopped without one.
         """
         with contextlib.ExitStack() as ending:
             for callback in reversed(self.callbacks):
@@ -115,7 +121,7 @@ class Trainer:
                     self.evaluate()  # before callbacks save: a resumed run has every evaluation up to its checkpoint
                 for callback in self.callbacks:
                     callback.on_iteration(self, progressed)
-            return self.evaluate()
+            return self.evaluate() if self._evaluating else None
 
     def train_iteration(self) -> Progressed:
         """One meta-batch of episodes and one meta-update."""
@@ -137,6 +143,7 @@ class Trainer:
             "time/learn_s": learned - sampled,
             "time/env_steps": float(self.env_steps),
             "health/diverged_sims": float(episodes.num_diverged),
+            "health/nonfinite_skips": float(not all(map(math.isfinite, metrics.values()))),
         }
         return Progressed(self.iteration, episodes, scalars, self.env_steps, 0.0)
 
@@ -224,3 +231,31 @@ class ProgressCallback(Callback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class StopOnSignal(Callback):
+    """SIGINT or SIGTERM ends the run after the present iteration, without an evaluation; a second one ends it at once.
+
+    Attributes:
+        received: the signal's number, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._replaced: dict[int, Any] = {}
+
+    def on_start(self, trainer: Trainer) -> None:
+        def stop(number: int, _: object) -> None:
+            if self.received is not None:
+                self.on_end(trainer)
+                os.kill(os.getpid(), number)
+            self.received = number
+            trainer.stop(evaluate=False)
+            print("metarl: stopping after this iteration; once more stops at once", file=sys.stderr)
+
+        self._replaced = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_end(self, trainer: Trainer) -> None:
+        for number, handler in self._replaced.items():
+            signal.signal(number, handler)
+        self._replaced = {}

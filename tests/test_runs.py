@@ -207,14 +207,15 @@ class Failing(Callback):
 
 
 @pytest.mark.usefixtures("_blank_pictures")
-@pytest.mark.parametrize(("fails_after", "checkpoint_is_lost"), [(1, False), (3, True)])
-def test_a_broken_run_can_be_resumed(fails_after: int, checkpoint_is_lost: bool, tmp_path: Path, run_dir: Path) -> None:
-    with pytest.raises(DiskFullError):
-        train(config(*SAVED_TWICE), tmp_path, callbacks=(Failing(fails_after),))
-    assert checkpoint.latest(tmp_path).iteration == fails_after
+@pytest.mark.parametrize("checkpoint_is_lost", [False, True])
+def test_a_broken_run_can_be_resumed(checkpoint_is_lost: bool, tmp_path: Path, run_dir: Path) -> None:
     if checkpoint_is_lost:  # as if a kill had come before it: iteration 3 is recorded, but must be done again
+        train(config(*SAVED_TWICE), tmp_path)
         (tmp_path / "checkpoints" / "iteration_000003" / "state.pt").unlink()
-        assert checkpoint.latest(tmp_path).iteration == 2
+    else:
+        with pytest.raises(DiskFullError):
+            train(config(*SAVED_TWICE), tmp_path, callbacks=(Failing(3),))
+    assert checkpoint.latest(tmp_path).iteration == 2
     report = train(parse_train(["--resume", str(tmp_path)]).config, tmp_path, resume=True)
     assert report == json.loads((run_dir / "adaptation.json").read_text())
     assert trained_sha256(tmp_path) == trained_sha256(run_dir)

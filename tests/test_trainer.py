@@ -261,6 +261,7 @@ def test_an_iterations_scalars(monkeypatch: pytest.MonkeyPatch) -> None:
             "time/learn_s",
             "time/env_steps",
             "health/diverged_sims",
+            "health/nonfinite_skips",
         }
     ] * 4
     assert all(math.isfinite(value) for row in recorder.rows for value in row.values())

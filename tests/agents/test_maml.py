@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -189,6 +191,16 @@ def test_a_bad_step_leaves_the_parameters_alone(monkeypatch: pytest.MonkeyPatch)
     assert metrics["accepted"] == 0.0
     for name, value in learner.parameters.items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_a_non_finite_gradient_is_skipped_and_reported() -> None:
+    learner = make_learner(GAUSSIAN)
+    episodes = make_episodes(learner, 1)
+    broken = replace(episodes, query=episodes.query._replace(advantages=episodes.query.advantages * torch.nan))
+    before = dict(learner.parameters)
+    metrics = learner.meta_update(broken)
+    assert not math.isfinite(metrics["gradient_norm"])
+    assert all(torch.equal(value, before[name]) for name, value in learner.parameters.items())
 
 
 def test_log_probabilities_are_summed_and_of_the_unclipped_action() -> None:
