@@ -4,8 +4,9 @@ Losses are written for ONE task, `loss(parameters, batch) -> scalar`, and lifted
 this module knows about reinforcement learning. A task's parameters are a dict of tensors; of the meta-batch, the same
 dict with the task axis leading.
 
-Whatever walks the data does so a few tasks at a time, so that activations stay in the processor's cache. All chunks
-have one size, so that a task's numbers do not depend on its place in the meta-batch.
+On a CPU, whatever walks the data does so a few tasks at a time, so that activations stay in the cache, and the chunks
+run side by side on threads. All chunks have one size, so that a task's numbers do not depend on its place in the
+meta-batch.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def over_tasks(function: Callable[..., Any], *arguments: Any, chunk_size: int | 
         What `function` returns, task axis leading.
     """
     lifted = torch.func.vmap(function)
-    chunks = list(_chunks(_num_tasks(arguments[0]), chunk_size))
+    chunks = list(_chunks(arguments[0], chunk_size))
     parts = _run([partial(lifted, *tree_map(operator.itemgetter(chunk), arguments)) for chunk in chunks])
     return parts[0] if len(parts) == 1 else tree_zip(torch.cat, parts)
 
@@ -121,7 +122,7 @@ class TaskHessians:
         """
         self._loss = torch.func.vmap(loss)
         self._names = list(parameters)
-        chunks = list(_chunks(_num_tasks(parameters), chunk_size))
+        chunks = list(_chunks(parameters, chunk_size))
         built = _run([partial(self._graph, *tree_map(operator.itemgetter(c), (parameters, batch))) for c in chunks])
         self._chunks = [(chunk, points, gradients) for chunk, (_, points, gradients) in zip(chunks, built, strict=True)]
         self.losses = torch.cat([losses for losses, _, _ in built])
@@ -184,12 +185,11 @@ def _descend(parameters: Parameters, gradients: Parameters, step_size: StepSize)
     return {name: value - steps[name] for name, value in parameters.items()}
 
 
-def _num_tasks(parameters: Mapping[str, Tensor]) -> int:
-    return next(iter(parameters.values())).shape[0]
-
-
-def _chunks(num_tasks: int, limit: int | None) -> Iterator[slice]:
-    length = chunk_length(num_tasks, limit)
+def _chunks(parameters: Mapping[str, Tensor], limit: int | None) -> Iterator[slice]:
+    """The slices of the task axis; all of it at once on a device without a cache to fit into."""
+    first = next(iter(parameters.values()))
+    num_tasks = first.shape[0]
+    length = chunk_length(num_tasks, limit if first.device.type == "cpu" else None)
     return (slice(start, start + length) for start in range(0, num_tasks, length))
 
 

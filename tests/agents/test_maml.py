@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from metarl.collect import run_episodes
 from metarl.envs.half_cheetah import HalfCheetahDir
 from metarl.envs.point_nav import PointNav
 from metarl.episodes import Episodes
-from metarl.inner_loop import Parameters, gradient_step
+from metarl.inner_loop import Parameters
 from metarl.learner import Spaces
 from metarl.rollout import RolloutCollector
 from metarl.seeds import Purpose, Seeds, generator
@@ -63,39 +64,60 @@ def make_episodes(learner: MAML, num_steps: int) -> Episodes[Parameters, PolicyB
     )
 
 
+def reference_distribution(parameters: Mapping[str, Tensor], observations: Tensor) -> torch.distributions.Distribution:
+    """The policy written out: one tanh layer, torch's own distributions."""
+    weights = {name.split(".", 1)[-1]: value for name, value in parameters.items()}
+    hidden = torch.tanh(observations @ weights["layers.0.weight"].T + weights["layers.0.bias"])
+    output = hidden @ weights["layers.1.weight"].T + weights["layers.1.bias"]
+    if "log_std" not in parameters:
+        return torch.distributions.Categorical(logits=output)
+    return torch.distributions.Independent(torch.distributions.Normal(output, parameters["log_std"].exp()), 1)
+
+
+def live_mean(values: Tensor, mask: Tensor) -> Tensor:
+    return values[mask > 0].mean()
+
+
 def reference_objectives(
     learner: MAML, episodes: Episodes[Parameters, PolicyBatch]
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """Mean surrogate and mean KL as plain functions of the flat meta-parameters: one task at a time, plain autograd."""
-    old = learner.distributions(episodes.state, episodes.query)
+
+    def of_task(batch: PolicyBatch, task: int) -> PolicyBatch:
+        return PolicyBatch(*(field[task] for field in batch))
+
+    def reinforce(parameters: Parameters, batch: PolicyBatch) -> Tensor:
+        log_probs = reference_distribution(parameters, batch.observations).log_prob(batch.actions)
+        return -live_mean(log_probs * batch.advantages, batch.mask)
 
     def adapted(vector: Tensor, task: int) -> Parameters:
         current = _unflatten(vector, learner.parameters)
         for batch in episodes.support:
-            current = gradient_step(
-                learner.inner_loss,
-                current,
-                PolicyBatch(*(field[task] for field in batch)),
-                learner.config.inner_lr,
-                first_order=learner.config.first_order,
-            )
+            names, values = list(current), list(current.values())
+            loss = reinforce(current, of_task(batch, task))
+            gradients = torch.autograd.grad(loss, values, create_graph=not learner.config.first_order)
+            steps = [value - learner.config.inner_lr * g for value, g in zip(values, gradients, strict=True)]
+            current = dict(zip(names, steps, strict=True))
         return current
 
-    def query(task: int) -> PolicyBatch:
-        return PolicyBatch(*(field[task] for field in episodes.query))
+    def mean_over_tasks(one_task: Callable[[Tensor, int], Tensor], vector: Tensor) -> Tensor:
+        with torch.enable_grad():  # the inner loop differentiates, whoever calls
+            leaf = vector if vector.requires_grad else vector.clone().requires_grad_()
+            mean = torch.stack([one_task(leaf, task) for task in range(NUM_TASKS)]).mean()
+        return mean if vector.requires_grad else mean.detach()
 
-    def surrogate(vector: Tensor) -> Tensor:
-        values = [learner.surrogate(adapted(vector, task), query(task)) for task in range(NUM_TASKS)]
-        return torch.stack(values).mean()
+    def task_surrogate(vector: Tensor, task: int) -> Tensor:
+        batch = of_task(episodes.query, task)
+        log_probs = reference_distribution(adapted(vector, task), batch.observations).log_prob(batch.actions)
+        return live_mean((log_probs - batch.log_probs).exp() * batch.advantages, batch.mask)
 
-    def kl(vector: Tensor) -> Tensor:
-        values = [
-            learner.kl(adapted(vector, task), (query(task), type(old)(*(field[task] for field in old))))  # type: ignore[arg-type]
-            for task in range(NUM_TASKS)
-        ]
-        return torch.stack(values).mean()
+    def task_kl(vector: Tensor, task: int) -> Tensor:
+        batch = of_task(episodes.query, task)
+        old = reference_distribution({name: value[task] for name, value in episodes.state.items()}, batch.observations)
+        new = reference_distribution(adapted(vector, task), batch.observations)
+        return live_mean(torch.distributions.kl_divergence(old, new), batch.mask)
 
-    return surrogate, kl
+    return partial(mean_over_tasks, task_surrogate), partial(mean_over_tasks, task_kl)
 
 
 @pytest.mark.parametrize("spaces", [GAUSSIAN, CATEGORICAL], ids=["gaussian", "categorical"])
