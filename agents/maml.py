@@ -64,6 +64,8 @@ class MAMLConfig:
     """Widths of the policy's hidden layers."""
     activation: Activation = "relu"
     """Of the hidden layers."""
+    output_gain: float = 1.0
+    """Factor on the last layer's Xavier-uniform initial weights; smaller starts nearer to doing nothing."""
     initial_std: float = 1.0
     """Standard deviation of continuous actions at the start, in the policy's units."""
     min_std: float = 1e-6
@@ -78,7 +80,7 @@ class MAMLConfig:
         require(self.chunk_size >= 1, "agent.chunk_size", self.chunk_size, "an integer >= 1")
         for name in ("gamma", "gae_lambda"):
             require(0.0 <= getattr(self, name) <= 1.0, f"agent.{name}", getattr(self, name), "in [0, 1]")
-        for name in ("max_kl", "initial_std", "min_std", "later_step_scale"):
+        for name in ("max_kl", "initial_std", "min_std", "later_step_scale", "output_gain"):
             require(0.0 < getattr(self, name) < math.inf, f"agent.{name}", getattr(self, name), "a positive number")
         require(0.0 <= self.cg_damping < math.inf, "agent.cg_damping", self.cg_damping, "a number >= 0")
         require(0.0 < self.backtrack_ratio < 1.0, "agent.backtrack_ratio", self.backtrack_ratio, "in (0, 1)")
@@ -290,6 +292,7 @@ class MAML:
             initial_std=self.config.initial_std,
             min_std=self.config.min_std,
             generator=generator,
+            output_gain=self.config.output_gain,
         )
 
     def _step_size(self, step: int) -> float:

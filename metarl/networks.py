@@ -100,17 +100,21 @@ class MLP(nn.Module):
     Args:
         sizes: input, hidden and output widths.
         activation: between layers; the output is linear.
+        output_gain: factor on the last layer's initial weights.
         generator: draws the initial weights.
     """
 
-    def __init__(self, sizes: Sequence[int], *, activation: Activation, generator: torch.Generator) -> None:
+    def __init__(
+        self, sizes: Sequence[int], *, activation: Activation, output_gain: float = 1.0, generator: torch.Generator
+    ) -> None:
         super().__init__()
         require(all(size >= 1 for size in sizes), "hidden_sizes", tuple(sizes[1:-1]), "positive integers")
         self.layers = nn.ModuleList(nn.Linear(fan_in, fan_out) for fan_in, fan_out in itertools.pairwise(sizes))
         self.activation = _ACTIVATIONS[activation]
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers, start=1):
             assert isinstance(layer, nn.Linear)
-            nn.init.xavier_uniform_(layer.weight, generator=generator)
+            gain = output_gain if number == len(self.layers) else 1.0
+            nn.init.xavier_uniform_(layer.weight, gain=gain, generator=generator)
             nn.init.zeros_(layer.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -133,10 +137,11 @@ class GaussianPolicy(nn.Module):
         initial_std: float,
         min_std: float,
         generator: torch.Generator,
+        output_gain: float = 1.0,
     ) -> None:
         super().__init__()
         sizes = [spaces.observation_size, *hidden_sizes, spaces.action_size]
-        self.mean = MLP(sizes, activation=activation, generator=generator)
+        self.mean = MLP(sizes, activation=activation, output_gain=output_gain, generator=generator)
         self.log_std = nn.Parameter(torch.full((spaces.action_size,), math.log(initial_std)))
         self.min_log_std = math.log(min_std)
 
@@ -148,11 +153,17 @@ class CategoricalPolicy(nn.Module):
     """An MLP of logits."""
 
     def __init__(
-        self, spaces: Spaces, *, hidden_sizes: Sequence[int], activation: Activation, generator: torch.Generator
+        self,
+        spaces: Spaces,
+        *,
+        hidden_sizes: Sequence[int],
+        activation: Activation,
+        generator: torch.Generator,
+        output_gain: float = 1.0,
     ) -> None:
         super().__init__()
         sizes = [spaces.observation_size, *hidden_sizes, spaces.action_size]
-        self.logits = MLP(sizes, activation=activation, generator=generator)
+        self.logits = MLP(sizes, activation=activation, output_gain=output_gain, generator=generator)
 
     def forward(self, observations: Tensor) -> Categorical:
         return Categorical(self.logits(observations))
@@ -166,10 +177,13 @@ def make_policy(
     initial_std: float,
     min_std: float,
     generator: torch.Generator,
+    output_gain: float = 1.0,
 ) -> nn.Module:
     """The policy that fits the action space: Gaussian for vectors, categorical for discrete actions."""
     if spaces.discrete:
-        return CategoricalPolicy(spaces, hidden_sizes=hidden_sizes, activation=activation, generator=generator)
+        return CategoricalPolicy(
+            spaces, hidden_sizes=hidden_sizes, activation=activation, generator=generator, output_gain=output_gain
+        )
     return GaussianPolicy(
         spaces,
         hidden_sizes=hidden_sizes,
@@ -177,6 +191,7 @@ def make_policy(
         initial_std=initial_std,
         min_std=min_std,
         generator=generator,
+        output_gain=output_gain,
     )
 
 

@@ -86,6 +86,18 @@ def test_xavier_weights_and_zero_biases() -> None:
         assert not layer.bias.any()
 
 
+@pytest.mark.parametrize("spaces", [VECTOR, DISCRETE])
+def test_the_output_gain_scales_the_last_layers_weights_alone(spaces: Spaces) -> None:
+    plain, scaled = (
+        make_policy(spaces, **SETTINGS, generator=torch.Generator().manual_seed(0), output_gain=gain).state_dict()
+        for gain in (1.0, 0.25)
+    )
+    last = {name for name in plain if name.endswith("layers.1.weight")}
+    assert len(last) == 1
+    for name, value in plain.items():
+        torch.testing.assert_close(scaled[name], value * (0.25 if name in last else 1.0))
+
+
 def test_weights_come_from_the_generator_alone() -> None:
     def weights(seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
