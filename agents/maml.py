@@ -157,7 +157,8 @@ class MAML:
         found = {name: tuple(value.shape) for name, value in loaded.items()}
         if expected != found:
             raise ValueError(f"parameters do not fit the policy: expected {expected}, found {found}")
-        self._parameters = to_device(dict(loaded), self.device)
+        # Copied into memory of torch's own: where a file's bytes lie, the last bits of a matrix product may differ.
+        self._parameters = {name: value.to(self.device, copy=True) for name, value in loaded.items()}
 
     def policy(self, state: Parameters, task: int) -> nn.Module:
         """The adapted policy of one task, as a module on the CPU: [..., observation_size] -> action distribution."""

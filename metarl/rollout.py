@@ -179,20 +179,22 @@ class _Buffers:
 
     @staticmethod
     def empty(horizon: int, num_tasks: int, width: int, spaces: Spaces) -> _Buffers:
+        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> NDArray[Any]:
+            # torch's memory starts at a multiple of 64 bytes, numpy's anywhere; the last bits of a matrix product hang
+            # on it.
+            return torch.zeros(shape, dtype=dtype).numpy()
+
         rows = (horizon, num_tasks * width)
-        actions: NDArray[Any] = (
-            np.zeros(rows, np.int64) if spaces.discrete else np.zeros((*rows, spaces.action_size), np.float32)
-        )
         return _Buffers(
-            observations=np.zeros((*rows, spaces.observation_size), np.float32),
-            actions=actions,
-            rewards=np.zeros(rows, np.float32),
-            terminated=np.zeros(rows, bool),
-            truncated=np.zeros(rows, bool),
-            mask=np.zeros(rows, np.float32),
-            log_probs=np.zeros(rows, np.float32),
-            last_observations=np.zeros((rows[1], spaces.observation_size), np.float32),
-            diverged=np.zeros(rows[1], bool),
+            observations=zeros(*rows, spaces.observation_size),
+            actions=zeros(*rows, dtype=torch.int64) if spaces.discrete else zeros(*rows, spaces.action_size),
+            rewards=zeros(*rows),
+            terminated=zeros(*rows, dtype=torch.bool),
+            truncated=zeros(*rows, dtype=torch.bool),
+            mask=zeros(*rows),
+            log_probs=zeros(*rows),
+            last_observations=zeros(rows[1], spaces.observation_size),
+            diverged=zeros(rows[1], dtype=torch.bool),
         )
 
     def record(

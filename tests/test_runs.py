@@ -173,7 +173,15 @@ def test_load_returns_what_was_trained(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_blank_pictures")
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
-    flags = ("--evaluation.every", "3", "--evaluation.no-controls", "--task.horizon", "5", "--task.test-goals=sampled")
+    flags = (
+        "--evaluation.every",
+        "3",
+        "--evaluation.no-controls",
+        "--task.horizon",
+        "5",
+        "--task.test-goals=sampled",
+        "--agent.curvature-every=1",
+    )
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     reports = [train(config(*flags, "--iterations", "6", task="point-nav"), whole)]
     train(config(*flags, "--iterations", "3", task="point-nav"), parts)
