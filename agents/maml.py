@@ -246,7 +246,8 @@ class MAML:
             max_backtracks=config.max_backtracks,
             backtrack_ratio=config.backtrack_ratio,
         )
-        self._parameters = _unflatten(result.vector, self._parameters)
+        # Parts of one vector lie anywhere; a resumed run's parameters do not, and last bits may hang on it.
+        self._parameters = {name: part.clone() for name, part in _unflatten(result.vector, self._parameters).items()}
         metrics = {
             "surrogate_improvement": result.improvement,
             "approx_kl": result.kl,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -53,6 +54,7 @@ class Tracker:
         kept = [row for row in _rows(self._path) if row["iteration"] < start_iteration] if recorded else []
         _write_rows(self._path, kept)
         self._file = self._path.open("a", encoding="utf-8")
+        _wait_for_a_later_name(run_dir)
         self._writer = SummaryWriter(run_dir, purge_step=start_iteration if recorded else None)
         self._last_iteration: int | None = kept[-1]["iteration"] if kept else None
         self._tested: dict[str, float] = {}
@@ -165,6 +167,13 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def _wait_for_a_later_name(run_dir: Path) -> None:
+    """TensorBoard reads event files by name, which begins with the second: two of one second may come in either order."""
+    deadline = time.monotonic() + 1.5  # and no longer, should the clock have been set back
+    while time.monotonic() < deadline and any(run_dir.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+        time.sleep(0.02)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -172,7 +172,6 @@ def test_load_returns_what_was_trained(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_blank_pictures")
-@pytest.mark.skip(reason="fails now and then beside another worker, cause not found: exact resume is not proved")
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     flags = (
         "--evaluation.every",

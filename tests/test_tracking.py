@@ -12,6 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.summary.writer import event_file_writer
 
 from metarl.errors import InputError
 from metarl.tracking import Tracker, flatten, read_metrics
@@ -145,6 +146,18 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> N
     assert [row["x"] for row in read_metrics(tmp_path)] == [1.0, 2.0, 3.0, 40.0]
     assert scalars(tmp_path, "x") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
     assert len(tensor(tmp_path, "custom_scalars__config__")) == 1
+
+
+def test_event_files_of_one_second_are_read_in_the_order_in_which_they_were_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their names end with a number that counts the process's writers: 10 sorts before 9."""
+    monkeypatch.setattr(event_file_writer._global_uid, "_value", 9)
+    for start in (0, 2):
+        with Tracker(tmp_path, config={}, num_adaptation_steps=1, start_iteration=start) as tracker:
+            for iteration in range(start + 1, start + 3):
+                tracker.log(iteration, {"adapt/gain": 0.0}, env_steps=1, wall_s=1.0)
+    assert [event.step for event in events(tmp_path).Scalars("adapt/gain")] == [1, 3, 4]
 
 
 def test_a_resumed_run_that_is_already_done_can_still_be_evaluated(tmp_path: Path) -> None:
