@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from metarl.episodes import Episodes, Trajectories, to_device
 from metarl.errors import require
-from metarl.inner_loop import AdaptationJacobian, Parameters, TaskHessians, adapt, over_tasks
+from metarl.inner_loop import AdaptationJacobian, Parameters, TaskHessians, TaskOutputs, adapt, over_chunks, over_tasks
 from metarl.learner import Acted, ScoreName, Spaces, Unit
 from metarl.networks import Activation, Distribution, Stateless, make_policy
 from metarl.returns import discounted_returns, generalized_advantages, linear_baseline, standardize
@@ -70,14 +70,20 @@ class MAMLConfig:
     """Standard deviation of continuous actions at the start, in the policy's units."""
     min_std: float = 1e-6
     """Lower bound of the standard deviation."""
-    chunk_size: int = 4
-    """Tasks per pass over the data at most; changes speed and memory only."""
+    chunk_steps: int = 8000
+    """Steps of data per pass at most (one task at least), so that activations stay in the cache; speed only."""
 
     def __post_init__(self) -> None:
         require(0.0 < self.inner_lr < math.inf, "agent.inner_lr", self.inner_lr, "a positive number")
-        for name in ("num_adaptation_steps", "num_trajectories", "cg_iterations", "max_backtracks", "curvature_every"):
+        for name in (
+            "num_adaptation_steps",
+            "num_trajectories",
+            "cg_iterations",
+            "max_backtracks",
+            "curvature_every",
+            "chunk_steps",
+        ):
             require(getattr(self, name) >= 1, f"agent.{name}", getattr(self, name), "an integer >= 1")
-        require(self.chunk_size >= 1, "agent.chunk_size", self.chunk_size, "an integer >= 1")
         for name in ("gamma", "gae_lambda"):
             require(0.0 <= getattr(self, name) <= 1.0, f"agent.{name}", getattr(self, name), "in [0, 1]")
         for name in ("max_kl", "initial_std", "min_std", "later_step_scale", "output_gain"):
@@ -106,6 +112,11 @@ class PolicyBatch(NamedTuple):
     advantages: Tensor
     mask: Tensor
     mean_return: Tensor
+
+    @property
+    def num_steps(self) -> int:
+        """S."""
+        return self.mask.shape[1]
 
     def every(self, stride: int) -> PolicyBatch:
         """Every `stride`-th step."""
@@ -171,12 +182,9 @@ class MAML:
         return {name: value.expand(num_tasks, *value.shape) for name, value in source.items()}
 
     def act(self, state: Parameters, observations: Tensor, noise: Tensor) -> tuple[Acted, Parameters]:
-        def one_task(parameters: Parameters, observation: Tensor, task_noise: Tensor) -> tuple[Tensor, Tensor]:
-            distribution = self._distribution(parameters, observation)
-            actions = distribution.sample(task_noise)
-            return actions, distribution.log_prob(actions)
-
-        actions, log_probs = over_tasks(one_task, state, observations, noise)
+        distribution = self._distribution(state, observations)
+        actions = distribution.sample(noise)
+        log_probs = distribution.log_prob(actions)
         return Acted(actions, log_probs), state
 
     def observe(
@@ -190,8 +198,10 @@ class MAML:
         The horizon is part of the task and the baseline knows the time, so nothing is bootstrapped at a truncation.
         """
         gamma = self.config.gamma
+        mask = data.mask.flatten(1)
         returns = discounted_returns(data.rewards, data.mask, gamma=gamma)
-        values = linear_baseline(data.observations, returns, data.mask)
+        chunk_size = self.chunk_size(mask.shape[1])
+        values = over_chunks(linear_baseline, data.observations, returns, data.mask, chunk_size=chunk_size)
         advantages = generalized_advantages(
             data.rewards,
             values,
@@ -200,7 +210,6 @@ class MAML:
             gae_lambda=self.config.gae_lambda,
             last_values=torch.zeros_like(values[..., 0]),
         )
-        mask = data.mask.flatten(1)
         order = mask.argsort(dim=1, descending=True, stable=True)[:, : int(mask.sum(1).max())]
 
         def packed(values: Tensor) -> Tensor:
@@ -224,7 +233,7 @@ class MAML:
                 support,
                 self._step_size(step),
                 first_order=self.config.first_order,
-                chunk_size=self.config.chunk_size,
+                chunk_size=self.chunk_size(support.num_steps),
             )
 
     def score(self, state: Parameters, query: PolicyBatch) -> Tensor:
@@ -264,23 +273,16 @@ class MAML:
         log_probs = self._distribution(parameters, batch.observations).log_prob(batch.actions)
         return -_live_mean(log_probs * batch.advantages, batch.mask)
 
-    def surrogate(self, parameters: Parameters, batch: PolicyBatch) -> Tensor:
-        """For ONE task: mean over live steps of pi(a|s) / pi_behaviour(a|s) A."""
-        log_probs = self._distribution(parameters, batch.observations).log_prob(batch.actions)
-        return _live_mean((log_probs - batch.log_probs).exp() * batch.advantages, batch.mask)
-
-    def kl(self, parameters: Parameters, batch: tuple[PolicyBatch, Distribution]) -> Tensor:
-        """For ONE task: mean over live steps of KL(old || new), the old distribution being part of the data."""
-        data, old = batch
-        new = self._distribution(parameters, data.observations)
-        return _live_mean(old.kl(new), data.mask)  # type: ignore[arg-type]
-
     def distributions(self, state: Parameters, batch: PolicyBatch) -> Distribution:
         """Action distributions at every step of the batch, without gradient, task axis leading."""
         with torch.no_grad():
             return over_tasks(  # type: ignore[no-any-return]
-                self._distribution, state, batch.observations, chunk_size=self.config.chunk_size
+                self._distribution, state, batch.observations, chunk_size=self.chunk_size(batch.num_steps)
             )
+
+    def chunk_size(self, num_steps: int) -> int:
+        """Tasks per pass over the data at most, of `num_steps` steps each."""
+        return max(1, self.config.chunk_steps // max(1, num_steps))
 
     def _distribution(self, parameters: Parameters, observations: Tensor) -> Distribution:
         distribution: Distribution = self._policy(parameters, observations)
@@ -309,26 +311,21 @@ class _OuterStep:
         self._learner = learner
         self._num_tasks = len(episodes.tasks)
         self._support, self._query, self._adapted = episodes.support, episodes.query, episodes.state
-        self._old = learner.distributions(self._adapted, self._query)
+        self._outputs = self._query_outputs(1)
+        self._old: Distribution = self._outputs.values
         self._step_sizes = [learner._step_size(step) for step in range(len(self._support))]
         config = learner.config
         stride = config.curvature_every
         states = [] if config.first_order else self._states_before_each_step()
         self._exact = self._jacobian(states, 1)
         self._coarse = self._exact if stride == 1 else self._jacobian(states, stride)
-        thinned = self._query.every(stride)
-        old = self._old if stride == 1 else learner.distributions(self._adapted, thinned)
-        self._fisher = TaskHessians(learner.kl, self._adapted, (thinned, old), chunk_size=config.chunk_size)
+        outputs = self._outputs if stride == 1 else self._query_outputs(stride)
+        self._fisher = outputs.gauss_newton(kl_from, (self._query.every(stride), outputs.values))
 
     def gradient(self) -> Tensor:
         """Of the mean surrogate with respect to the meta-parameters, through the inner loop."""
-        per_task = over_tasks(
-            torch.func.grad(self._learner.surrogate),
-            self._adapted,
-            self._query,
-            chunk_size=self._learner.config.chunk_size,
-        )
-        return self._mean_over_tasks(self._exact.pull(per_task))
+        per_task = over_tasks(torch.func.grad(surrogate), self._old, self._query)
+        return self._mean_over_tasks(self._exact.pull(self._outputs.pull(per_task)))
 
     def product(self, vector: Tensor) -> Tensor:
         """mean over tasks of J^T F J v."""
@@ -343,11 +340,19 @@ class _OuterStep:
             state = learner.adapt(state, batch, step=step)
 
         def one_task(parameters: Parameters, data: PolicyBatch, old: Distribution) -> tuple[Tensor, Tensor]:
-            return learner.surrogate(parameters, data), learner.kl(parameters, (data, old))
+            new = learner._distribution(parameters, data.observations)
+            return surrogate(new, data), kl_from(new, (data, old))
 
         with torch.no_grad():
-            surrogate, kl = over_tasks(one_task, state, self._query, self._old, chunk_size=learner.config.chunk_size)
-        return float(surrogate.mean()), float(kl.mean())
+            chunk_size = learner.chunk_size(self._query.num_steps)
+            values, kls = over_tasks(one_task, state, self._query, self._old, chunk_size=chunk_size)
+        return float(values.mean()), float(kls.mean())
+
+    def _query_outputs(self, stride: int) -> TaskOutputs:
+        learner = self._learner
+        data = self._query.every(stride)
+        chunk_size = learner.chunk_size(data.num_steps)
+        return TaskOutputs(learner._distribution, self._adapted, data.observations, chunk_size=chunk_size)
 
     def _states_before_each_step(self) -> list[Parameters]:
         state = self._learner.begin(self._num_tasks)
@@ -358,16 +363,28 @@ class _OuterStep:
         return states
 
     def _jacobian(self, states: list[Parameters], stride: int) -> AdaptationJacobian:
+        learner = self._learner
+        thinned = [batch.every(stride) for batch in self._support[: len(states)]]
         hessians = [
-            TaskHessians(
-                self._learner.inner_loss, state, batch.every(stride), chunk_size=self._learner.config.chunk_size
-            )
-            for state, batch in zip(states, self._support, strict=False)
+            TaskHessians(learner.inner_loss, state, batch, chunk_size=learner.chunk_size(batch.num_steps))
+            for state, batch in zip(states, thinned, strict=True)
         ]
         return AdaptationJacobian(hessians, self._step_sizes[: len(hessians)])
 
     def _mean_over_tasks(self, values: Parameters) -> Tensor:
         return torch.cat([value.flatten(1) for value in values.values()], dim=1).sum(0) / self._num_tasks
+
+
+def surrogate(distribution: Distribution, batch: PolicyBatch) -> Tensor:
+    """For ONE task: mean over live steps of pi(a|s) / pi_behaviour(a|s) A."""
+    log_probs = distribution.log_prob(batch.actions)
+    return _live_mean((log_probs - batch.log_probs).exp() * batch.advantages, batch.mask)
+
+
+def kl_from(distribution: Distribution, batch: tuple[PolicyBatch, Distribution]) -> Tensor:
+    """For ONE task: mean over live steps of KL(old || distribution), the old one being part of the data."""
+    data, old = batch
+    return _live_mean(old.kl(distribution), data.mask)  # type: ignore[arg-type]
 
 
 def _live_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import io
 import re
@@ -54,6 +55,7 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
         InputError: anything wrong in the command line, in one line.
         SystemExit: after `--help`, with status 0.
     """
+    _refuse_early(argv)
     task_name, agent_name = _find_task(argv), _find_value(argv, "--agent")
     preset, file, resume = (_find_value(argv, flag) for flag in ("--preset", "--config", "--resume"))
     if task_name is None and resume is None:
@@ -68,11 +70,42 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
         base = _resumed(Path(resume), task_name, agent_name)
     else:
         config_file = None if file is None else Path(file)
-        base = resolve(str(task_name), agent_name or DEFAULT_AGENT, preset=preset, config_file=config_file)
+        agent_name = DEFAULT_AGENT if agent_name is None else agent_name
+        base = resolve(str(task_name), agent_name, preset=preset, config_file=config_file)
     parsed = _parse_command_line(argv, base, resuming=resume is not None)
     require(parsed.task_name == base.task_name, "task", parsed.task_name, "the first argument: metarl train TASKS ...")
     parts = {name: getattr(parsed, name, getattr(base, name)) for name in TABLES}
     return TrainArguments(dataclasses.replace(base, **parts), parsed.run_dir, parsed.resume, parsed.quiet)
+
+
+def refuse_blank(argv: Sequence[str]) -> None:
+    """Refuses empty arguments, whose path would be the folder one is in, and those with control characters.
+
+    Settings of tasks and agents are left to their own classes.
+
+    Raises:
+        InputError: there is one.
+    """
+    for before, token in zip(("", *argv), argv, strict=False):
+        flag, equals, value = token.partition("=") if token.startswith("--") else (before, "", token)
+        field = flag if flag.startswith("--") else "argument"
+        blank = not value.strip() and (equals or not token.startswith("--"))
+        fine = field.startswith(("--task.", "--agent.")) or not (blank or not token.isprintable())
+        require(fine, field, value, "printable text, and not empty")
+
+
+def _refuse_early(argv: Sequence[str]) -> None:
+    """Refuses what no task or agent could make right, before these are imported, which takes seconds."""
+    if {"-h", "--help"} & {*argv}:
+        return
+    _, unread = _parse_command_line(argv, None, partly=True)
+    for token in unread:
+        if token.startswith("--") and not token.startswith(("--task.", "--agent.")):
+            try:
+                _parse_command_line(["TASKS", token], None)
+            except InputError as error:
+                if "did you mean" in str(error):
+                    raise
 
 
 def _resumed(run_dir: Path, task_name: str | None, agent_name: str | None) -> RunConfig:
@@ -108,17 +141,37 @@ def _find_task(argv: Sequence[str]) -> str | None:
     return next(iter([*registered, *free]), None)
 
 
-def _parse_command_line(argv: Sequence[str], base: RunConfig | None, *, resuming: bool = False) -> Any:
-    """Lets tyro parse all of `argv` into one flat-and-nested object whose defaults are `base`'s values."""
-    with errors_in_one_line(), warnings.catch_warnings():
+def _parse_command_line(
+    argv: Sequence[str], base: RunConfig | None, *, resuming: bool = False, partly: bool = False
+) -> Any:
+    """Lets tyro parse all of `argv` into one flat-and-nested object whose defaults are `base`'s values.
+
+    With `partly`, what it does not know is returned beside the object instead of refused.
+    """
+    settings = parts_of(base) if base else []
+    known = [
+        f"--{table}.{field.name}".replace("_", "-")
+        for table, part in settings
+        if dataclasses.is_dataclass(part)
+        for field in dataclasses.fields(part)
+        if field.init
+    ]
+    with errors_in_one_line("metarl train TASKS", known), warnings.catch_warnings():
         # A family that derives from EnvTaskDistribution without naming its task type is fine here.
         warnings.filterwarnings("ignore", "Could not resolve type parameter")
-        return tyro.cli(_command(base, resuming), prog="metarl train", description=_DESCRIPTION, args=list(argv))
+        command = _command(base, resuming or partly)
+        parse = functools.partial(tyro.cli, command, prog="metarl train", description=_DESCRIPTION, args=list(argv))
+        return parse(return_unknown_args=True) if partly else parse()
 
 
 @contextlib.contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """Turns what tyro prints and exits with into an `InputError`; `--help` still prints and exits."""
+def errors_in_one_line(command: str, known: Sequence[str] = ()) -> Iterator[None]:
+    """Turns what tyro prints and exits with into an `InputError`; `--help` still prints and exits.
+
+    Args:
+        command: whose `--help` lists the flags.
+        known: flags to look for the nearest one in, where tyro finds none.
+    """
     words = io.StringIO()
     try:
         with contextlib.redirect_stderr(words):
@@ -129,7 +182,7 @@ def errors_in_one_line() -> Iterator[None]:
         cause: BaseException | None = stop
         while cause is not None and not isinstance(cause, InputError):
             cause = cause.__context__
-        raise cause or InputError(_one_line(words.getvalue())) from None
+        raise cause or InputError(_one_line(words.getvalue(), command, known)) from None
 
 
 def _command(base: RunConfig | None, resuming: bool) -> type[Any]:
@@ -138,7 +191,7 @@ def _command(base: RunConfig | None, resuming: bool) -> type[Any]:
     def option(kind: Any, name: str, default: Any, text: str) -> tuple[str, Any, Any]:
         return name, Annotated[kind, arg(help=text)], default
 
-    task_name = base.task_name if base and resuming else dataclasses.MISSING
+    task_name = (base.task_name if base else "") if resuming else dataclasses.MISSING
     agent_name = base.agent_name if base else DEFAULT_AGENT
     families = ", ".join(sorted(registry.names("task")))
     task_help = f"Family of tasks: {families}, or module:Class."
@@ -163,7 +216,26 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _one_line(box: str) -> str:
+# What tyro says, and how it is said here: field = value: must be what is allowed.
+_REWORDED = (
+    (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 = \2: must be an integer"),
+    (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 = \2: must be a number"),
+    (r"Error parsing (\S+): no type .*\{None\}\|INT .* from \[(.*?)\]\..*", r"\1 = \2: must be an integer"),
+    (r"Error parsing (\S+): no type .*\{None\}\|FLOAT .* from \[(.*?)\]\..*", r"\1 = \2: must be a number"),
+    (
+        r"Error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]",
+        r"\1 = \2: must be values of the type that --help shows",
+    ),
+    (r"Missing value for argument '(.*?)'\..*", r"\1: needs a value"),
+    (r"invalid choice (.*) for argument '(.*?)'\. Expected one of \((.*)\)\.", r"\2 = \1: must be one of \3"),
+    (r"Missing from [\w -]+: (--\S+) [A-Z]+ (.*) \(required\)", r"\1: missing; \2"),
+    (r"Missing from [\w -]+: (\S+) (.*) \(required\)", r"\1: missing; \2"),
+    (r"Error parsing (\S+): (.*)", r"\1: \2"),
+)
+_UNKNOWN = "Unrecognized options: "
+
+
+def _one_line(box: str, command: str, known: Sequence[str]) -> str:
     """The message of tyro's framed error, frame drawn in ASCII or not, without the title, the help and the advice."""
     sections: list[list[str]] = [[]]
     for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
@@ -176,4 +248,12 @@ def _one_line(box: str) -> str:
             sections[-1].append(text)
     _, message, *others = sections if len(sections) > 1 else [[], *sections]
     near = [lines[1] for lines in others if len(lines) > 1 and lines[0].startswith("Perhaps you meant")]
-    return "; ".join([" ".join(message), *(f"did you mean {option}?" for option in near)])
+    text = " ".join(message)
+    if not text.startswith(_UNKNOWN):
+        return functools.reduce(lambda line, pair: re.sub(f"^{pair[0]}$", pair[1], line), _REWORDED, text)
+    first = text.removeprefix(_UNKNOWN).split(", ")[0]
+    near = [re.split("[ ,]", option)[0] for option in near] or difflib.get_close_matches(first, known, n=1, cutoff=0.7)
+    if near:
+        return f"{first}: unknown; did you mean {near[0]}?"
+    table = [flag for flag in known if flag.startswith("--task.") and first.startswith("--task.")]
+    return f"{first}: unknown; " + (f"known: {', '.join(table)}" if table else f"{command} --help lists what there is")

@@ -15,7 +15,7 @@ import pickle
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -24,16 +24,16 @@ import torch
 from torch import Tensor
 
 from metarl import __version__
-from metarl.errors import InputError
-from metarl.files import sync_folder, write_durably
+from metarl.errors import InputError, RunError
+from metarl.files import UNFINISHED, remove_unfinished, sync_folder, write_durably, write_error
+from metarl.nonfinite import nonfinite_tensors
 
 FORMAT_VERSION = 1
 STATE, MANIFEST = "state.pt", "manifest.json"
-_TEMPORARY = ".unfinished-"
 
 
 class CheckpointError(InputError):
-    """A checkpoint that cannot be read or written, with the reason in one line."""
+    """A checkpoint that cannot be used, with the reason in one line."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ class Checkpoint:
     Attributes:
         iteration: iterations done when it was written.
         state: what `save` was given, tensors on the CPU.
-        manifest: `format_version`, `metarl_version`, `iteration`, `files`, `parameters_sha256`, `config_sha256` and
-            `extra`.
+        manifest: `format_version`, `metarl_version`, `iteration`, `files`, `parameters_sha256`, `config` and `extra`.
         skipped: from `latest`: why newer checkpoints could not be used, newest first.
     """
 
@@ -67,19 +66,22 @@ def save(
 
     Args:
         run_dir: the run folder.
-        iteration: iterations done, >= 0; a checkpoint of the same iteration is replaced.
+        iteration: iterations done, >= 0; a checkpoint of the same iteration is replaced if it is damaged and stays as
+            it is otherwise, since between two renames there would be none.
         state: tensors, numbers, strings, and lists, tuples and dicts of them.
         parameters: the meta-parameters, for `parameters_sha256` in the manifest.
-        config: JSON-ready configuration, for `config_sha256` in the manifest.
+        config: JSON-ready settings by dotted name that the results depend on, for `load` to compare.
         extra: more JSON-ready entries for the manifest.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        CheckpointError: the disk is full or not writable; earlier checkpoints are intact.
-        ValueError: `state` holds something that loading would refuse.
+        WriteError: the disk is full; earlier checkpoints are intact.
+        InputError: the folder cannot be made or is not writable.
+        ValueError: `state` holds something that loading would refuse, or a tensor is not finite.
     """
+    _require_finite(state=state, parameters=parameters)
     data = _serialise(state)
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -87,69 +89,93 @@ def save(
         "iteration": iteration,
         "files": {STATE: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}},
         "parameters_sha256": parameters_sha256(parameters),
-        "config_sha256": hashlib.sha256(_canonical(config)).hexdigest(),
+        "config": dict(config),
         "extra": dict(extra or {}),
     }
     manifest["manifest_sha256"] = _manifest_sha256(manifest)
     parent = Path(run_dir) / "checkpoints"
+    target, contents = parent / _name(iteration), {STATE: data, MANIFEST: _pretty(manifest)}
+    if target.exists() and _is_whole(target):
+        return target
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        _remove_unfinished(parent)
-        return _place(parent, f"iteration_{iteration:06d}", {STATE: data, MANIFEST: _pretty(manifest)})
+        remove_unfinished(parent)
+        _place(target, contents)
     except OSError as error:
-        raise _not_saved(error, parent, iteration, len(data)) from error
+        raise _not_saved(error, parent, iteration, sum(map(len, contents.values()))) from None
+    return target
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: Path, *, config: Mapping[str, Any] | None = None) -> Checkpoint:
     """Reads and verifies one checkpoint folder.
 
+    Args:
+        path: the folder.
+        config: settings that the checkpoint must have been made with, as `save` took them; settings that only one of
+            the two has are not compared.
+
     Raises:
-        CheckpointError: incomplete, damaged, of a newer format, or refused; names the file and the reason.
+        CheckpointError: incomplete, damaged, of a newer format or another configuration, or refused; names the file
+            and the reason.
     """
     path = Path(path)
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise CheckpointError(f"{path}: {what}; a checkpoint is a folder with {STATE} and {MANIFEST}")
     manifest = _read_manifest(path)
+    _require_same(path, manifest, config or {})
     contents = {name: _read_verified(path, name, expected) for name, expected in manifest["files"].items()}
     try:
         state = torch.load(io.BytesIO(contents[STATE]), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = "holds more than tensors and plain data" if isinstance(error, pickle.UnpicklingError) else str(error)
+    except Exception as error:  # a file made to do harm can make the reader raise anything
+        reason = "holds more than tensors and plain data" if isinstance(error, pickle.UnpicklingError) else repr(error)
         raise CheckpointError(f"{path}: {STATE} cannot be loaded: {reason.splitlines()[0]}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: {STATE} holds no state")
     return Checkpoint(manifest["iteration"], state, manifest)
 
 
-def list_checkpoints(run_dir: Path) -> list[Path]:
-    """The checkpoint folders of a run, oldest first, damaged ones too."""
+def list_checkpoints(run_dir: Path) -> dict[int, Path]:
+    """The checkpoint folders of a run by iteration, oldest first, damaged ones too."""
     parent = Path(run_dir) / "checkpoints"
     folders = parent.iterdir() if parent.is_dir() else ()
     found = {int(match[1]): folder for folder in folders if (match := re.fullmatch(r"iteration_(\d+)", folder.name))}
-    return [found[iteration] for iteration in sorted(found)]
+    return {iteration: found[iteration] for iteration in sorted(found)}
 
 
-def latest(run_dir: Path) -> Checkpoint:
-    """The newest checkpoint that is whole; `skipped` says why newer ones are not it.
+def latest(run_dir: Path, *, config: Mapping[str, Any] | None = None) -> Checkpoint:
+    """The newest checkpoint that `load` accepts; `skipped` says why newer ones are not it.
 
     Raises:
         CheckpointError: there is none.
     """
     skipped: list[str] = []
-    for folder in reversed(list_checkpoints(run_dir)):
+    for folder in reversed(list_checkpoints(run_dir).values()):
         try:
-            return replace(load(folder), skipped=tuple(skipped))
+            return replace(load(folder, config=config), skipped=tuple(skipped))
         except CheckpointError as error:
             skipped.append(str(error))
     reasons = f": {'; '.join(skipped)}" if skipped else ""
     raise CheckpointError(f"{run_dir}: holds no {'usable ' if skipped else ''}checkpoint{reasons}")
 
 
-def prune(run_dir: Path, keep_last: int) -> None:
-    """Deletes all but the newest `keep_last` (>= 1) checkpoints."""
+def prune(run_dir: Path, keep_last: int, *, newest: int | None = None, keep: Collection[int | None] = ()) -> None:
+    """Deletes old checkpoints.
+
+    Args:
+        run_dir: the run folder.
+        keep_last: how many of the newest stay, >= 1.
+        newest: iteration to count back from; later ones, which a resumed run could not use, stay until they are saved
+            again. None = the last.
+        keep: iterations that stay besides.
+    """
     if keep_last < 1:
         raise ValueError(f"keep_last = {keep_last}: must be >= 1")
-    for folder in list_checkpoints(run_dir)[:-keep_last]:
-        _discard(folder)
+    found = list_checkpoints(run_dir)
+    counted = [iteration for iteration in found if newest is None or iteration <= newest]
+    for iteration in counted[:-keep_last]:
+        if iteration not in keep:
+            _discard(found[iteration])
 
 
 def parameters_sha256(parameters: Mapping[str, Tensor]) -> str:
@@ -160,6 +186,12 @@ def parameters_sha256(parameters: Mapping[str, Tensor]) -> str:
         digest.update(_canonical([name, str(tensor.dtype), list(tensor.shape)]))
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _require_finite(**trees: Mapping[str, Any]) -> None:
+    bad = next(nonfinite_tensors(trees), None)
+    if bad is not None:
+        raise ValueError(f"{bad} is not finite: a checkpoint must be worth going on from")
 
 
 def _serialise(state: Mapping[str, Any]) -> bytes:
@@ -173,10 +205,9 @@ def _serialise(state: Mapping[str, Any]) -> bytes:
     return data
 
 
-def _place(parent: Path, name: str, contents: Mapping[str, bytes]) -> Path:
-    """Writes the files in order into a temporary folder, then renames it to `parent / name`."""
-    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=parent))
-    target = parent / name
+def _place(target: Path, contents: Mapping[str, bytes]) -> None:
+    """Writes the files in order into a temporary folder, then renames it to `target`."""
+    temporary = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=target.parent))
     try:
         temporary.chmod(0o755)
         for file, data in contents.items():
@@ -189,41 +220,43 @@ def _place(parent: Path, name: str, contents: Mapping[str, bytes]) -> Path:
         if target.exists():
             _discard(target)
         temporary.replace(target)
-        sync_folder(parent)
+        sync_folder(target.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return target
 
 
 def _discard(folder: Path) -> None:
     """Deletes `folder` so that a kill on the way leaves no half checkpoint under its name."""
-    aside = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder.parent))
+    aside = folder.with_name(f"{UNFINISHED}{folder.name}")
     folder.replace(aside)
-    shutil.rmtree(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
-def _remove_unfinished(parent: Path) -> None:
-    for leftover in parent.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+def _name(iteration: int) -> str:
+    return f"iteration_{iteration:06d}"
 
 
-def _not_saved(error: OSError, parent: Path, iteration: int, size: int) -> CheckpointError:
+def _is_whole(path: Path) -> bool:
+    try:
+        load(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _not_saved(error: OSError, parent: Path, iteration: int, size: int) -> InputError | RunError:
     space = ""
     with contextlib.suppress(OSError):
-        free = shutil.disk_usage(parent if parent.is_dir() else Path.cwd()).free
-        space = f" (needs {size / 1e6:.1f} MB, {free / 1e6:.1f} MB free)"
-    earlier = list_checkpoints(parent.parent)
-    intact = f"; the previous checkpoint {earlier[-1]} is intact" if earlier else ""
-    reason = error.strerror or str(error)
-    return CheckpointError(f"{parent}: cannot save the checkpoint of iteration {iteration}: {reason}{space}{intact}")
+        space = f" (needs {size:,} bytes, {shutil.disk_usage(parent).free:,} are free)"
+    return write_error(f"{parent / _name(iteration)}: cannot be saved", error, space)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     data = _read(path, MANIFEST)
     try:
         manifest: dict[str, Any] = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is damaged: {MANIFEST} is not JSON: {error}") from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if not isinstance(version, int):
@@ -238,7 +271,19 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     files = manifest.get("files")
     if not isinstance(files, dict) or STATE not in files or not isinstance(manifest.get("iteration"), int):
         raise CheckpointError(f"{path}: {MANIFEST} lists no {STATE} or no iteration")
+    if not all(isinstance(manifest.get(key, {}), dict) for key in ("config", "extra")):
+        raise CheckpointError(f"{path}: {MANIFEST} has no settings where they should be")
+    if re.fullmatch(r"iteration_\d+", path.name) and path.name != _name(manifest["iteration"]):
+        raise CheckpointError(f"{path}: holds iteration {manifest['iteration']}")
     return manifest
+
+
+def _require_same(path: Path, manifest: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    found: Mapping[str, Any] = manifest.get("config", {})
+    for setting in sorted(config.keys() & found.keys()):
+        if found[setting] != config[setting]:
+            other = f"{setting} = {found[setting]!r}, the run's is {config[setting]!r}"
+            raise CheckpointError(f"{path}: is of another configuration: {other}")
 
 
 def _read_verified(path: Path, name: str, expected: Any) -> bytes:
@@ -250,7 +295,8 @@ def _read_verified(path: Path, name: str, expected: Any) -> bytes:
         raise CheckpointError(f"{path}: is damaged: {name} {what}: {len(data)} of {expected['bytes']} bytes")
     found = hashlib.sha256(data).hexdigest()
     if found != expected.get("sha256"):
-        raise CheckpointError(f"{path}: is damaged: {name} has sha256 {found}, expected {expected.get('sha256')}")
+        hashes = f"{found[:12]}..., expected {str(expected.get('sha256'))[:12]}..."
+        raise CheckpointError(f"{path}: is damaged: {name} has sha256 {hashes}")
     return data
 
 

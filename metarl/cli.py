@@ -1,25 +1,34 @@
 """The command line: `metarl train | evaluate | plot | list | check-tasks`.
 
 Exit codes: 0 done, 2 bad input (one line on standard error), 130 and 143 after SIGINT and SIGTERM (the present
-iteration is finished and saved; a second signal stops at once), 1 anything unforeseen (with a traceback).
+iteration is finished and saved; a second signal stops at once), 1 what ends a run otherwise (one line, after the
+traceback of what a user's environment raised) and anything unforeseen (with a traceback).
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
 
 from metarl import registry
-from metarl.errors import InputError, require, unknown_name
+from metarl.config import EvaluationConfig, TrainerConfig, read_saved
+from metarl.errors import InputError, RunError, one_line, require, unknown_name
 from metarl.report import report_lines
+from metarl.tables import from_table
+
+if TYPE_CHECKING:
+    from metarl.arguments import TrainArguments
 
 EPILOG = """commands:
   train TASKS            meta-train an agent on a task family
@@ -46,8 +55,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except InputError as error:
-        print(f"metarl: {error}", file=sys.stderr)
+        print(f"metarl: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        print(f"metarl: {_without_memory(error)}", file=sys.stderr)
+        return 1
+    except RunError as error:
+        if error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
+        print(f"metarl: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if not re.search("allocate memory|out of memory", str(error)):  # torch's are no MemoryErrors
+            raise
+        print(f"metarl: {_without_memory(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -56,10 +78,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _without_memory(error: BaseException) -> str:
+    advice = "lower trainer.meta_batch_size, agent.num_trajectories, task.horizon or agent.hidden_sizes"
+    return f"out of memory: {one_line(error)}; {advice}"
+
+
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: metarl COMMAND ...\n\n{EPILOG}")
         return 0 if arguments else 2
+    from metarl.arguments import refuse_blank
+
+    refuse_blank(arguments)
     name, rest = arguments[0], arguments[1:]
     commands: dict[str, Callable[..., int]] = {
         "evaluate": evaluate,
@@ -82,7 +112,7 @@ def _parsed(command: Callable[..., int], arguments: list[str], *, prog: str) -> 
     def bind(*values: Any, **settings: Any) -> Callable[[], int]:
         return functools.partial(command, *values, **settings)
 
-    with errors_in_one_line():
+    with errors_in_one_line(prog):
         return tyro.cli(bind, args=arguments, prog=prog)
 
 
@@ -95,11 +125,25 @@ def train(arguments: Sequence[str]) -> int:
     require(alone, "--run-dir", str(parsed.run_dir), "left out with --resume: a run goes on in its own folder")
 
     # Imported late: torch and matplotlib take seconds, and `--help` or a wrong flag should not wait for them.
+    from metarl.run_folder import new_run_dir
+    from metarl.testing import check_before_training
+
+    config = parsed.config
+    if config.task_name not in registry.TASKS:  # those are tested
+        check_before_training(config.task)
+    if config.trainer.num_threads > (os.cpu_count() or 1) and not parsed.quiet:
+        cores = f"this machine has {os.cpu_count()} cores; more threads than cores make nothing faster"
+        print(f"metarl: note: trainer.num_threads = {config.trainer.num_threads}: {cores}", file=sys.stderr)
+    given = parsed.resume or parsed.run_dir
+    with new_run_dir(config) if given is None else contextlib.nullcontext(given) as run_dir:
+        return _train_in(run_dir, parsed)
+
+
+def _train_in(run_dir: Path, parsed: TrainArguments) -> int:
     from metarl import runs
     from metarl.trainer import Callback, ProgressCallback, StopOnSignal
 
     config = parsed.config
-    run_dir = parsed.resume or parsed.run_dir or runs.new_run_dir(config)
     console = Console(highlight=False, soft_wrap=True)
     signals = StopOnSignal()
     callbacks: tuple[Callback, ...] = (signals,)
@@ -123,10 +167,11 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def evaluate(
-    run_dir: tyro.conf.Positional[Path],
+    run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")],
     tasks: int | None = None,
     adaptation_steps: int | None = None,
     seed: int | None = None,
+    checkpoint: str = "latest",
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
     trust: bool = False,
 ) -> int:
@@ -137,14 +182,23 @@ def evaluate(
         tasks: episodes in all; None = the run's setting. A finite family is covered with replicates.
         adaptation_steps: last step of the curve; None = the run's setting.
         seed: of evaluation's tasks and random numbers; None = the run's.
+        checkpoint: latest, best (by the evaluations during training), or an iteration.
         json_file: also write the result there, in the schema of adaptation.json.
         trust: import the task or agent class that the folder names as module:Class.
     """
+    settings = {"num_tasks": tasks, "num_adaptation_steps": adaptation_steps}
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    # Before torch is imported, and before minutes of evaluation whose result could not be written.
+    EvaluationConfig(**given)
+    TrainerConfig(seed=0 if seed is None else seed)
+    read_saved(run_dir)
+    if json_file is not None:
+        fits = json_file.parent.is_dir() and not json_file.is_dir()
+        require(fits, "--json", str(json_file), "a file in a folder that exists")
+
     from metarl import runs
 
-    settings = {"num_tasks": tasks, "num_adaptation_steps": adaptation_steps}
-    given = {name: value for name, value in settings.items() if value is not None}
-    trainer = runs.load_trainer(run_dir, trusted=trust, seed=seed, **given)
+    trainer = runs.load_trainer(run_dir, checkpoint=checkpoint, trusted=trust, seed=seed, **given)
     report = runs.describe(trainer, trainer.evaluate(), controls=trainer.evaluation.controls)
     for line in report_lines(report):
         print(line)
@@ -160,10 +214,14 @@ def plot(run_dirs: tyro.conf.Positional[tuple[Path, ...]], out: Path) -> int:
         run_dirs: folders that `metarl train` filled.
         out: the picture, .png, .pdf or .svg.
     """
-    from metarl import plots, runs, tracking
-
     if not run_dirs:
         raise InputError("run_dirs = (): must be one run folder or more")
+    for run_dir in run_dirs:
+        if not (run_dir / "metrics.jsonl").is_file() and not (run_dir / "adaptation.json").is_file():
+            read_saved(run_dir)  # says what the folder is instead
+
+    from metarl import plots, runs, tracking
+
     if len(run_dirs) == 1 and (run_dirs[0] / "adaptation.json").is_file():
         figure = plots.adaptation_figure(runs.read_report(run_dirs[0]))
     else:
@@ -193,13 +251,13 @@ def list_names(json_output: Annotated[bool, tyro.conf.arg(name="json")] = False)
     return 0
 
 
-def check_tasks(name: tyro.conf.Positional[str]) -> int:
+def check_tasks(name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MOD:CLASS")]) -> int:
     """Checks a task distribution: what is wrong is named in one line each.
 
     Args:
         name: a registered task family, or module:Class of your own.
     """
-    distribution = registry.load_task(name)()
+    distribution = from_table(registry.load_task(name), {}, "task")
 
     from metarl.testing import check_task_distribution
 

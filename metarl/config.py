@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ from metarl.errors import InputError, require
 from metarl.tables import TABLES, convert, unknown_setting
 from metarl.tables import from_table as from_table
 from metarl.tables import read_toml as read_toml
+
+# Bounds that nobody reaches but by a slip: what lies beyond them would only fail later, for want of memory.
+MOST = 10**6
+MOST_THREADS = 4096
 
 
 @dataclass(frozen=True)
@@ -43,17 +48,27 @@ class TrainerConfig:
     """Simulator threads, >= 0; 0 = all cores. Results do not depend on it."""
     checkpoint_every: Annotated[int, arg(aliases=["--checkpoint-every"])] = 50
     """Iterations between checkpoints, >= 1; the last iteration is always saved."""
+    keep_last: int = 3
+    """Newest checkpoints to keep, >= 1; the best one, by the evaluations during training, is kept besides."""
+    max_nonfinite: int = 5
+    """Updates in a row that were not finite, and so undone, after which the run ends with an error, >= 1."""
+    environment_timeout: float | None = 300.0
+    """Seconds that one call of one gymnasium environment may take, > 0; None = no limit."""
 
     def __post_init__(self) -> None:
         _require_int("trainer.iterations", self.iterations, low=1)
-        _require_int("trainer.meta_batch_size", self.meta_batch_size, low=1)
+        _require_int("trainer.meta_batch_size", self.meta_batch_size, low=1, high=MOST)
         minutes = self.max_minutes
         require(minutes is None or 0.0 < minutes < math.inf, "trainer.max_minutes", minutes, "a finite number > 0")
         _require_int("trainer.seed", self.seed, low=0, high=2**63 - 1)
         _require_one_of("trainer.device", self.device, ("auto", "cpu", "cuda"))
         _require_one_of("trainer.act_device", self.act_device, ("cpu", "learner"))
-        _require_int("trainer.num_threads", self.num_threads, low=0)
+        _require_int("trainer.num_threads", self.num_threads, low=0, high=MOST_THREADS)
         _require_int("trainer.checkpoint_every", self.checkpoint_every, low=1)
+        _require_int("trainer.keep_last", self.keep_last, low=1)
+        _require_int("trainer.max_nonfinite", self.max_nonfinite, low=1)
+        limit = self.environment_timeout
+        require(limit is None or 0.0 < limit < math.inf, "trainer.environment_timeout", limit, "a finite number > 0")
 
 
 @dataclass(frozen=True)
@@ -75,10 +90,10 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         _require_int("evaluation.every", self.every, low=0)
-        _require_int("evaluation.num_tasks", self.num_tasks, low=1)
-        _require_int("evaluation.num_adaptation_steps", self.num_adaptation_steps, low=0)
+        _require_int("evaluation.num_tasks", self.num_tasks, low=1, high=MOST)
+        _require_int("evaluation.num_adaptation_steps", self.num_adaptation_steps, low=0, high=MOST)
         if self.num_trajectories is not None:
-            _require_int("evaluation.num_trajectories", self.num_trajectories, low=1)
+            _require_int("evaluation.num_trajectories", self.num_trajectories, low=1, high=MOST)
         if self.min_live_steps is not None:
             _require_int("evaluation.min_live_steps", self.min_live_steps, low=1)
             allowed = "left out where num_trajectories is given: each says how much to collect"
@@ -123,16 +138,17 @@ def resolve(
         InputError: an unknown name or setting, a wrong type, a value out of range, an unreadable file.
     """
     task_class = registry.load_task(task_name)
-    agent_class = registry.load_agent_for(task_class, task_name, agent_name)
+    registry.kind_of_agent(task_class, task_name, agent_name)
+    file_tables = {} if config_file is None else read_toml(config_file)
     if preset is None and "default" in registry.presets(task_name, agent_name):
         preset = "default"
     tables = {} if preset is None else registry.preset_table(task_name, agent_name, preset)
+    agent_class = registry.load_agent_for(task_class, task_name, agent_name)  # last: importing it takes seconds
     config = _build(task_name, agent_name, preset, (task_class, agent_class.Config), tables)
     if config_file is None:
         return config
-    tables = read_toml(config_file)
     try:
-        parts = {name: from_table(type(base), tables.get(name, {}), name, base) for name, base in parts_of(config)}
+        parts = {name: from_table(type(base), file_tables.get(name, {}), name, base) for name, base in parts_of(config)}
     except InputError as error:
         raise InputError(f"{config_file}: {error}") from error
     return dataclasses.replace(config, **parts)
@@ -233,6 +249,9 @@ def read_saved(run_dir: Path) -> dict[str, Any]:
         InputError: not a run folder, or a damaged file.
     """
     path = run_dir / "config.json"
+    if run_dir.is_file():
+        what = "a zip file, such as Stable-Baselines3 saves," if zipfile.is_zipfile(run_dir) else "a file"
+        raise InputError(f"{run_dir}: is {what} and not a run folder; only those that metarl train filled are read")
     try:
         plain = json.loads(path.read_bytes())
     except OSError as error:

@@ -1,16 +1,67 @@
-"""What a user did wrong, said in one line.
+"""What a user did wrong, and what ended a run, said in one line.
 
-The command line turns `InputError` into that line and exit code 2; from Python it is a `ValueError`.
+The command line turns `InputError` into that line and exit code 2 (from Python it is a `ValueError`), and `RunError`
+into the traceback of its cause, if there is one, then that line and exit code 1.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
+import sysconfig
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class InputError(ValueError):
     """A bad value from outside: names the field, the value, what is allowed and, for a name, the nearest one."""
+
+
+class RunError(RuntimeError):
+    """What ended a run whose settings were good."""
+
+
+class EnvironmentFaultError(RunError):
+    """An environment raised (the original error is the `__cause__`), hung, or returned what cannot be used."""
+
+
+class NonFiniteError(RunError):
+    """Too many updates in a row that were not finite."""
+
+
+def environment_fault(what: str, *, task: object, seed: int | None, step: int) -> EnvironmentFaultError:
+    """The error for `what` an environment did.
+
+    Args:
+        what: such as "step raised ValueError: ...".
+        task: the environment's; None where it has none yet.
+        seed: of its reset, or None.
+        step: steps since then, the present one included; 0 in the reset.
+    """
+    place = [] if task is None else [f"task {one_line(task)}"]
+    if seed is not None:
+        place += [f"seed {seed}", f"step {step}"]
+    where = f" ({', '.join(place)})" if place else ""
+    return EnvironmentFaultError(f"the environment's {one_line(what)}{where}")
+
+
+def one_line(value: object, *, max_length: int = 300) -> str:
+    """`value` as text without line breaks, cut where it is longer than `max_length`."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= max_length else f"{text[:max_length]} ..."
+
+
+def raised(error: BaseException) -> str:
+    """What `error` of foreign code says, in one line with the place in that code: "ValueError: no (poles.py:7)"."""
+    paths = sysconfig.get_paths()
+    libraries = tuple(paths[name] for name in ("stdlib", "purelib", "platlib"))
+    frames = traceback.extract_tb(error.__traceback__)
+    # The first frame is of who called the foreign code; what its libraries did on its behalf is not where to look.
+    files = [frame for frame in frames[1:] if Path(frame.filename).is_absolute()]  # compiled code has none
+    own = [frame for frame in files if not frame.filename.startswith(libraries)]
+    place = f" ({os.path.relpath(own[-1].filename)}:{own[-1].lineno})" if own else ""
+    return one_line(f"{type(error).__name__}: {error}") + place
 
 
 def require(condition: bool, field: str, value: object, allowed: str) -> None:

@@ -26,6 +26,7 @@ Parameters = dict[str, Tensor]
 TaskLoss = Callable[[Parameters, Any], Tensor]
 StepSize = float | Mapping[str, Tensor]
 Result = TypeVar("Result")
+Tree = TypeVar("Tree")
 
 
 def gradient_step(
@@ -84,15 +85,18 @@ def over_tasks(function: Callable[..., Any], *arguments: Any, chunk_size: int | 
 
     Args:
         function: of one task's trees of tensors.
-        *arguments: trees of tensors, task axis leading; the first is a dict.
+        *arguments: trees of tensors, task axis leading.
         chunk_size: tasks per pass at most; None for all at once.
 
     Returns:
         What `function` returns, task axis leading.
     """
-    lifted = torch.func.vmap(function)
-    chunks = list(_chunks(arguments[0], chunk_size))
-    parts = _run([partial(lifted, *tree_map(operator.itemgetter(chunk), arguments)) for chunk in chunks])
+    return over_chunks(torch.func.vmap(function), *arguments, chunk_size=chunk_size)
+
+
+def over_chunks(function: Callable[..., Any], *arguments: Any, chunk_size: int | None = None) -> Any:
+    """As `over_tasks`, for a `function` that is written for several tasks itself."""
+    parts = _run([partial(function, *_part(arguments, chunk)) for chunk in _chunks(arguments[0], chunk_size)])
     return parts[0] if len(parts) == 1 else tree_zip(torch.cat, parts)
 
 
@@ -123,14 +127,14 @@ class TaskHessians:
         self._loss = torch.func.vmap(loss)
         self._names = list(parameters)
         chunks = list(_chunks(parameters, chunk_size))
-        built = _run([partial(self._graph, *tree_map(operator.itemgetter(c), (parameters, batch))) for c in chunks])
+        built = _run([partial(self._graph, *_part((parameters, batch), chunk)) for chunk in chunks])
         self._chunks = [(chunk, points, gradients) for chunk, (_, points, gradients) in zip(chunks, built, strict=True)]
         self.losses = torch.cat([losses for losses, _, _ in built])
-        self.gradients = self._join([[g.detach() for g in gradients] for _, _, gradients in self._chunks])
+        self.gradients = _joined(self._names, [[g.detach() for g in gradients] for _, _, gradients in self._chunks])
 
     def __call__(self, vectors: Parameters) -> Parameters:
         """The products, task axis leading."""
-        return self._join(_run([partial(self._product, vectors, *chunk) for chunk in self._chunks]))
+        return _joined(self._names, _run([partial(self._product, vectors, *chunk) for chunk in self._chunks]))
 
     def _graph(self, parameters: Parameters, batch: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         points = [parameters[name].detach().requires_grad_() for name in self._names]
@@ -145,8 +149,68 @@ class TaskHessians:
         outputs = [vectors[name][chunk] for name in self._names]
         return torch.autograd.grad(gradients, points, outputs, retain_graph=True, materialize_grads=True)
 
-    def _join(self, chunks: Sequence[Sequence[Tensor]]) -> Parameters:
-        return {name: torch.cat(parts) for name, parts in zip(self._names, zip(*chunks, strict=True), strict=True)}
+
+class TaskOutputs:
+    """What a function of parameters and data gives for every task, and products with its Jacobian J_i.
+
+    The graphs are built once, so a loss of the outputs costs no further pass through the function: its gradient is
+    `pull(d loss / d outputs)`, and its Gauss-Newton product J_i^T M_i J_i v (the Hessian, where the loss is at its
+    minimum over the outputs) one pass forward and one back.
+
+    Attributes:
+        values: the outputs, detached, task axis leading.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Parameters, Any], Any],
+        parameters: Parameters,
+        batch: Any,
+        *,
+        chunk_size: int | None = None,
+    ) -> None:
+        """Runs the function.
+
+        Args:
+            function: of ONE task's parameters and data; returns a tuple or named tuple of tensors.
+            parameters: where its Jacobian is taken, task axis leading.
+            batch: data, task axis leading.
+            chunk_size: tasks per graph at most.
+        """
+        self._function = torch.func.vmap(function)
+        self._names = list(parameters)
+        self._slices = list(_chunks(parameters, chunk_size))
+        self._graphs = _run([partial(self._graph, *_part((parameters, batch), c)) for c in self._slices])
+        values = [tree_map(Tensor.detach, outputs) for _, outputs in self._graphs]
+        self.values = values[0] if len(values) == 1 else tree_zip(torch.cat, values)
+
+    def pull(self, cotangents: Any) -> Parameters:
+        """J^T u for `cotangents` u of the outputs' structure; task axis leading."""
+        jobs = [
+            partial(_pull, *graph, _part(tuple(cotangents), chunk))
+            for graph, chunk in zip(self._graphs, self._slices, strict=True)
+        ]
+        return _joined(self._names, _run(jobs))
+
+    def gauss_newton(self, loss: Callable[[Any, Any], Tensor], batch: Any) -> Callable[[Parameters], Parameters]:
+        """v -> J^T M J v, M the Hessian of one task's `loss(outputs, batch)` in the outputs; task axis leading."""
+        lifted = torch.func.vmap(loss)
+        jobs = [
+            partial(_gauss_newton, *graph, lifted, _part(batch, chunk))
+            for graph, chunk in zip(self._graphs, self._slices, strict=True)
+        ]
+        products = _run(jobs)
+
+        def product(vectors: Parameters) -> Parameters:
+            parts = ([vectors[name][chunk] for name in self._names] for chunk in self._slices)
+            return _joined(self._names, _run([partial(f, part) for f, part in zip(products, parts, strict=True)]))
+
+        return product
+
+    def _graph(self, parameters: Parameters, batch: Any) -> tuple[list[Tensor], Any]:
+        points = [parameters[name].detach().requires_grad_() for name in self._names]
+        with torch.enable_grad():
+            return points, self._function(dict(zip(self._names, points, strict=True)), batch)
 
 
 class AdaptationJacobian:
@@ -174,6 +238,37 @@ class AdaptationJacobian:
         return cotangents
 
 
+def _pull(points: list[Tensor], outputs: Any, cotangents: Sequence[Tensor]) -> Sequence[Tensor]:
+    return torch.autograd.grad(tuple(outputs), points, cotangents, retain_graph=True, materialize_grads=True)
+
+
+def _gauss_newton(
+    points: list[Tensor], outputs: Any, loss: Callable[[Any, Any], Tensor], batch: Any
+) -> Callable[[Sequence[Tensor]], Sequence[Tensor]]:
+    """One chunk's product; every factor is the derivative of a graph that is built here."""
+    duals = [torch.zeros_like(output, requires_grad=True) for output in outputs]
+    at = tree_map(lambda output: output.detach().requires_grad_(), outputs)
+    with torch.enable_grad():
+        # J^T u as a function of u is linear: its derivative along v is J v.
+        pulled = torch.autograd.grad(tuple(outputs), points, duals, create_graph=True, materialize_grads=True)
+        slopes = torch.autograd.grad(loss(at, batch).sum(), tuple(at), create_graph=True, materialize_grads=True)
+
+    def product(vectors: Sequence[Tensor]) -> Sequence[Tensor]:
+        tangents = torch.autograd.grad(pulled, duals, vectors, retain_graph=True, materialize_grads=True)
+        curved = torch.autograd.grad(slopes, tuple(at), tangents, retain_graph=True, materialize_grads=True)
+        return _pull(points, outputs, curved)
+
+    return product
+
+
+def _part(tree: Tree, chunk: slice) -> Tree:
+    return tree_map(operator.itemgetter(chunk), tree)
+
+
+def _joined(names: Sequence[str], chunks: Sequence[Sequence[Tensor]]) -> Parameters:
+    return {name: torch.cat(parts) for name, parts in zip(names, zip(*chunks, strict=True), strict=True)}
+
+
 def _scale(values: Parameters, step_size: StepSize) -> Parameters:
     if isinstance(step_size, Mapping):
         return {name: step_size[name] * value for name, value in values.items()}
@@ -185,11 +280,12 @@ def _descend(parameters: Parameters, gradients: Parameters, step_size: StepSize)
     return {name: value - steps[name] for name, value in parameters.items()}
 
 
-def _chunks(parameters: Mapping[str, Tensor], limit: int | None) -> Iterator[slice]:
+def _chunks(tree: Any, limit: int | None) -> Iterator[slice]:
     """The slices of the task axis; all of it at once on a device without a cache to fit into."""
-    first = next(iter(parameters.values()))
-    num_tasks = first.shape[0]
-    length = chunk_length(num_tasks, limit if first.device.type == "cpu" else None)
+    while not isinstance(tree, Tensor):
+        tree = next(iter(tree.values() if isinstance(tree, Mapping) else tree))
+    num_tasks = tree.shape[0]
+    length = chunk_length(num_tasks, limit if tree.device.type == "cpu" else None)
     return (slice(start, start + length) for start in range(0, num_tasks, length))
 
 
@@ -200,7 +296,7 @@ def _run(jobs: Sequence[Callable[[], Result]]) -> list[Result]:
     core; chunks need not. A chunk's bits do not depend on the number of threads.
     """
     threads = torch.get_num_threads()
-    if threads == 1 or len(jobs) == 1:
+    if threads == 1:
         return [job() for job in jobs]
     recording = torch.is_grad_enabled()
 

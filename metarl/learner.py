@@ -96,8 +96,8 @@ class Learner(Protocol[State, Data_contra, Batch]):
     def meta_update(self, episodes: Episodes[State, Batch]) -> dict[str, float]:
         """Improves the meta-parameters; returns scalars to log, without the `train/` prefix.
 
-        Where a loss or gradient is not finite, the meta-parameters stay as they are and a scalar says so by not being
-        finite: `health/nonfinite_skips` counts it.
+        Where a loss or gradient is not finite, a scalar must show it by not being finite either: the trainer then
+        undoes the update, as it does for parameters and state, and `health/nonfinite_skips` counts it.
         """
 
     def state_dict(self) -> dict[str, Any]:

@@ -94,6 +94,15 @@ class Categorical(NamedTuple):
 Distribution = Gaussian | Categorical
 
 
+class Linear(nn.Linear):
+    """A linear layer that also takes parameters of several tasks: weights [N, out, in] map inputs [N, B, in]."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.weight.dim() == 2:
+            return super().forward(inputs)
+        return torch.baddbmm(self.bias.unsqueeze(1), inputs, self.weight.mT)
+
+
 class MLP(nn.Module):
     """A multilayer perceptron with Xavier-uniform weights and zero biases.
 
@@ -109,10 +118,10 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         require(all(size >= 1 for size in sizes), "hidden_sizes", tuple(sizes[1:-1]), "positive integers")
-        self.layers = nn.ModuleList(nn.Linear(fan_in, fan_out) for fan_in, fan_out in itertools.pairwise(sizes))
+        self.layers = nn.ModuleList(Linear(fan_in, fan_out) for fan_in, fan_out in itertools.pairwise(sizes))
         self.activation = _ACTIVATIONS[activation]
         for number, layer in enumerate(self.layers, start=1):
-            assert isinstance(layer, nn.Linear)
+            assert isinstance(layer, Linear)
             gain = output_gain if number == len(self.layers) else 1.0
             nn.init.xavier_uniform_(layer.weight, gain=gain, generator=generator)
             nn.init.zeros_(layer.bias)
@@ -146,7 +155,8 @@ class GaussianPolicy(nn.Module):
         self.min_log_std = math.log(min_std)
 
     def forward(self, observations: Tensor) -> Gaussian:
-        return Gaussian(self.mean(observations), self.log_std.clamp_min(self.min_log_std))
+        log_std = self.log_std.clamp_min(self.min_log_std)
+        return Gaussian(self.mean(observations), log_std if log_std.dim() == 1 else log_std.unsqueeze(1))
 
 
 class CategoricalPolicy(nn.Module):
@@ -208,4 +218,4 @@ class Stateless:
     def __call__(self, parameters: Mapping[str, Tensor], *inputs: Tensor) -> Any:
         if not hasattr(self._local, "module"):
             self._local.module = copy.deepcopy(self._module)
-        return torch.func.functional_call(self._local.module, dict(parameters), inputs)
+        return torch.func.functional_call(self._local.module, dict(parameters), inputs, tie_weights=False)

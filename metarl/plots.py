@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from metarl.errors import InputError, require
-from metarl.files import write_atomically
+from metarl.files import write_atomically, writing
 
 # Okabe and Ito's palette: its colours stay apart for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B6F47")
@@ -103,17 +103,16 @@ def save_figure(figure: Figure, path: Path) -> None:
 
     Raises:
         InputError: another ending, or the file cannot be written.
+        WriteError: the disk is full.
     """
     path = Path(path)
     require(path.suffix in SUFFIXES, "picture", str(path), f"a file ending in {', '.join(SUFFIXES)}")
     buffer = io.BytesIO()
     with matplotlib.rc_context(_STYLE):
         figure.savefig(buffer, format=path.suffix[1:])
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, buffer.getvalue())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:

@@ -11,9 +11,10 @@ import inspect
 import tomllib
 from collections.abc import Mapping
 from importlib import metadata, resources
+from pathlib import PurePath
 from typing import Any, Literal
 
-from metarl.errors import InputError, unknown_name
+from metarl.errors import InputError, raised, unknown_name
 from metarl.tasks import EnvTaskDistribution, TaskDistribution
 
 Kind = Literal["task", "agent", "learner"]
@@ -87,6 +88,16 @@ def load_agent_for(task: type[TaskDistribution[Any]], task_name: str, agent_name
     Raises:
         InputError: as `load_agent`; a name of the other kind is told so.
     """
+    kind = kind_of_agent(task, task_name, agent_name)
+    return load_agent(agent_name) if kind == "agent" else load_learner(agent_name)
+
+
+def kind_of_agent(task: type[TaskDistribution[Any]], task_name: str, agent_name: str) -> Kind:
+    """Which kind of agent `task` needs; imports nothing, so that a wrong name is told at once.
+
+    Raises:
+        InputError: `agent_name` is of the other kind, or a name that is not registered.
+    """
     acting = issubclass(task, EnvTaskDistribution)
     kind: Kind = "agent" if acting else "learner"
     other: Kind = "learner" if acting else "agent"
@@ -96,7 +107,8 @@ def load_agent_for(task: type[TaskDistribution[Any]], task_name: str, agent_name
             f"agent = {agent_name!r}: is {what[other]}, but {task_name} needs {what[kind]}: "
             f"{', '.join(sorted(names(kind))) or 'none is installed'}"
         )
-    return load_agent(agent_name) if acting else load_learner(agent_name)
+    _target(kind, agent_name)
+    return kind
 
 
 def presets(task_name: str, agent_name: str) -> list[str]:
@@ -154,19 +166,26 @@ def _presets_by_agent(task_name: str) -> dict[str, list[str]]:
     return {agent: sorted(variants, key=lambda name: (name != "default", name)) for agent, variants in found.items()}
 
 
-def _load(kind: Kind, name: str) -> Any:
-    """What `name` stands for, whatever it is."""
+def _target(kind: Kind, name: str) -> tuple[str, str]:
+    """Module and attribute that `name` stands for."""
     registered = names(kind)
-    target = registered.get(name, name)
-    module_name, colon, attribute = target.partition(":")
-    if not (colon and module_name and attribute):
+    module_name, _, attribute = registered.get(name, name).partition(":")
+    if not (module_name and attribute):
         error = unknown_name(kind, name, registered)
         raise InputError(f"{error}; write module:Class for one of your own")
+    return module_name, attribute
+
+
+def _load(kind: Kind, name: str) -> Any:
+    """What `name` stands for, whatever it is."""
+    module_name, attribute = _target(kind, name)
+    if module_name.endswith(".py"):
+        dotted = ".".join(PurePath(module_name).with_suffix("").parts)
+        raise InputError(f"{kind} = {name!r}: must be module:Class, not a file's name; write {dotted}:{attribute}")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the module is foreign code: whatever stops it is the answer
-        reason = " ".join(str(error).split())
-        raise InputError(f"{kind} = {name!r}: cannot import {module_name}: {type(error).__name__}: {reason}") from error
+    except (Exception, SystemExit) as error:  # the module is foreign code: whatever stops it is the answer
+        raise InputError(f"{kind} = {name!r}: cannot import {module_name}: {raised(error)}") from error
     if not hasattr(module, attribute):
         raise unknown_name(f"{kind} = {name!r}: attribute of {module_name}", attribute, _public(vars(module)))
     return getattr(module, attribute)

@@ -1,22 +1,23 @@
-"""Collects trajectories of all tasks together. The only module of the core that knows gymnasium."""
+"""Collects trajectories of all tasks together."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector import SyncVectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
 from metarl.episodes import Trajectories, to_device
-from metarl.errors import InputError
+from metarl.errors import EnvironmentFaultError
+from metarl.gymnasium_tasks import GymnasiumTasks, spaces_of
 from metarl.learner import Actor, Spaces
+from metarl.nonfinite import check_step
 from metarl.seeds import Seeds
 from metarl.tasks import EnvTaskDistribution, TaskVectorEnv
 
@@ -35,9 +36,11 @@ class RolloutCollector:
         device: where the learner is; data crosses there once per collection.
         act_device: where the policy acts. The CPU by default: one step's observations of a small policy are too little
             to repay two transfers. Elsewhere, observations and actions cross once per step.
+        environment_timeout: seconds that one call of one gymnasium environment may take, > 0; None for no limit.
 
     Raises:
         InputError: if the environments' spaces cannot be used.
+        EnvironmentFaultError: here and in collecting, if an environment fails; if all simulations diverge at once.
     """
 
     acts = True
@@ -51,6 +54,7 @@ class RolloutCollector:
         num_threads: int = 0,
         device: torch.device | str = "cpu",
         act_device: torch.device | str = "cpu",
+        environment_timeout: float | None = None,
     ) -> None:
         self.tasks = tasks
         self.num_trajectories = num_trajectories
@@ -58,8 +62,9 @@ class RolloutCollector:
         self.device = torch.device(device)
         self.act_device = torch.device(act_device)
         self._num_threads = num_threads
+        self._environment_timeout = environment_timeout
         self._envs: dict[int, TaskVectorEnv] = {}
-        self.spaces = _spaces(self._env(1))
+        self.spaces = spaces_of(self._env(1))
 
     def support(
         self,
@@ -96,13 +101,13 @@ class RolloutCollector:
             while True:
                 rounds.append(self._round(tasks, learner, acting, rngs))
                 acting = rounds[-1].state
+                if not bool(rounds[-1].mask.any()):
+                    raise EnvironmentFaultError("every simulation diverged in its first step: nothing to learn from")
                 if self.min_live_steps is None:
                     break
                 live = torch.stack([r.mask.sum((1, 2)) for r in rounds])
                 if bool((live.sum(0) >= self.min_live_steps).all()):
                     break
-                if not bool(live[-1].any()):
-                    raise RuntimeError("a round of trajectories had no live step: every simulation diverged at once")
         data = rounds[0] if len(rounds) == 1 else _concatenate(rounds)
         if self.min_live_steps is not None:
             data = _keep_first(data, self.min_live_steps)
@@ -121,13 +126,17 @@ class RolloutCollector:
         seeds = [int(seed) for rng in rngs for seed in rng.integers(2**31, size=width)]
         noise = self._noise(rngs).to(self.act_device)
         env.set_tasks([task for task in tasks for _ in range(width)])
-        observation, _ = env.reset(seed=seeds)
+        check = functools.partial(check_step, observation_size=self.spaces.observation_size, tasks=tasks, seeds=seeds)
         alive = np.ones(num_tasks * width, dtype=bool)
+        observation, _ = env.reset(seed=seeds)
+        observation = check(observation, None, alive, step=0)
         for t in range(horizon):
             buffers.observations[t] = observation
             acted, state = learner.act(state, self._to_act(buffers.observations[t], num_tasks), noise[t])
             actions = acted.actions.cpu().numpy().reshape(num_tasks * width, *buffers.actions.shape[2:])
-            observation, rewards, terminated, truncated, infos = env.step(actions)
+            observation, rewards, terminated, truncated, infos = _step(env, actions)
+            live = alive & ~np.asarray(infos.get("diverged", False))
+            observation = check(observation, rewards, live, step=t + 1)
             if t + 1 == horizon:
                 truncated = truncated | ~terminated
             buffers.record(t, actions, acted.log_probs, acted.values, rewards, terminated, truncated, infos, alive)
@@ -158,7 +167,9 @@ class RolloutCollector:
     def _env(self, num_envs: int) -> TaskVectorEnv:
         if num_envs not in self._envs:
             native = self.tasks.make_vector_env(num_envs, num_threads=self._num_threads)
-            self._envs[num_envs] = native if native is not None else GymnasiumTasks(self.tasks, num_envs)
+            if native is None:
+                native = GymnasiumTasks(self.tasks, num_envs, timeout=self._environment_timeout)
+            self._envs[num_envs] = native
         return self._envs[num_envs]
 
 
@@ -253,48 +264,6 @@ class _Buffers:
         )
 
 
-class GymnasiumTasks:
-    """Any gymnasium environments with tasks, stepped by gymnasium's own `SyncVectorEnv`; vector actions are clipped."""
-
-    def __init__(self, tasks: EnvTaskDistribution[Any], num_envs: int) -> None:
-        self._vector: SyncVectorEnv[Any, Any] = SyncVectorEnv([lambda: _TaskSetter(tasks)] * num_envs)
-        self.num_envs = num_envs
-        self.single_observation_space = self._vector.single_observation_space
-        self.single_action_space = self._vector.single_action_space
-
-    def set_tasks(self, tasks: Sequence[Any]) -> None:
-        """One task per environment, from the next reset."""
-        self._vector.set_attr("task", list(tasks))
-
-    def reset(
-        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        return self._vector.reset(seed=cast(Any, seed), options=options)
-
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        space = self.single_action_space
-        if isinstance(space, gymnasium.spaces.Box):
-            actions = np.clip(actions, space.low, space.high).astype(space.dtype)
-        return self._vector.step(actions)
-
-    def close(self) -> None:
-        self._vector.close()
-
-
-class _TaskSetter(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Gives the environment its task before every reset."""
-
-    def __init__(self, tasks: EnvTaskDistribution[Any]) -> None:
-        super().__init__(tasks.make_env())
-        self._tasks = tasks
-        self.task: Any = None
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        if self.task is not None:
-            self._tasks.set_task(self.env, self.task)
-        return self.env.reset(seed=seed, options=options)
-
-
 @contextlib.contextmanager
 def one_torch_thread() -> Iterator[None]:
     """Torch's threads and the simulator's would fight for the cores: acting uses one, restored afterwards."""
@@ -306,20 +275,14 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _spaces(env: TaskVectorEnv) -> Spaces:
-    observations, actions = env.single_observation_space, env.single_action_space
-    if not isinstance(observations, gymnasium.spaces.Box) or len(observations.shape) != 1:
-        raise InputError(
-            f"observation_space = {observations}: must be a flat Box; wrap the environment in "
-            "gymnasium.wrappers.FlattenObservation"
-        )
-    if isinstance(actions, gymnasium.spaces.Discrete):
-        if actions.start != 0:
-            raise InputError(f"action_space = {actions}: a Discrete space must start at 0")
-        return Spaces(observations.shape[0], int(actions.n), discrete=True)
-    if isinstance(actions, gymnasium.spaces.Box) and len(actions.shape) == 1:
-        return Spaces(observations.shape[0], actions.shape[0], discrete=False)
-    raise InputError(f"action_space = {actions}: must be a flat Box or Discrete")
+def _step(env: TaskVectorEnv, actions: NDArray[Any]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+    """Steps. An action that is not finite truncates its trajectory and stays in the data, so that the learner's update
+    is not finite either; the environment never sees it, and is not at fault."""
+    if np.isfinite(actions).all():
+        return env.step(actions)
+    finite = np.isfinite(actions).all(1)
+    observations, rewards, terminated, truncated, infos = env.step(np.where(finite[:, np.newaxis], actions, 0.0))
+    return observations, rewards, terminated, truncated | ~finite, infos
 
 
 def _concatenate(rounds: Sequence[Trajectories]) -> Trajectories:

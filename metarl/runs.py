@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +12,19 @@ from typing import Any
 import torch
 
 from metarl import checkpoint, plots, registry
-from metarl.config import RunConfig, load_config, to_dict
-from metarl.errors import InputError
+from metarl.config import RunConfig, load_config, read_saved, to_dict
+from metarl.errors import InputError, require
 from metarl.evaluation import AdaptationCurve, adaptation_controls
-from metarl.files import write_atomically
+from metarl.files import WriteError, write_atomically, writing
+from metarl.learner import Learner
 from metarl.rollout import RolloutCollector
+from metarl.run_folder import RunFolder, best_iteration, claimed, decisive_settings, what_is_left
 from metarl.seeds import Purpose, generator
-from metarl.tracking import Tracker, flatten
-from metarl.trainer import Callback, Progressed, Trainer, curve_scalars
+from metarl.trainer import Callback, Trainer
 
 MAX_CONTROL_TASKS = 5
+
+_logger = logging.getLogger(__name__)
 
 
 def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer:
@@ -41,6 +44,7 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
             num_threads=config.trainer.num_threads,
             device=device,
             act_device=device if config.trainer.act_device == "learner" else "cpu",
+            environment_timeout=config.trainer.environment_timeout,
         )
 
     collector = collector_of(agent.num_trajectories)
@@ -67,6 +71,8 @@ def train(
 ) -> dict[str, Any] | None:
     """Trains, evaluates and fills `run_dir`.
 
+    No other process can train in `run_dir` meanwhile.
+
     Args:
         config: the run.
         run_dir: its folder, made if it does not exist.
@@ -77,70 +83,97 @@ def train(
         What `adaptation.json` holds; None if the run was stopped before its evaluation.
 
     Raises:
-        InputError: as `build` and `restore`; the folder cannot be made, or holds a run that is not to be resumed.
+        InputError: as `build` and `restore`; the folder cannot be made, is in use, or holds a run that is not to be
+            resumed or was made with other settings.
+        WriteError: the disk is full; says from which checkpoint the run can be resumed.
     """
-    if not resume and checkpoint.list_checkpoints(run_dir):
-        raise InputError(
-            f"run_dir = {str(run_dir)!r}: holds a trained run; go on with --resume, or name another folder"
-        )
-    trainer = build(config)
-    if resume:
-        restore(trainer, run_dir)
-    trainer.callbacks = (*callbacks, RunFolder(run_dir, config))
-    curve = trainer.run()
-    if curve is None:
-        return None
-    report = describe(trainer, curve, controls=config.evaluation.controls)
-    write_report(report, run_dir)
-    return report
+    with claimed(run_dir):
+        if resume:
+            _require_same_run(config, run_dir)
+        elif checkpoint.list_checkpoints(run_dir):
+            raise InputError(
+                f"run_dir = {str(run_dir)!r}: holds a trained run; go on with --resume, or name another folder"
+            )
+        trainer = build(config)
+        if resume:
+            restore(trainer, run_dir, config=config)
+        trainer.callbacks = (*callbacks, RunFolder(run_dir, config))
+        trainer.nonfinite_dir = run_dir / "nonfinite"
+        try:
+            curve = trainer.run()
+            if curve is None:
+                return None
+            report = describe(trainer, curve, controls=config.evaluation.controls)
+            write_report(report, run_dir)
+        except WriteError as error:
+            raise WriteError(f"{error}; {what_is_left(run_dir)}") from None
+        return report
 
 
-def restore(trainer: Trainer, run_dir: Path) -> None:
-    """Puts `trainer` where the newest valid checkpoint of `run_dir` was taken.
+def restore(trainer: Trainer, run_dir: Path, *, config: RunConfig, which: str | int = "latest") -> None:
+    """Puts `trainer` where a checkpoint of `run_dir` was taken.
+
+    Args:
+        trainer: as `build` made it.
+        run_dir: the run folder.
+        config: the run's; a checkpoint that was made with other settings is not used.
+        which: "latest" for the newest that can be used, and a warning about newer ones that cannot; "best" for that
+            of `best_iteration`; or an iteration.
 
     Raises:
-        InputError: there is no valid checkpoint, or it is of another learner.
+        InputError: there is no such checkpoint, or it is damaged or of another learner.
     """
-    newest = checkpoint.latest(run_dir)
+    chosen = _chosen(which, trainer.learner, run_dir, decisive_settings(to_dict(config)))
     try:
-        trainer.learner.load_state_dict(newest.state)
-    except (KeyError, ValueError) as error:
+        trainer.learner.load_state_dict(chosen.state)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{run_dir}: the checkpoint is of another learner: {error}") from error
-    trainer.iteration = newest.iteration
-    trainer.env_steps = int(newest.manifest["extra"]["env_steps"])
-    trainer.wall_s = float(newest.manifest["extra"]["wall_s"])
+    extra = chosen.manifest.get("extra", {})
+    require({"env_steps", "wall_s"} <= extra.keys(), "checkpoint", chosen.iteration, "one that a run saved")
+    trainer.iteration = chosen.iteration
+    trainer.env_steps = int(extra["env_steps"])
+    trainer.wall_s = float(extra["wall_s"])
 
 
-def load(run_dir: Path | str, *, trusted: bool = False) -> Any:
-    """The trained learner of a run folder, from its newest valid checkpoint, on the CPU.
+def load(run_dir: Path | str, *, checkpoint: str | int = "latest", trusted: bool = False) -> Any:
+    """The trained learner of a run folder, on the CPU.
 
     Args:
         run_dir: a folder that `metarl train` filled.
+        checkpoint: "latest" valid one, the "best" by the evaluations during training, or an iteration.
         trusted: allow the folder's configuration to name code of its own (`module:Class`), which is imported.
 
     Raises:
-        InputError: the folder holds no run, or no valid checkpoint.
+        InputError: the folder holds no run, or no such checkpoint.
     """
-    return load_trainer(run_dir, trusted=trusted).learner
+    return load_trainer(run_dir, checkpoint=checkpoint, trusted=trusted).learner
 
 
-def load_trainer(run_dir: Path | str, *, trusted: bool = False, seed: int | None = None, **evaluation: Any) -> Trainer:
-    """The trainer of a run folder with the learner of its newest valid checkpoint, for evaluation on the CPU.
+def load_trainer(
+    run_dir: Path | str,
+    *,
+    checkpoint: str | int = "latest",
+    trusted: bool = False,
+    seed: int | None = None,
+    **evaluation: Any,
+) -> Trainer:
+    """The trainer of a run folder with the learner of one of its checkpoints, for evaluation on the CPU.
 
     Args:
         run_dir: a folder that `metarl train` filled.
+        checkpoint: as in `load`.
         trusted: as in `load`.
         seed: of the evaluation; None for the run's.
         **evaluation: settings of the evaluation that replace the run's.
     """
-    config = load_config(Path(run_dir), trusted=trusted)
+    saved = load_config(Path(run_dir), trusted=trusted)
     config = replace(
-        config,
-        trainer=replace(config.trainer, device="cpu", seed=config.trainer.seed if seed is None else seed),
-        evaluation=replace(config.evaluation, **evaluation),
+        saved,
+        trainer=replace(saved.trainer, device="cpu", seed=saved.trainer.seed if seed is None else seed),
+        evaluation=replace(saved.evaluation, **evaluation),
     )
     trainer = build(config)
-    restore(trainer, Path(run_dir))
+    restore(trainer, Path(run_dir), config=saved, which=checkpoint)
     return trainer
 
 
@@ -186,19 +219,37 @@ def write_json(value: Mapping[str, Any], path: Path) -> None:
 
     Raises:
         InputError: `path` cannot be written.
+        WriteError: the disk is full.
     """
-    try:
+    with writing(path):
         write_atomically(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def new_run_dir(config: RunConfig) -> Path:
-    """runs/<task>-<agent>-<date>-<time>-<seed>, with a number behind it if that exists."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    name = f"{config.task_name}-{config.agent_name}-{stamp}-seed{config.trainer.seed}".replace(":", ".")
-    candidates = (Path("runs") / (name if number == 0 else f"{name}-{number}") for number in range(1000))
-    return next(path for path in candidates if not path.exists())
+def _require_same_run(config: RunConfig, run_dir: Path) -> None:
+    saved = decisive_settings(read_saved(run_dir))
+    for setting, value in decisive_settings(to_dict(config)).items():
+        if setting in saved:
+            allowed = f"{saved[setting]!r}, as in the run {run_dir}: its results depend on it"
+            require(value == saved[setting], setting, value, allowed)
+
+
+def _chosen(
+    which: str | int, learner: Learner[Any, Any, Any], run_dir: Path, settings: Mapping[str, Any]
+) -> checkpoint.Checkpoint:
+    """The checkpoint that `restore` was asked for."""
+    if which == "latest":
+        newest = checkpoint.latest(run_dir, config=settings)
+        for reason in newest.skipped:
+            _logger.warning("%s; going on from iteration %d", reason, newest.iteration)
+        return newest
+    folders = {str(iteration): folder for iteration, folder in checkpoint.list_checkpoints(run_dir).items()}
+    there = ", ".join(folders) or "none"
+    if which == "best":
+        best = best_iteration(run_dir, learner)
+        require(best is not None, "checkpoint", which, f"one of {there}: none of them was evaluated (evaluation.every)")
+        which = str(best)
+    require(str(which) in folders, "checkpoint", which, f"latest, best or an iteration, one of {there}")
+    return checkpoint.load(folders[str(which)], config=settings)
 
 
 def select_device(name: str) -> torch.device:
@@ -208,65 +259,3 @@ def select_device(name: str) -> torch.device:
         reason = "this torch is a CPU build" if torch.version.cuda is None else "torch finds no CUDA device"
         raise InputError(f"trainer.device = 'cuda': {reason}; use 'auto' or 'cpu'")
     return torch.device("cuda" if available and name != "cpu" else "cpu")
-
-
-class RunFolder(Callback):
-    """Keeps a run's folder: config, metrics, TensorBoard events, checkpoints."""
-
-    def __init__(self, run_dir: Path, config: RunConfig) -> None:
-        self._run_dir = run_dir
-        self._config = config
-        self._plain = to_dict(config)
-        self._tracker: Tracker | None = None
-        self._logged = self._saved = 0
-        self._final: dict[str, float] = {}
-
-    def on_start(self, trainer: Trainer) -> None:
-        try:
-            self._run_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"run_dir = {str(self._run_dir)!r}: cannot be made: {error.strerror}") from error
-        self._tracker = Tracker(
-            self._run_dir,
-            config=self._plain,
-            num_adaptation_steps=trainer.learner.num_adaptation_steps,
-            num_evaluation_steps=trainer.evaluation.num_adaptation_steps,
-            start_iteration=trainer.iteration + 1 if trainer.iteration else 0,
-        )
-
-    def on_iteration(self, trainer: Trainer, progressed: Progressed) -> None:
-        assert self._tracker is not None
-        self._tracker.log(
-            progressed.iteration, progressed.scalars, env_steps=progressed.env_steps, wall_s=progressed.wall_s
-        )
-        self._logged = progressed.iteration
-        if progressed.iteration % self._config.trainer.checkpoint_every == 0:
-            self._save(trainer)
-
-    def on_evaluation(self, trainer: Trainer, curve: AdaptationCurve) -> None:
-        assert self._tracker is not None
-        self._tracker.figure("meta_test/adaptation_curve", plots.adaptation_figure(curve.to_json()), trainer.iteration)
-        self._tracker.evaluation(trainer.iteration, curve_scalars(curve))
-        self._final = curve_scalars(curve)
-
-    def on_end(self, trainer: Trainer) -> None:
-        if self._tracker is None:
-            return
-        if self._saved < self._logged == trainer.iteration:  # an iteration that broke off is done again, not saved
-            self._save(trainer)
-        if self._final:
-            # Tags of their own: the last point of the test curves is recorded already.
-            results = {tag.replace("meta_test", "hparam"): value for tag, value in self._final.items()}
-            self._tracker.hparams(flatten(self._plain), results)
-        self._tracker.close()
-
-    def _save(self, trainer: Trainer) -> None:
-        checkpoint.save(
-            self._run_dir,
-            trainer.iteration,
-            state=trainer.learner.state_dict(),
-            parameters=trainer.learner.parameters,
-            config=self._plain,
-            extra={"env_steps": trainer.env_steps, "wall_s": trainer.wall_s},
-        )
-        self._saved = trainer.iteration

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from metarl.errors import InputError
+from metarl.errors import InputError, raised
 
 Config = TypeVar("Config")
 TABLES = ("task", "agent", "trainer", "evaluation")
@@ -29,7 +30,7 @@ def from_table(cls: type[Config], table: Mapping[str, Any], prefix: str, base: C
         base: values of the settings that `table` leaves out; None = the defaults.
 
     Raises:
-        InputError: unknown setting (with the nearest), wrong type, missing setting, or a value `cls` itself refuses.
+        InputError: unknown setting (with the nearest), wrong type, missing setting, or whatever `cls` itself raises.
     """
     if not isinstance(table, Mapping):
         raise InputError(f"{prefix} = {table!r}: must be a table")
@@ -41,11 +42,41 @@ def from_table(cls: type[Config], table: Mapping[str, Any], prefix: str, base: C
             raise unknown_setting(f"{prefix}.{key}", key, fields)
         values[key] = convert(value, hints[key], f"{prefix}.{key}")
     if base is not None:
-        return dataclasses.replace(base, **values) if values else base  # type: ignore[type-var]
+        return _made(prefix, cls, dataclasses.replace, base, **values) if values else base
     for name, field in fields.items():
         if name not in values and field.default is field.default_factory is dataclasses.MISSING:
             raise InputError(f"{prefix}.{name}: missing; it has no default")
-    return cls(**values)
+    if not fields:
+        _require_no_arguments(cls, prefix)
+    return _made(prefix, cls, cls, **values)
+
+
+def _made(prefix: str, cls: type[Config], make: Callable[..., Any], *values: Any, **settings: Any) -> Config:
+    try:
+        made: Config = make(*values, **settings)
+        return made
+    except InputError:
+        raise
+    except Exception as error:  # the class is foreign code: whatever stops it is the answer
+        raise InputError(f"{prefix}: {cls.__name__}({_listed(settings)}) raised {raised(error)}") from error
+
+
+def _require_no_arguments(cls: type[Any], prefix: str) -> None:
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    wanted = [
+        parameter.name
+        for parameter in inspect.signature(cls).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind not in kinds
+    ]
+    if wanted:
+        raise InputError(
+            f"{prefix}: {cls.__name__} needs {', '.join(wanted)} to be made; write it as a dataclass, whose fields are "
+            "settings, each with a default"
+        )
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
 
 def read_toml(path: Path) -> dict[str, dict[str, Any]]:

@@ -6,13 +6,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from metarl.episodes import Trajectories
+from metarl.errors import EnvironmentFaultError, InputError, raised, require
 from metarl.learner import Acted, Spaces
 from metarl.rollout import RolloutCollector
 from metarl.seeds import Seeds
@@ -21,6 +22,7 @@ from metarl.tasks import EnvTaskDistribution, Split, TaskDistribution
 NUM_TASKS = 8
 MAX_STEPS = 50
 NUM_TRAJECTORIES = 16
+TIMEOUT_S = 60.0
 SPLITS: tuple[Split, Split] = ("train", "test")
 
 
@@ -31,6 +33,10 @@ def check_task_distribution(distribution: TaskDistribution[Any], *, seed: int = 
     parameters, what `splits` claims; and of environments, that episodes depend on the seed alone, that numbers are
     finite, and that the task reaches the environment.
     """
+    try:
+        check_before_training(distribution, seed=seed)
+    except InputError as error:
+        return [str(error)]
     problems: list[str] = []
     for split in SPLITS:
         problems += _check_sampling(distribution, split, seed)
@@ -41,13 +47,71 @@ def check_task_distribution(distribution: TaskDistribution[Any], *, seed: int = 
     return problems
 
 
+def check_before_training(distribution: TaskDistribution[Any], *, seed: int = 0) -> None:
+    """The part of `check_task_distribution` that takes no episode: what `metarl train` refuses.
+
+    Checks that samples have the right number of tasks with finite parameters, the horizon, and that all tasks'
+    environments have the same spaces.
+
+    Raises:
+        InputError: the first thing that is wrong.
+    """
+    for split in SPLITS:
+        where = f"sample(split={split!r})"
+        tasks = _call(where, distribution.sample, NUM_TASKS, np.random.default_rng(seed), split=split)
+        asked = f"a list of {NUM_TASKS} tasks, as asked for"
+        counted = isinstance(tasks, (Sequence, np.ndarray)) and not isinstance(tasks, str)
+        require(counted, where, tasks, asked)
+        require(len(tasks) == NUM_TASKS, where, f"{len(tasks)} tasks", asked)
+        for task in tasks:
+            bad = [f"{name} = {value!r}" for name, value in _numbers(task) if not math.isfinite(value)]
+            require(not bad, where, task, f"a task with finite parameters; {', '.join(bad)}")
+        finite = _call(f"all_tasks({split!r})", distribution.all_tasks, split)
+        require(finite is None or len(finite) > 0, f"all_tasks({split!r})", finite, "None, or one task at least")
+    if isinstance(distribution, EnvTaskDistribution):
+        _check_spaces(distribution, seed)
+
+
+def _check_spaces(distribution: EnvTaskDistribution[Any], seed: int) -> None:
+    horizon = getattr(distribution, "horizon", None)
+    require(isinstance(horizon, int) and horizon >= 1, "horizon", horizon, "an integer >= 1: steps per trajectory")
+    if type(distribution).make_vector_env is not EnvTaskDistribution.make_vector_env:
+        return
+    env = _call("make_env", distribution.make_env)
+    require(callable(getattr(env, "reset", None)), "make_env()", env, "a gymnasium environment")
+    try:
+        limit = getattr(env.spec, "max_episode_steps", None)
+        allowed = (
+            f"at most {limit}, where the environment's own TimeLimit ends a trajectory (see its max_episode_steps)"
+        )
+        require(limit is None or horizon <= limit, "horizon", horizon, allowed)
+        first: tuple[Any, Any] | None = None
+        for task in _distinct(distribution, seed)[:NUM_TASKS]:
+            _call("set_task", distribution.set_task, env, task)
+            _call("reset", env.reset, seed=seed)
+            spaces = (env.observation_space, env.action_space)
+            first = first or (task, spaces)
+            same = f"equal to those of {first[0]!r}: {first[1]}"
+            require(spaces == first[1], f"observation and action space of {task!r}", spaces, same)
+    finally:
+        env.close()
+
+
+def _call(what: str, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
+    """Calls foreign code: whatever it raises is the answer."""
+    try:
+        return function(*arguments, **settings)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{what} raised {raised(error)}") from error
+
+
 def _check_sampling(distribution: TaskDistribution[Any], split: Split, seed: int) -> list[str]:
     where = f"sample(split={split!r})"
     tasks, again, other = (
         distribution.sample(NUM_TASKS, np.random.default_rng(number), split=split) for number in (seed, seed, seed + 1)
     )
-    if len(tasks) != NUM_TASKS:
-        return [f"{where} returned {len(tasks)} tasks; {NUM_TASKS} were asked for"]
     problems = []
     if not _equal(tasks, again):
         advice = "draw from `rng` alone, and make tasks comparable (a frozen dataclass)"
@@ -55,11 +119,6 @@ def _check_sampling(distribution: TaskDistribution[Any], split: Split, seed: int
     finite = distribution.all_tasks(split)
     if _equal(tasks, other) and (finite is None or len(finite) > 1):
         problems.append(f"{where} gave the same {NUM_TASKS} tasks from two different generators: it ignores `rng`")
-    for task in tasks:
-        bad = [f"{name} = {value!r}" for name, value in _numbers(task) if not math.isfinite(value)]
-        if bad:
-            problems.append(f"{where} gave a task with non-finite parameters: {', '.join(bad)}")
-            break
     try:
         if not _equal([pickle.loads(pickle.dumps(tasks[0]))], [tasks[0]]):
             problems.append(f"{tasks[0]!r} does not equal its pickled copy")
@@ -91,7 +150,7 @@ def _check_splits(distribution: TaskDistribution[Any], seed: int) -> list[str]:
 def _check_environments(distribution: EnvTaskDistribution[Any], seed: int) -> list[str]:
     short = _shortened(distribution)
     tasks = _distinct(distribution, seed)
-    collector = RolloutCollector(short, num_trajectories=NUM_TRAJECTORIES)
+    collector = RolloutCollector(short, num_trajectories=NUM_TRAJECTORIES, environment_timeout=TIMEOUT_S)
     learner = _RandomLearner(collector.spaces)
 
     def run(task: Any, number: int) -> Trajectories:
@@ -101,10 +160,7 @@ def _check_environments(distribution: EnvTaskDistribution[Any], seed: int) -> li
         first, again = run(tasks[0], seed), run(tasks[0], seed)
         problems = []
         for name in ("observations", "rewards"):
-            value = getattr(first, name)
-            if not bool(value.isfinite().all()):
-                problems.append(f"{name} under {tasks[0]!r} are not finite")
-            elif not torch.equal(value, getattr(again, name)):
+            if not torch.equal(getattr(first, name), getattr(again, name)):
                 problems.append(
                     f"{name} under {tasks[0]!r} differ between two episodes with one seed: reset ignores it"
                 )
@@ -120,6 +176,10 @@ def _check_environments(distribution: EnvTaskDistribution[Any], seed: int) -> li
                 f"{tasks[0]!r} and {tasks[1]!r} gave equal episodes: the task does not reach the environment"
             )
         return problems
+    except EnvironmentFaultError as error:
+        if error.__cause__ is not None:  # what the environment raised is worth its traceback
+            raise
+        return [str(error)]
     finally:
         collector.close()
 

@@ -5,21 +5,24 @@ The x axis of TensorBoard is the iteration. The two records hold the same scalar
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams as hparams_summaries
+from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+from torch.utils.tensorboard import summary as summaries
 
 from metarl.errors import InputError
-from metarl.files import write_atomically
+from metarl.files import write_atomically, writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,6 +38,12 @@ class Tracker:
         num_evaluation_steps: the last step K of `meta_test/step_K`; None = the same.
         start_iteration: first iteration that will be logged. What a resumed or repeated run finds recorded from this
             iteration on is dropped from both records.
+        evaluated_again: nothing is left to log but the evaluation after the last iteration and its results; those that
+            are recorded, perhaps in one of the two records only, are dropped too.
+
+    Raises:
+        WriteError: the disk is full, here as in the methods.
+        InputError: the folder is not writable, or `metrics.jsonl` is damaged.
     """
 
     def __init__(
@@ -45,24 +54,36 @@ class Tracker:
         num_adaptation_steps: int,
         num_evaluation_steps: int | None = None,
         start_iteration: int = 0,
+        evaluated_again: bool = False,
     ) -> None:
         run_dir = Path(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_atomically(run_dir / "config.json", (json.dumps(config, indent=2, allow_nan=False) + "\n").encode())
         self._path = run_dir / "metrics.jsonl"
         recorded = self._path.exists()
         kept = [row for row in _rows(self._path) if row["iteration"] < start_iteration] if recorded else []
-        _write_rows(self._path, kept)
-        self._file = self._path.open("a", encoding="utf-8")
-        _wait_for_a_later_name(run_dir)
-        self._writer = SummaryWriter(run_dir, purge_step=start_iteration if recorded else None)
+        if kept and evaluated_again:
+            kept[-1] = {tag: value for tag, value in kept[-1].items() if not tag.startswith("meta_test/")}
         self._last_iteration: int | None = kept[-1]["iteration"] if kept else None
         self._tested: dict[str, float] = {}
-        self._closed = False
-        if not recorded:
+        with writing(run_dir / "config.json"):
+            write_atomically(run_dir / "config.json", (json.dumps(config, indent=2, allow_nan=False) + "\n").encode())
+        self._events = _EventFile(run_dir)
+        if recorded:
+            # TensorBoard drops what it has read of this iteration and of later ones.
+            self._events.add(start_iteration - evaluated_again, session_log=SessionLog(status=SessionLog.START))
+        else:
             last = num_adaptation_steps if num_evaluation_steps is None else num_evaluation_steps
-            self._writer.add_custom_scalars(_layout(num_adaptation_steps, last))
-        self._writer.add_text("config", _markdown_table(flatten(config)), start_iteration)
+            self._events.add(0, summary=summaries.custom_scalars(_layout(num_adaptation_steps, last)))  # type: ignore[no-untyped-call]
+        table = _markdown_table(flatten(config))
+        self._events.add(start_iteration, summary=summaries.text("config", table))  # type: ignore[no-untyped-call]
+        self._events.flush()
+        with writing(self._path):  # last: that it is there says that the layout is, too
+            _write_rows(self._path, kept)
+            self._file = self._path.open("a", encoding="utf-8")
+        if kept and evaluated_again:
+            plain = ("iteration", "env_steps", "wall_s")
+            scalars = {tag: value for tag, value in kept[-1].items() if tag not in plain}
+            self._add_scalars(scalars, kept[-1]["iteration"])
 
     def log(self, iteration: int, scalars: Mapping[str, float], *, env_steps: int, wall_s: float) -> None:
         """Records one iteration, readable by others when this returns.
@@ -76,8 +97,9 @@ class Tracker:
         """
         values = {tag: _number(value) for tag, value in {**self._tested, **scalars}.items()}
         row = {"iteration": iteration, "env_steps": env_steps, "wall_s": _number(wall_s), **values}
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.flush()
         self._tested = {}
         self._last_iteration = iteration
         self._add_scalars(values, iteration)
@@ -91,9 +113,10 @@ class Tracker:
         rows = _rows(self._path)
         new = {tag: value for tag, value in values.items() if tag not in rows[-1]}
         rows[-1].update(values)
-        self._file.close()
-        _write_rows(self._path, rows)
-        self._file = self._path.open("a", encoding="utf-8")
+        with writing(self._path):
+            self._file.close()
+            _write_rows(self._path, rows)
+            self._file = self._path.open("a", encoding="utf-8")
         self._add_scalars(new, iteration)
 
     def figure(self, tag: str, figure: Figure, iteration: int) -> None:
@@ -102,8 +125,8 @@ class Tracker:
         figure.savefig(buffer, format="png")
         width, height = (round(side * figure.dpi) for side in figure.get_size_inches())
         image = Summary.Image(encoded_image_string=buffer.getvalue(), width=width, height=height, colorspace=4)
-        self._add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), iteration)
-        self._writer.flush()
+        self._events.add(iteration, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
+        self._events.flush()
 
     def hparams(self, config_flat: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Adds the run to TensorBoard's HParams tab.
@@ -115,17 +138,15 @@ class Tracker:
         plain = (bool, int, float, str)
         settings = {key: value if isinstance(value, plain) else str(value) for key, value in config_flat.items()}
         results = {tag: number for tag, value in metrics.items() if (number := _number(value)) is not None}
-        # SummaryWriter.add_hparams opens a second event file, and TensorBoard stops reading the first one there.
-        for summary in hparams_summaries(settings, results):  # type: ignore[no-untyped-call]
-            self._add_summary(summary, None)
+        for summary in summaries.hparams(settings, results):  # type: ignore[no-untyped-call]
+            self._events.add(0, summary=summary)
         self._add_scalars(results, self._last_iteration or 0)
 
     def close(self) -> None:
-        """Closes both records; a second call does nothing."""
-        if not self._closed:
-            self._closed = True
+        """Closes both records; every method leaves them complete, so that closing after an error loses nothing."""
+        with contextlib.suppress(OSError):
             self._file.close()
-            self._writer.close()
+        self._events.close()
 
     def __enter__(self) -> Self:
         return self
@@ -136,13 +157,38 @@ class Tracker:
         self.close()
 
     def _add_scalars(self, values: Mapping[str, float | None], iteration: int) -> None:
-        for tag, value in values.items():
-            if value is not None:
-                self._writer.add_scalar(tag, value, iteration)
-        self._writer.flush()
+        finite = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items() if value is not None]
+        self._events.add(iteration, summary=Summary(value=finite))
+        self._events.flush()
 
-    def _add_summary(self, summary: Any, iteration: int | None) -> None:
-        self._writer._get_file_writer().add_summary(summary, iteration)  # type: ignore[no-untyped-call]
+
+class _EventFile:
+    """One of TensorBoard's event files. SummaryWriter writes on a thread of its own, where an error is lost."""
+
+    def __init__(self, run_dir: Path) -> None:
+        # TensorBoard reads event files by name and stops reading one when it finds the next, so a name comes after all
+        # others, those of the same second or of a clock that was set back too.
+        earlier = [path.name.split(".") for path in run_dir.glob("events.out.tfevents.*")]
+        second = max([int(time.time()), *(int(parts[3]) for parts in earlier if parts[3].isdecimal())])
+        name = f"events.out.tfevents.{second:010d}.{len(earlier):06d}.{socket.gethostname()}"
+        self._path = run_dir / name
+        with writing(self._path):
+            self._file = self._path.open("xb")
+        self._records = RecordWriter(self._file)
+        self.add(0, file_version="brain.Event:2")
+
+    def add(self, iteration: int, **content: Any) -> None:
+        event = Event(wall_time=time.time(), step=iteration, **content)
+        with writing(self._path):
+            self._records.write(event.SerializeToString())
+
+    def flush(self) -> None:
+        with writing(self._path):
+            self._file.flush()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -167,13 +213,6 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def _wait_for_a_later_name(run_dir: Path) -> None:
-    """TensorBoard reads event files by name, which begins with the second: two of one second may come in either order."""
-    deadline = time.monotonic() + 1.5  # and no longer, should the clock have been set back
-    while time.monotonic() < deadline and any(run_dir.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
-        time.sleep(0.02)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

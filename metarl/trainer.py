@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from metarl import nonfinite
 from metarl.collect import Collector, run_episodes
 from metarl.config import EvaluationConfig, TrainerConfig
-from metarl.episodes import Episodes
+from metarl.episodes import Episodes, tree_map
+from metarl.errors import NonFiniteError
 from metarl.evaluation import AdaptationCurve, evaluate
 from metarl.learner import Learner
 from metarl.seeds import Purpose, Seeds, generator
 from metarl.tasks import TaskDistribution
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -71,6 +76,7 @@ class Trainer:
         evaluation: how the adaptation curve is measured.
         callbacks: called in this order.
         evaluation_collector: collector of the evaluation, where it differs.
+        nonfinite_dir: where updates that were not finite are dumped; None = nowhere.
         iteration: iterations finished.
         env_steps: steps spent in meta-training.
         wall_s: seconds spent in it, evaluations included.
@@ -83,6 +89,7 @@ class Trainer:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     callbacks: Sequence[Callback] = ()
     evaluation_collector: Collector[Any, Any] | None = None
+    nonfinite_dir: Path | None = None
     iteration: int = 0
     env_steps: int = 0
     wall_s: float = 0.0
@@ -90,6 +97,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self._stopping = False
         self._evaluating = True
+        self._undone: list[str] = []
 
     def stop(self, *, evaluate: bool = True) -> None:
         """Ends the run after the present iteration, with or without the final evaluation."""
@@ -101,6 +109,9 @@ class Trainer:
 
         Returns:
             The final adaptation curve on test tasks; None if the run was stopped without one.
+
+        Raises:
+            NonFiniteError: `max_nonfinite` updates in a row were undone.
         """
         with contextlib.ExitStack() as ending:
             for callback in reversed(self.callbacks):
@@ -121,20 +132,29 @@ class Trainer:
                     self.evaluate()  # before callbacks save: a resumed run has every evaluation up to its checkpoint
                 for callback in self.callbacks:
                     callback.on_iteration(self, progressed)
+                self._require_progress()
             return self.evaluate() if self._evaluating else None
 
     def train_iteration(self) -> Progressed:
-        """One meta-batch of episodes and one meta-update."""
+        """One meta-batch of episodes and one meta-update, which is undone if anything about it is not finite."""
         started = time.monotonic()
         config, learner = self.config, self.learner
         rng = generator(config.seed, self.iteration, Purpose.TASKS)
         tasks = self.distribution.sample(config.meta_batch_size, rng, split="train")
         seeds = Seeds.first(len(tasks), seed=config.seed, iteration=self.iteration)
+        before = tree_map(lambda tensor: tensor.detach().clone(), learner.state_dict())
         episodes = run_episodes(learner, self.collector, tasks, seeds, num_steps=learner.num_adaptation_steps)
         sampled = time.monotonic()
         metrics = learner.meta_update(episodes)
+        finding = nonfinite.find(learner, episodes, metrics)
         learned = time.monotonic()
         self.iteration += 1
+        if finding is None:
+            self._undone.clear()
+        else:
+            learner.load_state_dict(before)
+            self._undone.append(f"at iteration {self.iteration}, not finite: {finding}")
+            self._report(finding, before, episodes, metrics)
         self.env_steps += episodes.num_steps
         scalars = {
             **_score_scalars(episodes),
@@ -143,7 +163,7 @@ class Trainer:
             "time/learn_s": learned - sampled,
             "time/env_steps": float(self.env_steps),
             "health/diverged_sims": float(episodes.num_diverged),
-            "health/nonfinite_skips": float(not all(map(math.isfinite, metrics.values()))),
+            "health/nonfinite_skips": float(finding is not None),
         }
         return Progressed(self.iteration, episodes, scalars, self.env_steps, 0.0)
 
@@ -161,6 +181,38 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_evaluation(self, curve)
         return curve
+
+    def _report(
+        self,
+        finding: nonfinite.Finding,
+        before: Mapping[str, Any],
+        episodes: Episodes[Any, Any],
+        metrics: Mapping[str, float],
+    ) -> None:
+        """Dumps an update that was undone, and logs it in one line."""
+        where = ""
+        if self.nonfinite_dir is not None:
+            try:
+                path = nonfinite.dump(
+                    self.nonfinite_dir,
+                    finding=finding,
+                    state=before,
+                    episodes=episodes,
+                    metrics=metrics,
+                    iteration=self.iteration,
+                    seed=self.config.seed,
+                )
+                where = f"; dumped to {path}" if path else f"; not dumped: {nonfinite.MAX_DUMPS} of this run are there"
+            except OSError as error:
+                where = f"; not dumped: {error.strerror}"
+        _logger.warning("iteration %d: the update was undone, not finite: %s%s", self.iteration, finding, where)
+
+    def _require_progress(self) -> None:
+        if len(self._undone) >= self.config.max_nonfinite:
+            raise NonFiniteError(
+                f"{len(self._undone)} updates in a row were undone, the last {self._undone[-1]}; lower the "
+                "step sizes, or look for the cause in the run folder's nonfinite/ (metarl.nonfinite.reproduce)"
+            )
 
     def _out_of_time(self, elapsed: float, done: int) -> bool:
         """Whether one more iteration, after `done` in `elapsed` seconds, would end beyond `max_minutes`."""

@@ -5,6 +5,7 @@ Reference: Schulman et al. 2015, arXiv:1502.05477, appendix C.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -94,13 +95,15 @@ def trust_region_step(
 
     Returns:
         The step; a candidate is accepted if the surrogate grew and the constraint holds. Non-finite candidates never
-        are.
+        are, and where the surrogate is not finite to begin with, `improvement` is NaN.
     """
 
     def damped(direction: Tensor) -> Tensor:
         return product(direction) + cg_damping * direction
 
     old_surrogate, _ = evaluate(vector)
+    if not math.isfinite(old_surrogate):
+        return TrustRegionStep(vector, False, math.nan, 0.0, 0)
     direction, residual = conjugate_gradient(damped, gradient, iterations=cg_iterations)
     curvature = float(direction @ (gradient - residual))  # H x, without another product
     if not curvature > 0.0:
@@ -109,6 +112,6 @@ def trust_region_step(
     for attempt in range(max_backtracks):
         candidate = vector + backtrack_ratio**attempt * full_step
         surrogate, kl = evaluate(candidate)
-        if surrogate > old_surrogate and kl <= max_kl:
+        if old_surrogate < surrogate < math.inf and kl <= max_kl:
             return TrustRegionStep(candidate, True, surrogate - old_surrogate, kl, attempt)
     return TrustRegionStep(vector, False, 0.0, 0.0, max_backtracks)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -17,11 +18,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarl import checkpoint
 from metarl.checkpoint import CheckpointError, latest, list_checkpoints, load, parameters_sha256, prune, save
 from metarl.errors import InputError
+from metarl.files import UNFINISHED, WriteError
 
-CONFIG = {"agent": {"inner_lr": 0.1}}
+CONFIG = {"agent.inner_lr": 0.1, "agent.hidden_sizes": [4], "trainer.seed": 0}
 
 
 def listed(folder: Path) -> list[str]:
@@ -74,7 +75,7 @@ def test_the_manifest_says_what_is_there(tmp_path: Path) -> None:
     assert manifest["files"] == {"state.pt": {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}}
     assert manifest["parameters_sha256"] == parameters_sha256(parameters(5.0))
     assert manifest["extra"] == {"env_steps": 7}
-    assert len(manifest["config_sha256"]) == 64
+    assert manifest["config"] == CONFIG
 
 
 def test_the_hash_of_parameters_sees_every_difference_and_nothing_else() -> None:
@@ -98,13 +99,17 @@ def test_the_hash_of_parameters_sees_every_difference_and_nothing_else() -> None
 def test_state_that_loading_would_refuse_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="state may hold only tensors"):
         save(tmp_path, 1, state={"learner": io.StringIO}, parameters={}, config={})
-    assert list_checkpoints(tmp_path) == []
+    assert list_checkpoints(tmp_path) == {}
 
 
-def test_saving_an_iteration_again_replaces_it(tmp_path: Path) -> None:
-    write(tmp_path, 3, note="first")
-    path = write(tmp_path, 3, note="second")
-    assert load(path).manifest["extra"] == {"note": "second"}
+@pytest.mark.parametrize("damaged", [False, True])
+def test_saving_an_iteration_again_replaces_it_only_if_it_is_damaged(tmp_path: Path, damaged: bool) -> None:
+    """Replacing takes two renames, and a kill between them would leave no checkpoint."""
+    path = write(tmp_path, 3, note="first")
+    if damaged:
+        (path / "state.pt").write_bytes(b"")
+    assert write(tmp_path, 3, note="second") == path
+    assert load(path).manifest["extra"] == {"note": "second" if damaged else "first"}
     assert listed(tmp_path / "checkpoints") == ["iteration_000003"]
 
 
@@ -211,7 +216,8 @@ def test_the_newest_whole_checkpoint_is_the_latest(tmp_path: Path) -> None:
     for iteration in (2, 10, 1_000_000):
         write(tmp_path, iteration)
     (tmp_path / "checkpoints" / "notes").mkdir()
-    found = list_checkpoints(tmp_path)
+    assert [*list_checkpoints(tmp_path)] == [2, 10, 1_000_000]
+    found = [*list_checkpoints(tmp_path).values()]
     assert [path.name for path in found] == ["iteration_000002", "iteration_000010", "iteration_1000000"]
     assert (latest(tmp_path).iteration, latest(tmp_path).skipped) == (1_000_000, ())
     (found[2] / "state.pt").write_bytes(b"")
@@ -233,10 +239,31 @@ def test_pruning_keeps_the_newest(tmp_path: Path) -> None:
     for iteration in (1, 2, 3, 4):
         write(tmp_path, iteration)
     prune(tmp_path, 2)
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["iteration_000003", "iteration_000004"]
-    assert len(listed(tmp_path / "checkpoints")) == 2
+    assert listed(tmp_path / "checkpoints") == ["iteration_000003", "iteration_000004"]
     with pytest.raises(ValueError, match="keep_last"):
         prune(tmp_path, 0)
+
+
+def test_pruning_keeps_what_is_named_and_counts_back_from_where_the_run_is(tmp_path: Path) -> None:
+    for iteration in (1, 2, 3, 4, 9):
+        write(tmp_path, iteration)
+    prune(tmp_path, 2, newest=4, keep=[1, None])
+    assert [*list_checkpoints(tmp_path)] == [1, 3, 4, 9]
+
+
+def test_a_checkpoint_of_another_configuration_is_not_used(tmp_path: Path) -> None:
+    path = write(tmp_path, 1)
+    assert load(path, config={**CONFIG, "agent.new": 1}).iteration == 1
+    other = {**CONFIG, "agent.inner_lr": 0.2}
+    with pytest.raises(CheckpointError, match=r"another configuration: agent\.inner_lr = 0\.1, the run's is 0\.2$"):
+        load(path, config=other)
+    with pytest.raises(CheckpointError, match=r"holds no usable checkpoint: .* another configuration"):
+        latest(tmp_path, config=other)
+
+
+def test_a_renamed_checkpoint_is_not_used(tmp_path: Path) -> None:
+    path = write(tmp_path, 1)
+    assert reason(path.rename(path.with_name("iteration_000002"))).endswith("iteration_000002: holds iteration 1")
 
 
 @pytest.mark.parametrize("failing", ["write", "fsync", "replace"])
@@ -250,26 +277,25 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_no_litter(
 
     with monkeypatch.context() as patch:
         patch.setattr(*((Path, failing) if failing == "replace" else (os, failing)), fail)
-        with pytest.raises(CheckpointError) as caught:
+        with pytest.raises(WriteError) as caught:
             write(tmp_path, 2)
-    text = str(caught.value)
-    assert "cannot save the checkpoint of iteration 2: No space left on device (needs" in text
-    assert "iteration_000001 is intact" in text
+    assert "iteration_000002: cannot be saved: No space left on device (needs " in str(caught.value)
+    assert re.search(r" \(needs [\d,]{5,} bytes, [\d,]+ are free\)$", str(caught.value))
     assert listed(tmp_path / "checkpoints") == ["iteration_000001"]
     assert latest(tmp_path).iteration == 1
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "run").write_bytes(b"a file")
-    with pytest.raises(CheckpointError, match="cannot save the checkpoint of iteration 1: Not a directory"):
+    with pytest.raises(InputError, match=r"run/checkpoints/iteration_000001: cannot be saved: Not a directory$"):
         write(tmp_path / "run", 1)
 
 
 def test_leftovers_of_killed_writers_are_removed_by_the_next_save(tmp_path: Path) -> None:
-    leftover = tmp_path / "checkpoints" / f"{checkpoint._TEMPORARY}x"
+    leftover = tmp_path / "checkpoints" / f"{UNFINISHED}x"
     leftover.mkdir(parents=True)
     (leftover / "state.pt").write_bytes(b"half")
-    assert list_checkpoints(tmp_path) == []
+    assert list_checkpoints(tmp_path) == {}
     write(tmp_path, 1)
     assert listed(tmp_path / "checkpoints") == ["iteration_000001"]
 
@@ -295,12 +321,12 @@ def test_a_killed_writer_leaves_only_whole_checkpoints(tmp_path: Path) -> None:
         with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
             assert writer.stdout is not None
             writer.stdout.readline()
-            while not list_checkpoints(tmp_path)[started:]:
+            while len(list_checkpoints(tmp_path)) <= started:
                 assert writer.poll() is None
                 time.sleep(0.001)
             time.sleep(wait)
             writer.send_signal(signal.SIGKILL)
-        for path in list_checkpoints(tmp_path):
+        for path in list_checkpoints(tmp_path).values():
             loaded = load(path)
             assert torch.equal(loaded.state["weight"], torch.full((200_000,), float(loaded.iteration)))
         started = latest(tmp_path).iteration

@@ -1,4 +1,7 @@
-"""The command line as a user meets it. Most runs share this process; what needs a process of its own is at the end."""
+"""The command line as a user meets it; what is wrong with its input is in tests/test_bad_input.py.
+
+Most runs share this process; what needs a process of its own is at the end.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from metarl import registry
 from metarl.cli import main
@@ -64,96 +66,6 @@ def say(capsys: pytest.CaptureFixture[str]) -> Any:
 def words(text: str) -> str:
     """Without the frames and line breaks of a help page."""
     return " ".join(text.replace("│", " ").split())
-
-
-@pytest.mark.parametrize(
-    ("argv", "expected"),
-    [
-        (["trian", "bandit"], "command = 'trian': unknown; did you mean 'train'?"),
-        (["train"], "task: missing; metarl train TASKS, one of bandit,"),
-        (["train", "bandti"], "task = 'bandti': unknown; did you mean 'bandit'?"),
-        (["train", "point-nav", "--agent", "mmal"], "agent = 'mmal': unknown; did you mean 'maml'?"),
-        (["train", "bandit", "--iteratons", "3"], "--iteratons, 3; did you mean --iterations"),
-        (["train", "bandit", "--seed", "-1"], "trainer.seed = -1: must be an integer from 0 to"),
-        (["train", "bandit", "--seed", "1.5"], "Error parsing --seed/--trainer.seed: invalid literal"),
-        (["train", "bandit", "--seed", str(2**63)], "trainer.seed = 9223372036854775808: must be an integer from"),
-        (["train", "bandit", "--iterations", "0"], "trainer.iterations = 0: must be an integer >= 1"),
-        (["train", "bandit", "--meta-batch-size", "0"], "trainer.meta_batch_size = 0: must be an integer >= 1"),
-        (["train", "bandit", "--max-minutes", "-1"], "trainer.max_minutes = -1.0: must be a finite number > 0"),
-        (["train", "bandit", "--checkpoint-every", "0"], "trainer.checkpoint_every = 0: must be"),
-        (["train", "bandit", "--agent.inner-lr", "0"], "agent.inner_lr = 0.0: must be a positive number"),
-        (["train", "bandit", "--agent.inner-lr", "nan"], "agent.inner_lr = nan: must be a positive number"),
-        (["train", "bandit", "--agent.gamma", "1.5"], "agent.gamma = 1.5: must be in [0, 1]"),
-        (["train", "bandit", "--task.num-arms", "1"], "task.num_arms = 1: must be at least 2"),
-        (["train", "point-nav", "--task.horizon", "0"], "task.horizon = 0: must be at least 1"),
-        (["train", "bandit", "--evaluation.num-tasks", "0"], "evaluation.num_tasks = 0: must be an integer >= 1"),
-        (["train", "bandit", "--device", "tpu"], "invalid choice 'tpu' for argument '--device"),
-        (["train", "bandit", "--preset", "nonsense"], "'nonsense': unknown; known: default, quick"),
-        (["train", "bandit", "--config", "absent.toml"], "absent.toml: no such file"),
-        (["train", "bandit", "--config", "in/syntax.toml"], "in/syntax.toml:2:12:"),
-        (["train", "bandit", "--config", "in/key.toml"], "agent.inner_rl: unknown; did you mean 'inner_lr'?"),
-        (["train", "bandit", "--config", "in/type.toml"], "trainer.iterations = 'many': must be an integer"),
-        (["train", "bandit", "--config", "in/table.toml"], "in/table.toml: [agnet]: unknown; did you mean 'agent'?"),
-        (["train", "bandit", "--config", "in/settings.yaml"], "in/settings.yaml: is YAML; settings files are TOML"),
-        (["train", "bandit", *TINY, "--run-dir", "in/file"], "run_dir = 'in/file': cannot be made: File exists"),
-        (["train", "--resume", "absent"], "absent: is not a run folder"),
-        (["train", "--resume", "{run}", "--preset", "quick"], "must be without --preset and --config"),
-        (["train", "--resume", "{run}", "--run-dir", "new"], "--run-dir = 'new': must be left out with --resume"),
-        (["train", "--resume", "{run}", "--agent.hidden-sizes", "5"], "the checkpoint is of another learner"),
-        (["train", "bandit", *TINY, "--run-dir", "{run}"], "holds a trained run; go on with --resume"),
-        (["evaluate"], "Missing from metarl evaluate: PATH"),
-        (["evaluate", "absent"], "absent: is not a run folder"),
-        (["evaluate", "in/file"], "in/file: is not a run folder"),
-        (["evaluate", "{run}", "--tasks", "0"], "evaluation.num_tasks = 0: must be an integer >= 1"),
-        (["evaluate", "{run}", "--adaptation-steps", "-1"], "evaluation.num_adaptation_steps = -1: must be"),
-        (["evaluate", "{run}", "--seed", "-1"], "trainer.seed = -1: must be"),
-        (["evaluate", "{run}", "--taks", "3"], "--taks, 3; did you mean --tasks"),
-        (["evaluate", "{run}", "--json", "absent/a.json"], "absent/a.json: cannot be written: No such file"),
-        (["plot", "--out", "a.png"], "run_dirs = (): must be one run folder or more"),
-        (["plot", "absent", "--out", "a.png"], "absent/metrics.jsonl: cannot be read: No such file"),
-        (["plot", "{run}"], "Missing from metarl plot: --out"),
-        (["plot", "{run}", "--out", "a.txt"], "picture = 'a.txt': must be a file ending in .png, .pdf, .svg"),
-        (["plot", "in", "--out", "a.png"], "in/adaptation.json: is damaged"),
-        (["list", "--jsno"], "Unrecognized options: --jsno; did you mean --json"),
-        (["check-tasks"], "Missing from metarl check-tasks"),
-        (["check-tasks", "bandti"], "task = 'bandti': unknown; did you mean 'bandit'?"),
-        (["check-tasks", "absent:Family"], "task = 'absent:Family': cannot import absent: ModuleNotFoundError"),
-        (["check-tasks", "json:Family"], "attribute of json = 'Family': unknown"),
-        (["check-tasks", "json:loads"], "function loads does not derive from metarl.TaskDistribution"),
-    ],
-)  # fmt: skip
-def test_bad_input_is_said_in_one_line(argv: list[str], expected: str, say: Any, tmp_path: Path, run_dir: Path) -> None:
-    files = {
-        "file": "",
-        "syntax.toml": "[agent]\ninner_lr = = 1\n",
-        "key.toml": "[agent]\ninner_rl = 0.1\n",
-        "type.toml": '[trainer]\niterations = "many"\n',
-        "table.toml": "[agnet]\n",
-        "settings.yaml": "agent:\n",
-        "adaptation.json": "{",
-    }
-    Path("in").mkdir()
-    for name, text in files.items():
-        Path("in", name).write_text(text)
-    before = (run_dir / "metrics.jsonl").read_bytes()
-    said = say(*(word.format(run=run_dir) for word in argv))
-    assert said.code == 2
-    assert said.err.startswith("metarl: ")
-    assert said.err.count("\n") == 1
-    assert expected in said.err
-    assert {path.name for path in tmp_path.iterdir()} == {"in"}
-    assert {path.name for path in Path("in").iterdir()} == {*files}
-    assert (run_dir / "metrics.jsonl").read_bytes() == before
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
-def test_a_device_that_is_not_there_is_said_in_one_line(say: Any, tmp_path: Path) -> None:
-    for flags in ([], ["--quiet"]):
-        said = say("train", "bandit", *TINY, "--device", "cuda", *flags)
-        assert (said.code, said.out) == (2, "")
-        assert said.err.startswith("metarl: trainer.device = 'cuda': ")
-        assert said.err.endswith("; use 'auto' or 'cpu'\n")
-    assert not [*tmp_path.iterdir()]
 
 
 def test_help_names_the_commands(say: Any) -> None:
@@ -228,6 +140,12 @@ def test_evaluate_repeats_the_runs_own_report(run_dir: Path, say: Any) -> None:
     assert f"{report['mean'][1]:.3f}" in said.out
 
 
+def test_evaluate_takes_another_checkpoint(run_dir: Path, say: Any) -> None:
+    assert say("evaluate", str(run_dir), "--checkpoint", "2").out == say("evaluate", str(run_dir)).out
+    said = say("evaluate", str(run_dir), "--checkpoint", "1")
+    assert said == Said(2, "", "metarl: checkpoint = '1': must be latest, best or an iteration, one of 2\n")
+
+
 def test_evaluate_takes_other_tasks_steps_and_seeds(run_dir: Path, say: Any) -> None:
     before = (run_dir / "adaptation.json").read_bytes()
     said = say("evaluate", str(run_dir), "--tasks", "3", "--adaptation-steps", "2", "--seed", "9", "--json", "a.json")
@@ -238,16 +156,14 @@ def test_evaluate_takes_other_tasks_steps_and_seeds(run_dir: Path, say: Any) -> 
     assert (run_dir / "adaptation.json").read_bytes() == before
 
 
-def test_evaluate_imports_a_runs_own_code_only_if_trusted(run_dir: Path, say: Any) -> None:
+def test_evaluate_imports_a_runs_own_code_only_if_trusted(say: Any) -> None:
     Path("cli_own_family.py").write_text("from metarl.envs.bandit import Bandit as Own\n")
-    Path("copy").mkdir()
-    saved = json.loads((run_dir / "config.json").read_text())
-    Path("copy", "config.json").write_text(json.dumps({**saved, "task_name": "cli_own_family:Own"}))
-    Path("copy", "checkpoints").symlink_to(run_dir / "checkpoints")
-    said = say("evaluate", "copy")
+    flags = [*TINY, "--evaluation.no-controls", "--quiet"]
+    assert say("train", "cli_own_family:Own", *flags, "--run-dir", "own").code == 0
+    said = say("evaluate", "own")
     assert said.code == 2
     assert "task_name = 'cli_own_family:Own': must be a registered name" in said.err
-    assert say("evaluate", "copy", "--trust").code == 0
+    assert say("evaluate", "own", "--trust").code == 0
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -312,18 +228,6 @@ def test_training_from_a_shell(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("command", ["metarl train bandti", "metarl check-tasks absent:Family"])
-def test_bad_input_from_a_shell(command: str, tmp_path: Path) -> None:
-    done = shell(command)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("metarl: task = ")
-    assert done.stderr.count("\n") == 1
-    assert not [*tmp_path.iterdir()]
-
-
 def test_a_reader_that_goes_away_causes_no_traceback() -> None:
     done = shell("exec 3> >(exec true); sleep 0.2; metarl --help >&3")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
-    train = f"metarl train bandit {' '.join(TINY)} --evaluation.no-controls --run-dir out"
-    done = shell(f"PYTHONUNBUFFERED=1 {train} | head -1")
-    assert (done.stdout, done.stderr) == ("maml on bandit (preset default), seed 0, device cpu\n", "")

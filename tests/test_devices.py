@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import metarl.rollout
-from metarl.agents.maml import MAML, MAMLConfig, PolicyBatch
+from metarl.agents.maml import MAML, MAMLConfig, PolicyBatch, kl_from, surrogate
 from metarl.collect import run_episodes
 from metarl.envs.point_nav import PointNav
 from metarl.episodes import Episodes, Trajectories, to_device, tree_map
@@ -60,7 +60,7 @@ def one_thread() -> Iterator[None]:
 
 def make_learner(spaces: Spaces, **settings: Any) -> MAML:
     few = {"cg_iterations": 2, "max_backtracks": 2, "num_adaptation_steps": 2}
-    settings = {"hidden_sizes": (5,), "chunk_size": 1, **few, **settings}
+    settings = {"hidden_sizes": (5,), "chunk_steps": 1, **few, **settings}
     learner = MAML(MAMLConfig(**settings), spaces, generator=torch.Generator().manual_seed(0))
     return learner.to("meta")
 
@@ -147,9 +147,10 @@ def test_derivatives_through_the_adaptation_stay_where_the_learner_is(spaces: Sp
         for step, batch in enumerate(episodes.support):
             state = learner.adapt(state, batch, step=step, differentiable=True)
         old = learner.distributions(episodes.state, episodes.query)
-        surrogate = over_tasks(learner.surrogate, state, episodes.query, chunk_size=1).mean()
-        distance = over_tasks(learner.kl, state, (episodes.query, old), chunk_size=1).mean()
-        gradients = torch.autograd.grad(surrogate + distance, list(leaves.values()))
+        new = over_tasks(learner._distribution, state, episodes.query.observations, chunk_size=1)
+        gained = over_tasks(surrogate, new, episodes.query, chunk_size=1).mean()
+        distance = over_tasks(kl_from, new, (episodes.query, old), chunk_size=1).mean()
+        gradients = torch.autograd.grad(gained + distance, list(leaves.values()))
         hessians = TaskHessians(learner.inner_loss, episodes.state, episodes.support[0], chunk_size=1)
         products = hessians(episodes.state)
     assert devices_of([gradients, old, hessians.losses, hessians.gradients, products]) == {"meta"}

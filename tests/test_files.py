@@ -2,12 +2,26 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from metarl.files import write_atomically, write_durably
+from metarl.errors import InputError
+from metarl.files import (
+    WriteError,
+    locked_folder,
+    made_folder,
+    remove_unfinished,
+    write_atomically,
+    write_durably,
+    write_error,
+    writing,
+)
 
 
 def listed(folder: Path) -> list[str]:
@@ -50,3 +64,101 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     write_durably(descriptor, b"0123456789")
     os.close(descriptor)
     assert (tmp_path / "a").read_bytes() == b"0123456789"
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / ".unfinished-a").write_text("")
+    (tmp_path / ".unfinished-b" / "c").mkdir(parents=True)
+    (tmp_path / "kept").write_text("")
+    remove_unfinished(tmp_path)
+    assert listed(tmp_path) == ["kept"]
+    remove_unfinished(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ENOSPC, WriteError), (errno.EIO, WriteError), (errno.EACCES, InputError)]
+)
+def test_a_full_disk_is_not_the_users_fault_and_a_bad_path_is(number: int, kind: type[Exception]) -> None:
+    error = write_error("a: cannot be written", OSError(number, os.strerror(number)), " (because)")
+    assert type(error) is kind
+    assert str(error) == f"a: cannot be written: {os.strerror(number)} (because)"
+
+
+def test_writing_to_a_full_device_is_said_in_one_line() -> None:
+    said = r"^/dev/full: cannot be written: No space left on device$"
+    with pytest.raises(WriteError, match=said), writing(Path("/dev/full")), Path("/dev/full").open("w") as file:
+        file.write("x")
+
+
+def test_a_made_folder_is_gone_again_with_its_parents_if_it_stays_empty(tmp_path: Path) -> None:
+    with made_folder(tmp_path / "a" / "b"):
+        assert listed(tmp_path / "a") == ["b"]
+    assert listed(tmp_path) == []
+    with made_folder(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "c").mkdir()
+    assert listed(tmp_path / "a") == ["c"]
+    with made_folder(tmp_path / "a" / "c"):  # was there before
+        pass
+    with pytest.raises(FileExistsError), made_folder(tmp_path / "a" / "c", exist_ok=False):
+        pass
+    assert listed(tmp_path / "a") == ["c"]
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from metarl.files import locked_folder
+with locked_folder(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_folder_is_one_processes_until_it_ends_however_it_ends(killed: bool, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        for _ in range(2):
+            with pytest.raises(InputError) as caught, locked_folder(tmp_path):
+                pass
+            said = f"run_dir = '{tmp_path}': in use by process {holder.pid} since "
+            assert re.fullmatch(re.escape(said) + r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", str(caught.value))
+        if killed:
+            holder.send_signal(signal.SIGKILL)
+        else:
+            holder.communicate("")
+    assert listed(tmp_path) == ([".lock"] if killed else [])
+    with locked_folder(tmp_path):
+        assert listed(tmp_path) == [".lock"]
+    assert listed(tmp_path) == []
+
+
+COUNTER = """
+import sys, time
+from pathlib import Path
+from metarl.errors import InputError
+from metarl.files import locked_folder
+folder, done = Path(sys.argv[1]), 0
+while done < 150:
+    try:
+        with locked_folder(folder):
+            count = folder / "count"
+            number = int(count.read_text())
+            time.sleep(0.0005)
+            count.write_text(str(number + 1))
+            done += 1
+    except InputError:
+        pass
+"""
+
+
+def test_processes_that_take_turns_never_have_the_folder_together(tmp_path: Path) -> None:
+    """The lock's file is deleted at every end: nobody may hold the deleted one while another holds the new one."""
+    (tmp_path / "count").write_text("0")
+    commands = [[sys.executable, "-c", COUNTER, str(tmp_path)]] * 3
+    processes = [subprocess.Popen(command) for command in commands]
+    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
+    assert (tmp_path / "count").read_text() == "450"
+    assert listed(tmp_path) == ["count"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from metarl.inner_loop import (
     AdaptationJacobian,
     Parameters,
     TaskHessians,
+    TaskOutputs,
     adapt,
     chunk_length,
     gradient_step,
@@ -216,3 +218,44 @@ def test_an_empty_jacobian_is_the_identity() -> None:
 def test_chunks_have_one_size() -> None:
     assert [chunk_length(20, limit) for limit in (None, 1, 3, 4, 7, 19, 99)] == [20, 1, 2, 4, 5, 10, 20]
     assert chunk_length(7, 4) == 1
+
+
+class Outputs(NamedTuple):
+    mean: Tensor
+    scale: Tensor
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_products_with_the_jacobian_of_outputs_are_those_of_plain_autograd(chunk_size: int | None) -> None:
+    rng = torch.Generator().manual_seed(3)
+    parameters = {
+        "w": torch.randn(4, 3, 2, generator=rng, dtype=torch.float64),
+        "s": torch.randn(4, 2, generator=rng).double(),
+    }
+    inputs = torch.randn(4, 5, 3, generator=rng, dtype=torch.float64)
+    vectors = {name: torch.randn(value.shape, generator=rng, dtype=torch.float64) for name, value in parameters.items()}
+
+    def function(task: Parameters, x: Tensor) -> Outputs:
+        return Outputs(torch.tanh(x @ task["w"]), task["s"].exp())
+
+    def loss(outputs: Outputs, old: Outputs) -> Tensor:
+        """At its minimum where outputs = old."""
+        return ((outputs.mean - old.mean).square() * old.scale).sum() + (outputs.scale / old.scale).log().square().sum()
+
+    outputs = TaskOutputs(function, parameters, inputs, chunk_size=chunk_size)
+    cotangents = Outputs(*(torch.randn(value.shape, generator=rng, dtype=torch.float64) for value in outputs.values))
+    pulled = outputs.pull(cotangents)
+    products = outputs.gauss_newton(loss, outputs.values)(vectors)
+    for task in range(4):
+        own = {name: value[task].clone().requires_grad_() for name, value in parameters.items()}
+        found = function(own, inputs[task])
+        old = Outputs(*(value.detach() for value in found))
+        for ours, expected in zip(outputs.values, old, strict=True):
+            torch.testing.assert_close(ours[task], expected)
+        gradients = torch.autograd.grad(tuple(found), [*own.values()], [u[task] for u in cotangents], create_graph=True)
+        for name, expected in zip(own, gradients, strict=True):
+            torch.testing.assert_close(pulled[name][task], expected)
+        slopes = torch.autograd.grad(loss(function(own, inputs[task]), old), [*own.values()], create_graph=True)
+        hessian = torch.autograd.grad(slopes, [*own.values()], [vectors[name][task] for name in own])
+        for name, expected in zip(own, hessian, strict=True):
+            torch.testing.assert_close(products[name][task], expected)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +17,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 import metarl
-from metarl import checkpoint, runs
+from metarl import checkpoint, plots, run_folder, runs
 from metarl.arguments import parse_train
 from metarl.config import RunConfig, from_dict
 from metarl.errors import InputError
-from metarl.runs import RunFolder, build, load, load_trainer, new_run_dir, select_device, train
+from metarl.run_folder import RunFolder, best_iteration, new_run_dir
+from metarl.runs import build, load, load_trainer, select_device, train
 from metarl.tracking import read_metrics
 from metarl.trainer import Callback, Progressed, Trainer
 
@@ -50,9 +53,14 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
 def _blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing is most of a tiny run's time."""
-    monkeypatch.setattr(runs.plots, "adaptation_figure", lambda report: Figure())
+    monkeypatch.setattr(plots, "adaptation_figure", lambda report: Figure())
 
 
 def events(run_dir: Path) -> EventAccumulator:
@@ -237,6 +245,117 @@ def test_a_folder_with_a_trained_run_is_not_trained_into_again(run_dir: Path) ->
     assert (run_dir / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--agent.inner-lr=0.5", "agent.inner_lr = 0.5: must be 1.0, as in the run"),
+        ("--task.num-arms=6", "task.num_arms = 6: must be 5, as in the run"),
+        ("--seed=4", "trainer.seed = 4: must be 3, as in the run"),
+        ("--meta-batch-size=3", "trainer.meta_batch_size = 3: must be 2, as in the run"),
+    ],
+)
+def test_a_resumed_run_keeps_what_its_results_depend_on(flag: str, said: str, run_dir: Path) -> None:
+    before = (run_dir / "config.json").read_bytes()
+    with pytest.raises(InputError) as error:
+        train(parse_train(["--resume", str(run_dir), flag, "--iterations=9"]).config, run_dir, resume=True)
+    assert one_line(error).startswith(said)
+    assert (run_dir / "config.json").read_bytes() == before
+
+
+@pytest.mark.usefixtures("_blank_pictures")
+def test_a_resumed_run_may_change_how_long_and_how_often(run_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_dir, tmp_path / "run")
+    flags = "--iterations=4 --max-minutes=5 --checkpoint-every=3 --trainer.keep-last=1 --trainer.num-threads=1"
+    others = "--trainer.act-device=learner --evaluation.num-tasks=2 --evaluation.no-controls"
+    resumed = parse_train(["--resume", str(tmp_path / "run"), *flags.split(), *others.split()]).config
+    train(resumed, tmp_path / "run", resume=True)
+    assert from_dict(json.loads((tmp_path / "run" / "config.json").read_text())) == resumed
+
+
+@dataclass
+class Scores(Callback):
+    """Puts other scores on test tasks in the place of the measured ones."""
+
+    scores: list[float]
+
+    def on_evaluation(self, trainer: Trainer, curve: Any) -> None:
+        score = self.scores[trainer.iteration - 1]
+        curve.values[:] = 0.0
+        curve.values[trainer.learner.num_adaptation_steps] = score
+
+
+@pytest.mark.usefixtures("_blank_pictures")
+@pytest.mark.parametrize(
+    ("scores", "every", "last", "kept"),
+    [
+        ([1, 5, 2, 3, 4, 0], 6, 1, [2, 6]),  # saved because it is the best, though none is due
+        ([5, 5, 2, 3, 4, 0], 6, 1, [1, 6]),  # of equal ones the earliest
+        ([1, 5, 2, 3, 4, 6], 6, 1, [6]),  # the last evaluation comes after the last checkpoint
+        ([6, 5, 4, 3, 2, 1], 1, 3, [1, 4, 5, 6]),
+        ([math.nan, 1, 0, 0, 0, 0], 1, 3, [2, 4, 5, 6]),
+    ],
+)
+def test_the_newest_checkpoints_stay_and_the_best(
+    scores: list[float], every: int, last: int, kept: list[int], tmp_path: Path
+) -> None:
+    flags = f"--checkpoint-every={every} --trainer.keep-last={last} --evaluation.every=1 --iterations=6"
+    train(config(*flags.split(), "--evaluation.no-controls"), tmp_path, callbacks=(Scores(scores),))
+    assert [*checkpoint.list_checkpoints(tmp_path)] == kept
+    trainer = load_trainer(tmp_path, checkpoint="best")
+    assert trainer.iteration == (kept[-1] if scores[-1] == 6 else kept[0])
+    hashes = {which: checkpoint.parameters_sha256(load(tmp_path, checkpoint=which).parameters) for which in kept}
+    assert checkpoint.parameters_sha256(trainer.learner.parameters) == hashes[trainer.iteration]
+    assert len({*hashes.values()}) == len(kept)
+
+
+@pytest.mark.parametrize(
+    ("score_name", "steps", "best"), [("return", 1, 2), ("accuracy", 5, 3), ("mse", 1, 3), ("mse", 0, 2)]
+)
+def test_the_best_is_by_the_learners_own_steps_and_direction(
+    score_name: str, steps: int, best: int, tmp_path: Path
+) -> None:
+    """Iteration 1 has no checkpoint, 4 no evaluation, and step 2 is the last evaluated one."""
+    scores = {1: (9, 9, 9), 2: (1, 3, 1), 3: (2, 1, 3)}
+    rows = [{"iteration": i, **{f"meta_test/step_{k}": x for k, x in enumerate(row)}} for i, row in scores.items()]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in [*rows, {"iteration": 4}]))
+    for iteration in (2, 3, 4):
+        (tmp_path / "checkpoints" / f"iteration_00000{iteration}").mkdir(parents=True)
+    learner: Any = SimpleNamespace(num_adaptation_steps=steps, score_name=score_name)
+    assert best_iteration(tmp_path, learner) == best
+
+
+@pytest.mark.usefixtures("_blank_pictures")
+def test_a_checkpoint_that_is_not_there_is_said_with_those_that_are(run_dir: Path, tmp_path: Path) -> None:
+    for which in ("lates", "7", 7, -1, ""):
+        with pytest.raises(InputError) as error:
+            load(run_dir, checkpoint=which)
+        assert one_line(error) == f"checkpoint = {which!r}: must be latest, best or an iteration, one of 2, 3"
+    train(config("--iterations=1", "--evaluation.no-controls"), tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 1}\n')
+    with pytest.raises(InputError, match=r"^checkpoint = 'best': must be one of 1: none of them was evaluated"):
+        load(tmp_path, checkpoint="best")
+
+
+@pytest.mark.usefixtures("_blank_pictures")
+def test_a_folder_in_use_is_not_trained_in_but_can_be_read(run_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_dir, tmp_path / "run")
+
+    class Second(Callback):
+        said = ""
+
+        def on_iteration(self, trainer: Trainer, progressed: Progressed) -> None:
+            with pytest.raises(InputError) as error:
+                train(again, tmp_path / "run", resume=True)
+            self.said = one_line(error)
+            assert load(tmp_path / "run")
+
+    second = Second()
+    again = parse_train(["--resume", str(tmp_path / "run"), "--iterations=4", "--evaluation.no-controls"]).config
+    train(again, tmp_path / "run", resume=True, callbacks=(second,))
+    assert second.said.startswith(f"run_dir = '{tmp_path / 'run'}': in use by process {os.getpid()} since 20")
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
 def test_evaluating_a_run_again_gives_its_report(run_dir: Path) -> None:
     trainer = load_trainer(run_dir)
     report = json.loads((run_dir / "adaptation.json").read_text())
@@ -251,6 +370,12 @@ def one_line(error: pytest.ExceptionInfo[InputError]) -> str:
     text = str(error.value)
     assert "\n" not in text
     return text
+
+
+def rewrite_manifest(path: Path, without: str) -> None:
+    manifest = {key: value for key, value in json.loads(path.read_text()).items() if key != without}
+    manifest["manifest_sha256"] = checkpoint._manifest_sha256(manifest)
+    path.write_text(json.dumps(manifest))
 
 
 def copy_of_config(run_dir: Path, target: Path, **changes: Any) -> None:
@@ -292,42 +417,58 @@ def test_a_damaged_checkpoint_is_said_in_one_line(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_learner_is_said_in_one_line(tmp_path: Path, run_dir: Path) -> None:
     saved = json.loads((run_dir / "config.json").read_text())
     copy_of_config(run_dir, tmp_path, agent={**saved["agent"], "hidden_sizes": [5]})
-    (tmp_path / "checkpoints").symlink_to(run_dir / "checkpoints")
+    shutil.copytree(run_dir / "checkpoints", tmp_path / "checkpoints")
+    with pytest.raises(InputError) as error:
+        load(tmp_path)
+    assert "is of another configuration: agent.hidden_sizes = [4], the run's is [5]" in one_line(error)
+    for manifest in tmp_path.glob("checkpoints/*/manifest.json"):  # such as it was before it held the settings
+        rewrite_manifest(manifest, "config")
     with pytest.raises(InputError) as error:
         load(tmp_path)
     assert "the checkpoint is of another learner" in one_line(error)
 
 
-def test_a_run_folder_imports_code_only_if_trusted(
-    tmp_path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("_blank_pictures")
+def test_a_run_folder_imports_code_only_if_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs_own_family.py").write_text("from metarl.envs.bandit import Bandit as Own\n")
     monkeypatch.syspath_prepend(tmp_path)
-    copy_of_config(run_dir, tmp_path, task_name="runs_own_family:Own")
-    (tmp_path / "checkpoints").symlink_to(run_dir / "checkpoints")
+    train(config(*SAVED_TWICE, "--evaluation.no-controls", task="runs_own_family:Own"), tmp_path)
+    monkeypatch.delitem(sys.modules, "runs_own_family")
     with pytest.raises(InputError) as error:
         load(tmp_path)
     assert one_line(error).startswith("task_name = 'runs_own_family:Own': must be a registered name")
     assert "runs_own_family" not in sys.modules
     learner = load(tmp_path, trusted=True)
-    assert checkpoint.parameters_sha256(learner.parameters) == trained_sha256(run_dir)
+    assert checkpoint.parameters_sha256(learner.parameters) == trained_sha256(tmp_path)
 
 
-def test_a_new_run_dir_never_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs, "time", SimpleNamespace(strftime=lambda _: "20260102-030405"))
-    found = []
-    for _ in range(4):
-        found.append(new_run_dir(config()))
-        found[-1].mkdir(parents=True)
-    assert [str(path) for path in found[:2]] == [
-        "runs/bandit-maml-20260102-030405-seed3", "runs/bandit-maml-20260102-030405-seed3-1"
-    ]  # fmt: skip
-    assert len({*found}) == 4
+@pytest.mark.usefixtures("_elsewhere")
+def test_a_new_run_dir_is_made_at_once_and_gone_again_if_it_stays_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "time", SimpleNamespace(strftime=lambda _: "20260102-030405"))
+    with new_run_dir(config()) as first, new_run_dir(config()) as second:
+        assert [str(path) for path in (first, second)] == [
+            "runs/bandit-maml-20260102-030405-seed3", "runs/bandit-maml-20260102-030405-seed3-1"
+        ]  # fmt: skip
+        assert first.is_dir()
+        (second / "config.json").write_text("{}")
+    assert [*Path("runs").iterdir()] == [second]
 
 
+@pytest.mark.usefixtures("_elsewhere")
+def test_an_error_before_training_leaves_no_run_dir(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"^trainer\.device"), new_run_dir(config("--device=cuda")) as path:
+        train(config("--device=cuda"), path)
+    assert not Path("runs").exists()
+    Path("runs").write_text("")
+    with pytest.raises(InputError, match=r"^run_dir = 'runs/.*': cannot be made: Not a directory$"):
+        new_run_dir(config()).__enter__()
+
+
+@pytest.mark.usefixtures("_elsewhere")
 def test_a_new_run_dirs_name_holds_no_colon() -> None:
-    assert ":" not in str(new_run_dir(config(task="metarl.envs.bandit:Bandit")))
+    with new_run_dir(config(task="metarl.envs.bandit:Bandit")) as path:
+        assert ":" not in str(path)
 
 
 def test_a_run_folder_that_cannot_be_made_is_said_in_one_line(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
-from tensorboard.summary.writer import event_file_writer
 
+from metarl import tracking
 from metarl.errors import InputError
 from metarl.tracking import Tracker, flatten, read_metrics
 
@@ -148,16 +151,68 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> N
     assert len(tensor(tmp_path, "custom_scalars__config__")) == 1
 
 
-def test_event_files_of_one_second_are_read_in_the_order_in_which_they_were_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("clock", [[5.0, 5.0, 5.0], [5.0, 7.0, 3.0]])
+def test_event_files_are_read_in_the_order_in_which_they_were_written(
+    clock: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their names end with a number that counts the process's writers: 10 sorts before 9."""
-    monkeypatch.setattr(event_file_writer._global_uid, "_value", 9)
-    for start in (0, 2):
-        with Tracker(tmp_path, config={}, num_adaptation_steps=1, start_iteration=start) as tracker:
+    """They are read by name, also those of one second and those written after the clock was set back."""
+    for start, now in zip((0, 2, 3), clock, strict=True):
+        monkeypatch.setattr(tracking.time, "time", lambda now=now: now)
+        with tracker(tmp_path, start_iteration=start) as record:
             for iteration in range(start + 1, start + 3):
-                tracker.log(iteration, {"adapt/gain": 0.0}, env_steps=1, wall_s=1.0)
-    assert [event.step for event in events(tmp_path).Scalars("adapt/gain")] == [1, 3, 4]
+                log(record, iteration, x=0.0)
+    assert [step for step, _ in scalars(tmp_path, "x")] == [1, 4, 5]
+
+
+def test_a_torn_end_of_an_event_file_hides_nothing_that_comes_after_it(tmp_path: Path) -> None:
+    with tracker(tmp_path) as record:
+        log(record, 1, x=1.0)
+        log(record, 2, x=2.0)
+    (path,) = tmp_path.glob("events.out.tfevents.*")
+    path.write_bytes(path.read_bytes()[:-7])
+    with tracker(tmp_path, start_iteration=2) as record:
+        log(record, 2, x=2.0)
+        log(record, 3, x=3.0)
+    assert scalars(tmp_path, "x") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from metarl.errors import RunError
+from metarl.tracking import Tracker
+
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+folder = Path(sys.argv[1])
+for name in ("metrics.jsonl", "events.out.tfevents.*"):
+    limit(resource.RLIM_INFINITY)
+    config = {"long": "x" * 5000} if name == "metrics.jsonl" else {}
+    record = Tracker(folder / name[:7], config=config, num_adaptation_steps=1)
+    tags = 1 if name == "metrics.jsonl" else 99
+    record.log(1, {f"tag_{number}": 1.0 for number in range(tags)}, env_steps=1, wall_s=1.0)
+    if name != "metrics.jsonl":
+        record._file.close()
+        record._file = (folder / "elsewhere").open("w")
+    (path,) = (folder / name[:7]).glob(name)
+    limit(path.stat().st_size + 20)
+    try:
+        record.log(2, {"tag_0": 1.0, "tag_1": 2.0}, env_steps=2, wall_s=2.0)
+    except RunError as error:
+        print(error)
+    record.close()
+    record.close()
+"""
+
+
+def test_a_disk_that_is_full_is_said_where_it_happens_with_the_files_name(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second = done.stdout.splitlines()
+    assert first == f"{tmp_path}/metrics/metrics.jsonl: cannot be written: File too large"
+    assert re.fullmatch(f"{tmp_path}/events\\./events\\.out\\.tfevents.*: cannot be written: File too large", second)
 
 
 def test_a_resumed_run_that_is_already_done_can_still_be_evaluated(tmp_path: Path) -> None:
@@ -167,6 +222,31 @@ def test_a_resumed_run_that_is_already_done_can_still_be_evaluated(tmp_path: Pat
         record.evaluation(1, {"meta_test/step_0": 0.5})
     (row,) = read_metrics(tmp_path)
     assert (row["x"], row["meta_test/step_0"]) == (1.0, 0.5)
+
+
+@pytest.mark.parametrize("in_metrics", [True, False])
+def test_an_evaluation_that_a_kill_broke_off_is_recorded_once_when_it_is_done_again(
+    in_metrics: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = Figure(figsize=(2, 1), dpi=50)
+    with tracker(tmp_path) as record:
+        log(record, 1, x=1.0)
+        log(record, 2, x=2.0)
+        if in_metrics:  # and not yet in TensorBoard
+            monkeypatch.setattr(record, "_add_scalars", lambda *_: None)
+        record.figure("curve", figure, 2)
+        record.evaluation(2, {"meta_test/step_0": 0.5})
+        record.hparams({}, {"hparam/return": 0.5})
+    monkeypatch.undo()
+    with tracker(tmp_path, start_iteration=3, evaluated_again=True) as record:
+        assert "meta_test/step_0" not in read_metrics(tmp_path)[1]
+        record.figure("curve", figure, 2)
+        record.evaluation(2, {"meta_test/step_0": 0.5})
+        record.hparams({}, {"hparam/return": 0.5})
+    assert read_metrics(tmp_path)[1]["meta_test/step_0"] == 0.5
+    assert scalars(tmp_path, "x") == [(1, 1.0), (2, 2.0)]
+    assert scalars(tmp_path, "meta_test/step_0") == scalars(tmp_path, "hparam/return") == [(2, 0.5)]
+    assert [image.step for image in events(tmp_path).Images("curve")] == [2]
 
 
 def test_a_run_repeated_from_its_beginning_starts_clean(tmp_path: Path) -> None:

@@ -1,0 +1,179 @@
+"""A run's folder while it is trained in: one process has it, records, checkpoints, which of them stay."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from metarl import checkpoint, plots
+from metarl.config import RunConfig, to_dict
+from metarl.errors import InputError, RunError
+from metarl.evaluation import AdaptationCurve
+from metarl.files import locked_folder, made_folder, remove_unfinished, write_error
+from metarl.learner import Learner
+from metarl.tracking import Tracker, flatten, read_metrics
+from metarl.trainer import Callback, Progressed, Trainer, curve_scalars
+
+
+@contextlib.contextmanager
+def new_run_dir(config: RunConfig) -> Iterator[Path]:
+    """Makes runs/<task>-<agent>-<date>-<time>-<seed>, with a number behind it if that exists.
+
+    Nobody else gets the same folder; what is still empty of it at the end is gone again.
+    """
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = f"{config.task_name}-{config.agent_name}-{stamp}-seed{config.trainer.seed}".replace(":", ".")
+    with contextlib.ExitStack() as made:
+        for number in range(1000):
+            path = Path("runs") / (name if number == 0 else f"{name}-{number}")
+            try:
+                made.enter_context(made_folder(path, exist_ok=False))
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise write_error(f"run_dir = {str(path)!r}: cannot be made", error) from None
+            yield path
+            return
+    raise InputError(f"run_dir = 'runs/{name}': cannot be made: it and 999 more like it are there; use --run-dir")
+
+
+@contextlib.contextmanager
+def claimed(run_dir: Path) -> Iterator[None]:
+    """Makes the folder and keeps it for this process, free of what a killed one left unfinished.
+
+    Raises:
+        InputError: it cannot be made, or another process has it.
+        WriteError: the disk is full.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(made_folder(run_dir))
+            held.enter_context(locked_folder(run_dir))
+        except OSError as error:
+            raise write_error(f"run_dir = {str(run_dir)!r}: cannot be made", error) from None
+        remove_unfinished(run_dir)
+        remove_unfinished(run_dir / "checkpoints")
+        yield
+
+
+def decisive_settings(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a configuration, the settings that the results depend on, by dotted name."""
+    names = ("task_name", "agent_name", "trainer.seed", "trainer.meta_batch_size")
+    return {key: value for key, value in flatten(plain).items() if key in names or key.startswith(("task.", "agent."))}
+
+
+def best_iteration(run_dir: Path, learner: Learner[Any, Any, Any], *, also: Collection[int] = ()) -> int | None:
+    """The iteration with the best score on test tasks, among those with a checkpoint and those of `also`.
+
+    The score is that after the learner's own number of adaptation steps, or the last evaluated one; of equal ones the
+    earliest. None without an evaluation.
+    """
+    candidates, tag = {*checkpoint.list_checkpoints(run_dir), *also}, "meta_test/step_"
+    scores: dict[int, float] = {}
+    for row in read_metrics(run_dir):
+        steps = [int(key.removeprefix(tag)) for key in row if key.startswith(tag)]
+        score = row.get(f"{tag}{min(learner.num_adaptation_steps, max(steps))}") if steps else None
+        if score is not None and row["iteration"] in candidates:
+            scores[row["iteration"]] = -score if learner.score_name == "mse" else score
+    return max(scores, key=lambda iteration: (scores[iteration], -iteration), default=None)
+
+
+def what_is_left(run_dir: Path) -> str:
+    """From which checkpoint a run that ended can go on, in words."""
+    try:
+        newest = checkpoint.latest(run_dir).iteration
+    except checkpoint.CheckpointError:
+        return "no checkpoint was saved before"
+    folder = checkpoint.list_checkpoints(run_dir)[newest]
+    return f"the last good checkpoint is {folder}; metarl train --resume {run_dir} goes on from it"
+
+
+class RunFolder(Callback):
+    """Keeps a run's folder: config, metrics, TensorBoard events, checkpoints.
+
+    Checkpoints are saved every `checkpoint_every` iterations, after an evaluation that is the best so far, and at the
+    end. The newest `keep_last` stay and the best one. Once something could not be written, nothing more is.
+    """
+
+    def __init__(self, run_dir: Path, config: RunConfig) -> None:
+        self._run_dir = run_dir
+        self._config = config
+        self._plain = to_dict(config)
+        self._tracker: Tracker | None = None
+        self._logged = self._saved = self._evaluated = 0
+        self._final: dict[str, float] = {}
+
+    def on_start(self, trainer: Trainer) -> None:
+        self._saved = trainer.iteration
+        self._tracker = Tracker(
+            self._run_dir,
+            config=self._plain,
+            num_adaptation_steps=trainer.learner.num_adaptation_steps,
+            num_evaluation_steps=trainer.evaluation.num_adaptation_steps,
+            start_iteration=trainer.iteration + 1 if trainer.iteration else 0,
+            evaluated_again=trainer.config.iterations <= trainer.iteration,
+        )
+
+    def on_iteration(self, trainer: Trainer, progressed: Progressed) -> None:
+        iteration = progressed.iteration
+        with self._recording() as tracker:
+            tracker.log(iteration, progressed.scalars, env_steps=progressed.env_steps, wall_s=progressed.wall_s)
+            self._logged = iteration
+            if iteration % self._config.trainer.checkpoint_every == 0 or self._is_best(trainer):
+                self._save(trainer)
+
+    def on_evaluation(self, trainer: Trainer, curve: AdaptationCurve) -> None:
+        with self._recording() as tracker:
+            figure = plots.adaptation_figure(curve.to_json())
+            tracker.figure("meta_test/adaptation_curve", figure, trainer.iteration)
+            tracker.evaluation(trainer.iteration, curve_scalars(curve))
+            self._final = curve_scalars(curve)
+            self._evaluated = trainer.iteration
+            if self._saved == trainer.iteration:
+                self._prune(trainer)
+
+    def on_end(self, trainer: Trainer) -> None:
+        if self._tracker is None:
+            return
+        with self._recording() as tracker:
+            if self._saved < self._logged == trainer.iteration:  # one that broke off is done again, not saved
+                self._save(trainer)
+            if self._final:
+                # Tags of their own: the last point of the test curves is recorded already.
+                results = {tag.replace("meta_test", "hparam"): value for tag, value in self._final.items()}
+                tracker.hparams(flatten(self._plain), results)
+            tracker.close()
+
+    @contextlib.contextmanager
+    def _recording(self) -> Iterator[Tracker]:
+        assert self._tracker is not None
+        tracker = self._tracker
+        try:
+            yield tracker
+        except (InputError, RunError):
+            self._tracker = None
+            tracker.close()
+            raise
+
+    def _is_best(self, trainer: Trainer) -> bool:
+        now = trainer.iteration
+        return self._evaluated == now and best_iteration(self._run_dir, trainer.learner, also=[now]) == now
+
+    def _save(self, trainer: Trainer) -> None:
+        checkpoint.save(
+            self._run_dir,
+            trainer.iteration,
+            state=trainer.learner.state_dict(),
+            parameters=trainer.learner.parameters,
+            config=decisive_settings(self._plain),
+            extra={"env_steps": trainer.env_steps, "wall_s": trainer.wall_s},
+        )
+        self._saved = trainer.iteration
+        self._prune(trainer)
+
+    def _prune(self, trainer: Trainer) -> None:
+        best = best_iteration(self._run_dir, trainer.learner)
+        checkpoint.prune(self._run_dir, self._config.trainer.keep_last, newest=trainer.iteration, keep=[best])
