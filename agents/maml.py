@@ -23,7 +23,16 @@ from torch import Tensor, nn
 
 from metarl.episodes import Episodes, Trajectories, to_device
 from metarl.errors import require
-from metarl.inner_loop import AdaptationJacobian, Parameters, TaskHessians, TaskOutputs, adapt, over_chunks, over_tasks
+from metarl.inner_loop import (
+    AdaptationJacobian,
+    Parameters,
+    TaskHessians,
+    TaskOutputs,
+    adapt,
+    batched,
+    over_chunks,
+    over_tasks,
+)
 from metarl.learner import Acted, ScoreName, Spaces, Unit
 from metarl.networks import Activation, Distribution, Stateless, make_policy
 from metarl.returns import discounted_returns, generalized_advantages, linear_baseline, standardize
@@ -246,6 +255,7 @@ class MAML:
         config = self.config
         result = trust_region_step(
             _flatten(self._parameters),
+            outer.value(),
             gradient,
             outer.product,
             outer.evaluate,
@@ -268,8 +278,9 @@ class MAML:
             metrics["std"] = float(self._parameters["log_std"].exp().mean())
         return metrics
 
+    @batched
     def inner_loss(self, parameters: Parameters, batch: PolicyBatch) -> Tensor:
-        """REINFORCE for ONE task: -mean over live steps of log pi(a|s) A."""
+        """REINFORCE: -mean over live steps of log pi(a|s) A."""
         log_probs = self._distribution(parameters, batch.observations).log_prob(batch.actions)
         return -_live_mean(log_probs * batch.advantages, batch.mask)
 
@@ -284,6 +295,7 @@ class MAML:
         """Tasks per pass over the data at most, of `num_steps` steps each."""
         return max(1, self.config.chunk_steps // max(1, num_steps))
 
+    @batched
     def _distribution(self, parameters: Parameters, observations: Tensor) -> Distribution:
         distribution: Distribution = self._policy(parameters, observations)
         return distribution
@@ -322,9 +334,13 @@ class _OuterStep:
         outputs = self._outputs if stride == 1 else self._query_outputs(stride)
         self._fisher = outputs.gauss_newton(kl_from, (self._query.every(stride), outputs.values))
 
+    def value(self) -> float:
+        """The mean surrogate at the present meta-parameters."""
+        return float(surrogate(self._old, self._query).mean())
+
     def gradient(self) -> Tensor:
         """Of the mean surrogate with respect to the meta-parameters, through the inner loop."""
-        per_task = over_tasks(torch.func.grad(surrogate), self._old, self._query)
+        per_task = torch.func.grad(lambda old: surrogate(old, self._query).sum())(self._old)
         return self._mean_over_tasks(self._exact.pull(self._outputs.pull(per_task)))
 
     def product(self, vector: Tensor) -> Tensor:
@@ -339,14 +355,15 @@ class _OuterStep:
         for step, batch in enumerate(self._support):
             state = learner.adapt(state, batch, step=step)
 
-        def one_task(parameters: Parameters, data: PolicyBatch, old: Distribution) -> tuple[Tensor, Tensor]:
+        @batched
+        def values(parameters: Parameters, data: PolicyBatch, old: Distribution) -> tuple[Tensor, Tensor]:
             new = learner._distribution(parameters, data.observations)
             return surrogate(new, data), kl_from(new, (data, old))
 
         with torch.no_grad():
             chunk_size = learner.chunk_size(self._query.num_steps)
-            values, kls = over_tasks(one_task, state, self._query, self._old, chunk_size=chunk_size)
-        return float(values.mean()), float(kls.mean())
+            surrogates, kls = over_tasks(values, state, self._query, self._old, chunk_size=chunk_size)
+        return float(surrogates.mean()), float(kls.mean())
 
     def _query_outputs(self, stride: int) -> TaskOutputs:
         learner = self._learner
@@ -375,20 +392,22 @@ class _OuterStep:
         return torch.cat([value.flatten(1) for value in values.values()], dim=1).sum(0) / self._num_tasks
 
 
+@batched
 def surrogate(distribution: Distribution, batch: PolicyBatch) -> Tensor:
-    """For ONE task: mean over live steps of pi(a|s) / pi_behaviour(a|s) A."""
+    """Mean over live steps of pi(a|s) / pi_behaviour(a|s) A."""
     log_probs = distribution.log_prob(batch.actions)
     return _live_mean((log_probs - batch.log_probs).exp() * batch.advantages, batch.mask)
 
 
+@batched
 def kl_from(distribution: Distribution, batch: tuple[PolicyBatch, Distribution]) -> Tensor:
-    """For ONE task: mean over live steps of KL(old || distribution), the old one being part of the data."""
+    """Mean over live steps of KL(old || distribution), the old one being part of the data."""
     data, old = batch
     return _live_mean(old.kl(distribution), data.mask)  # type: ignore[arg-type]
 
 
 def _live_mean(values: Tensor, mask: Tensor) -> Tensor:
-    return (values * mask).sum() / mask.sum().clamp_min(1.0)
+    return (values * mask).sum(-1) / mask.sum(-1).clamp_min(1.0)
 
 
 def _flatten(parameters: Mapping[str, Tensor]) -> Tensor:

@@ -1,8 +1,8 @@
 """Gradient adaptation of named parameters, and the derivatives through it.
 
-Losses are written for ONE task, `loss(parameters, batch) -> scalar`, and lifted over the meta-batch here. Nothing in
-this module knows about reinforcement learning. A task's parameters are a dict of tensors; of the meta-batch, the same
-dict with the task axis leading.
+Losses are written for ONE task, `loss(parameters, batch) -> scalar`, and lifted over the meta-batch here; those that
+can take the task axis themselves say so with `@batched`, which is faster. Nothing here knows about reinforcement
+learning. A task's parameters are a dict of tensors; of the meta-batch, the same dict with the task axis leading.
 
 On a CPU, whatever walks the data does so a few tasks at a time, so that activations stay in the cache, and the chunks
 run side by side on threads. All chunks have one size, so that a task's numbers do not depend on its place in the
@@ -27,6 +27,16 @@ TaskLoss = Callable[[Parameters, Any], Tensor]
 StepSize = float | Mapping[str, Tensor]
 Result = TypeVar("Result")
 Tree = TypeVar("Tree")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def batched(function: Function) -> Function:
+    """Marks a loss or other function that takes tensors of one task, or of several with the task axis leading.
+
+    It must not mix the tasks. Lifted by `torch.func.vmap`, the derivatives of a small network take a third more time.
+    """
+    function.batched = True  # type: ignore[attr-defined]
+    return function
 
 
 def gradient_step(
@@ -72,10 +82,12 @@ def adapt(
         The adapted parameters, task axis leading.
     """
 
-    def one_task(task_parameters: Parameters, task_batch: Any) -> Parameters:
-        return gradient_step(loss, task_parameters, task_batch, step_size, first_order=first_order)
+    def step(some_parameters: Parameters, some_batch: Any) -> Parameters:
+        of_all = _summed(loss) if _is_batched(loss) else loss
+        return gradient_step(of_all, some_parameters, some_batch, step_size, first_order=first_order)
 
-    return over_tasks(one_task, parameters, batch, chunk_size=chunk_size)  # type: ignore[no-any-return]
+    lifted = over_chunks if _is_batched(loss) else over_tasks
+    return lifted(step, parameters, batch, chunk_size=chunk_size)  # type: ignore[no-any-return]
 
 
 def over_tasks(function: Callable[..., Any], *arguments: Any, chunk_size: int | None = None) -> Any:
@@ -91,7 +103,7 @@ def over_tasks(function: Callable[..., Any], *arguments: Any, chunk_size: int | 
     Returns:
         What `function` returns, task axis leading.
     """
-    return over_chunks(torch.func.vmap(function), *arguments, chunk_size=chunk_size)
+    return over_chunks(_lifted(function), *arguments, chunk_size=chunk_size)
 
 
 def over_chunks(function: Callable[..., Any], *arguments: Any, chunk_size: int | None = None) -> Any:
@@ -124,7 +136,7 @@ class TaskHessians:
             batch: data, task axis leading.
             chunk_size: tasks per graph at most.
         """
-        self._loss = torch.func.vmap(loss)
+        self._loss = _lifted(loss)
         self._names = list(parameters)
         chunks = list(_chunks(parameters, chunk_size))
         built = _run([partial(self._graph, *_part((parameters, batch), chunk)) for chunk in chunks])
@@ -137,7 +149,7 @@ class TaskHessians:
         return _joined(self._names, _run([partial(self._product, vectors, *chunk) for chunk in self._chunks]))
 
     def _graph(self, parameters: Parameters, batch: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        points = [parameters[name].detach().requires_grad_() for name in self._names]
+        points = [parameters[name].detach().contiguous().requires_grad_() for name in self._names]
         with torch.enable_grad():
             losses = self._loss(dict(zip(self._names, points, strict=True)), batch)
             gradients = torch.autograd.grad(losses.sum(), points, create_graph=True)
@@ -177,7 +189,7 @@ class TaskOutputs:
             batch: data, task axis leading.
             chunk_size: tasks per graph at most.
         """
-        self._function = torch.func.vmap(function)
+        self._function = _lifted(function)
         self._names = list(parameters)
         self._slices = list(_chunks(parameters, chunk_size))
         self._graphs = _run([partial(self._graph, *_part((parameters, batch), c)) for c in self._slices])
@@ -194,7 +206,7 @@ class TaskOutputs:
 
     def gauss_newton(self, loss: Callable[[Any, Any], Tensor], batch: Any) -> Callable[[Parameters], Parameters]:
         """v -> J^T M J v, M the Hessian of one task's `loss(outputs, batch)` in the outputs; task axis leading."""
-        lifted = torch.func.vmap(loss)
+        lifted = _lifted(loss)
         jobs = [
             partial(_gauss_newton, *graph, lifted, _part(batch, chunk))
             for graph, chunk in zip(self._graphs, self._slices, strict=True)
@@ -208,7 +220,7 @@ class TaskOutputs:
         return product
 
     def _graph(self, parameters: Parameters, batch: Any) -> tuple[list[Tensor], Any]:
-        points = [parameters[name].detach().requires_grad_() for name in self._names]
+        points = [parameters[name].detach().contiguous().requires_grad_() for name in self._names]
         with torch.enable_grad():
             return points, self._function(dict(zip(self._names, points, strict=True)), batch)
 
@@ -236,6 +248,19 @@ class AdaptationJacobian:
             products = hessian(_scale(cotangents, step_size))
             cotangents = {name: value - products[name] for name, value in cotangents.items()}
         return cotangents
+
+
+def _is_batched(function: Callable[..., Any]) -> bool:
+    return getattr(function, "batched", False)
+
+
+def _lifted(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function if _is_batched(function) else torch.func.vmap(function)
+
+
+def _summed(loss: TaskLoss) -> TaskLoss:
+    """Its gradient in the parameters of all tasks is every task's own gradient."""
+    return lambda parameters, batch: loss(parameters, batch).sum()
 
 
 def _pull(points: list[Tensor], outputs: Any, cotangents: Sequence[Tensor]) -> Sequence[Tensor]:

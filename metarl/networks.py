@@ -100,7 +100,7 @@ class Linear(nn.Linear):
     def forward(self, inputs: Tensor) -> Tensor:
         if self.weight.dim() == 2:
             return super().forward(inputs)
-        return torch.baddbmm(self.bias.unsqueeze(1), inputs, self.weight.mT)
+        return torch.bmm(inputs, self.weight.mT) + self.bias.unsqueeze(1)
 
 
 class MLP(nn.Module):

@@ -70,6 +70,7 @@ def conjugate_gradient(
 
 def trust_region_step(
     vector: Tensor,
+    surrogate: float,
     gradient: Tensor,
     product: Product,
     evaluate: Callable[[Tensor], tuple[float, float]],
@@ -84,7 +85,8 @@ def trust_region_step(
 
     Args:
         vector: [size], the present parameters.
-        gradient: [size], of the surrogate that is to grow.
+        surrogate: its value there.
+        gradient: [size], of the surrogate, which is to grow.
         product: curvature of the KL at `vector`.
         evaluate: candidate -> (surrogate, kl).
         max_kl: the constraint, nats.
@@ -101,8 +103,7 @@ def trust_region_step(
     def damped(direction: Tensor) -> Tensor:
         return product(direction) + cg_damping * direction
 
-    old_surrogate, _ = evaluate(vector)
-    if not math.isfinite(old_surrogate):
+    if not math.isfinite(surrogate):
         return TrustRegionStep(vector, False, math.nan, 0.0, 0)
     direction, residual = conjugate_gradient(damped, gradient, iterations=cg_iterations)
     curvature = float(direction @ (gradient - residual))  # H x, without another product
@@ -111,7 +112,7 @@ def trust_region_step(
     full_step = (2.0 * max_kl / curvature) ** 0.5 * direction
     for attempt in range(max_backtracks):
         candidate = vector + backtrack_ratio**attempt * full_step
-        surrogate, kl = evaluate(candidate)
-        if old_surrogate < surrogate < math.inf and kl <= max_kl:
-            return TrustRegionStep(candidate, True, surrogate - old_surrogate, kl, attempt)
+        value, kl = evaluate(candidate)
+        if surrogate < value < math.inf and kl <= max_kl:
+            return TrustRegionStep(candidate, True, value - surrogate, kl, attempt)
     return TrustRegionStep(vector, False, 0.0, 0.0, max_backtracks)

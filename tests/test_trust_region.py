@@ -43,7 +43,7 @@ def test_full_step_is_the_natural_gradient_scaled_to_the_constraint() -> None:
         )  # rounding must not decide
 
     step = trust_region_step(
-        start, gradient, lambda v: matrix @ v, evaluate, max_kl=0.01, cg_damping=0.0, cg_iterations=20
+        start, 0.0, gradient, lambda v: matrix @ v, evaluate, max_kl=0.01, cg_damping=0.0, cg_iterations=20
     )
     natural = torch.linalg.solve(matrix, gradient)
     expected = natural * math.sqrt(0.02 / float(gradient @ natural))
@@ -59,7 +59,7 @@ def test_the_line_search_shrinks_until_the_constraint_holds() -> None:
     def evaluate(vector: Tensor) -> tuple[float, float]:  # the true KL is four times its quadratic model
         return float(vector), float(2.0 * vector**2)
 
-    step = trust_region_step(start, gradient, lambda v: v, evaluate, max_kl=0.01, backtrack_ratio=0.8)
+    step = trust_region_step(start, 0.0, gradient, lambda v: v, evaluate, max_kl=0.01, backtrack_ratio=0.8)
     assert step.accepted
     assert step.backtracks == 4  # 0.8^3 = 0.512 still breaks it, 0.8^4 = 0.41 holds
     assert step.kl <= 0.01
@@ -72,7 +72,7 @@ def test_a_bad_step_is_rejected(bad: tuple[float, float]) -> None:
     def evaluate(vector: Tensor) -> tuple[float, float]:
         return (0.0, 0.0) if bool(vector == start) else bad
 
-    step = trust_region_step(start, torch.ones(1), lambda v: v, evaluate, max_kl=0.01)
+    step = trust_region_step(start, 0.0, torch.ones(1), lambda v: v, evaluate, max_kl=0.01)
     assert not step.accepted
     assert step.vector is start
     assert step.backtracks == 15
@@ -81,7 +81,7 @@ def test_a_bad_step_is_rejected(bad: tuple[float, float]) -> None:
 @pytest.mark.parametrize("gradient", [0.0, math.nan])
 def test_no_step_without_a_usable_gradient(gradient: float) -> None:
     start = torch.tensor([3.0])
-    step = trust_region_step(start, torch.tensor([gradient]), lambda v: v, lambda _: (0.0, 0.0), max_kl=0.01)
+    step = trust_region_step(start, 0.0, torch.tensor([gradient]), lambda v: v, lambda _: (0.0, 0.0), max_kl=0.01)
     assert not step.accepted
     assert step.vector is start
 
@@ -89,7 +89,7 @@ def test_no_step_without_a_usable_gradient(gradient: float) -> None:
 @pytest.mark.parametrize("surrogate", [math.nan, -math.inf])
 def test_a_surrogate_that_is_not_finite_to_begin_with_is_reported(surrogate: float) -> None:
     start = torch.tensor([3.0])
-    step = trust_region_step(start, torch.ones(1), lambda v: v, lambda _: (surrogate, 0.0), max_kl=0.01)
+    step = trust_region_step(start, surrogate, torch.ones(1), lambda v: v, lambda _: (1.0, 0.0), max_kl=0.01)
     assert not step.accepted
     assert step.vector is start
     assert math.isnan(step.improvement)
