@@ -29,7 +29,6 @@ from metarl.inner_loop import (
     TaskHessians,
     TaskOutputs,
     adapt,
-    batched,
     over_chunks,
     over_tasks,
 )
@@ -79,7 +78,7 @@ class MAMLConfig:
     """Standard deviation of continuous actions at the start, in the policy's units."""
     min_std: float = 1e-6
     """Lower bound of the standard deviation."""
-    chunk_steps: int = 8000
+    chunk_steps: int = 2000
     """Steps of data per pass at most (one task at least), so that activations stay in the cache; speed only."""
 
     def __post_init__(self) -> None:
@@ -278,9 +277,8 @@ class MAML:
             metrics["std"] = float(self._parameters["log_std"].exp().mean())
         return metrics
 
-    @batched
     def inner_loss(self, parameters: Parameters, batch: PolicyBatch) -> Tensor:
-        """REINFORCE: -mean over live steps of log pi(a|s) A."""
+        """REINFORCE for ONE task: -mean over live steps of log pi(a|s) A."""
         log_probs = self._distribution(parameters, batch.observations).log_prob(batch.actions)
         return -_live_mean(log_probs * batch.advantages, batch.mask)
 
@@ -295,7 +293,6 @@ class MAML:
         """Tasks per pass over the data at most, of `num_steps` steps each."""
         return max(1, self.config.chunk_steps // max(1, num_steps))
 
-    @batched
     def _distribution(self, parameters: Parameters, observations: Tensor) -> Distribution:
         distribution: Distribution = self._policy(parameters, observations)
         return distribution
@@ -336,11 +333,11 @@ class _OuterStep:
 
     def value(self) -> float:
         """The mean surrogate at the present meta-parameters."""
-        return float(surrogate(self._old, self._query).mean())
+        return float(over_tasks(surrogate, self._old, self._query).mean())
 
     def gradient(self) -> Tensor:
         """Of the mean surrogate with respect to the meta-parameters, through the inner loop."""
-        per_task = torch.func.grad(lambda old: surrogate(old, self._query).sum())(self._old)
+        per_task = over_tasks(torch.func.grad(surrogate), self._old, self._query)
         return self._mean_over_tasks(self._exact.pull(self._outputs.pull(per_task)))
 
     def product(self, vector: Tensor) -> Tensor:
@@ -355,7 +352,6 @@ class _OuterStep:
         for step, batch in enumerate(self._support):
             state = learner.adapt(state, batch, step=step)
 
-        @batched
         def values(parameters: Parameters, data: PolicyBatch, old: Distribution) -> tuple[Tensor, Tensor]:
             new = learner._distribution(parameters, data.observations)
             return surrogate(new, data), kl_from(new, (data, old))
@@ -392,16 +388,14 @@ class _OuterStep:
         return torch.cat([value.flatten(1) for value in values.values()], dim=1).sum(0) / self._num_tasks
 
 
-@batched
 def surrogate(distribution: Distribution, batch: PolicyBatch) -> Tensor:
-    """Mean over live steps of pi(a|s) / pi_behaviour(a|s) A."""
+    """For ONE task: mean over live steps of pi(a|s) / pi_behaviour(a|s) A."""
     log_probs = distribution.log_prob(batch.actions)
     return _live_mean((log_probs - batch.log_probs).exp() * batch.advantages, batch.mask)
 
 
-@batched
 def kl_from(distribution: Distribution, batch: tuple[PolicyBatch, Distribution]) -> Tensor:
-    """Mean over live steps of KL(old || distribution), the old one being part of the data."""
+    """For ONE task: mean over live steps of KL(old || distribution), the old one being part of the data."""
     data, old = batch
     return _live_mean(old.kl(distribution), data.mask)  # type: ignore[arg-type]
 
