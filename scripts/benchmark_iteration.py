@@ -4,7 +4,7 @@ Half-cheetah-dir, 40 tasks x 20 trajectories x 200 steps, 64x64 tanh, one inner 
 the time of an iteration as a ratio to the time spent inside the simulator in its two collections, with exact curvature
 on all data and with the curvature estimated on every tenth step.
 
-    python scripts/benchmark_iteration.py                     ten minutes on two cores
+    python scripts/benchmark_iteration.py                     five minutes on two cores
     python scripts/benchmark_iteration.py --quick             a noisier answer within a minute
     python scripts/benchmark_iteration.py --profile NAME --json profile.json     seconds by stage, once more
     python scripts/benchmark_iteration.py --picture out.png before.json after.json
@@ -84,7 +84,8 @@ def make_trainer(every: int, quick: bool) -> Any:
 
     flags = (
         "half-cheetah-dir --meta-batch-size 40 --agent.num-trajectories 20 --agent.hidden-sizes 64 64 --device cpu "
-        f"--agent.activation tanh --agent.num-adaptation-steps 1 --agent.cg-iterations 10 --agent.curvature-every {every} "
+        "--agent.activation tanh --agent.num-adaptation-steps 1 --agent.cg-iterations 10 "
+        f"--agent.curvature-every {every} "
         f"--task.horizon {40 if quick else 200}"
     )
     return build(parse_train(flags.split()).config)

@@ -1,11 +1,11 @@
 """How near collection comes to the physics engine's own speed.
 
-Full collection on half-cheetah-dir (policy acting, resets and recording included; 64x64 tanh, 40 tasks x 20 trajectories
-x 200 steps), against an open-loop replay of the very same controls from the very same states through
+Full collection on half-cheetah-dir (policy acting, resets and recording included; 64x64 tanh, 40 tasks x 20
+trajectories x 200 steps), against an open-loop replay of the very same controls from the very same states through
 `mujoco.rollout` with one thread per core; beside gymnasium's vector environments and SB3's SubprocVecEnv with the same
 policy; and its growth with the number of tasks.
 
-    python scripts/benchmark_sampling.py                 a quarter of an hour on two cores
+    python scripts/benchmark_sampling.py                 four minutes on two cores
     python scripts/benchmark_sampling.py --quick         a noisier answer within a minute
 """
 
@@ -145,7 +145,7 @@ def compare(lines: Lines, collection: Collection, replay: Replay, repeats: int, 
     }
     ours, raw = "metarl collection", "mujoco.rollout, one thread per core"
     seconds = alternate({ours: collection, raw: replay, **loops}, repeats)
-    steps = {name: rounds * PROCESSES * collection.horizon for name in loops} | dict.fromkeys(
+    steps = dict.fromkeys(loops, rounds * PROCESSES * collection.horizon) | dict.fromkeys(
         (ours, raw), collection.num_steps
     )
     rates = {name: [steps[name] / second for second in measured] for name, measured in seconds.items()}
