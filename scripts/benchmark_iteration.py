@@ -146,7 +146,7 @@ def draw(picture: Path, files: list[Path]) -> None:
         for colour, stage in enumerate(STAGES):
             share = row["seconds"].get(stage, 0.0) / row["seconds"]["physics"]
             label = stage if number == 0 else None
-            axes.barh(number, share, left=left, color=f"C{colour}" if colour < 10 else "0.5", label=label)
+            axes.barh(number, share, left=left, color=f"C{colour}" if colour < 10 else "black", label=label)
             left += share
         axes.text(left + 0.01, number, f"{left:.2f}", va="center")
     axes.set_yticks(range(len(rows)), [row["case"] for row in rows])
