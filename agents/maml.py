@@ -79,18 +79,12 @@ class MAMLConfig:
     min_std: float = 1e-6
     """Lower bound of the standard deviation."""
     chunk_steps: int = 2000
-    """Steps of data per pass at most (one task at least), so that activations stay in the cache; speed only."""
+    """Steps of data per pass at most (one task at least), so that activations stay in the cache."""
 
     def __post_init__(self) -> None:
         require(0.0 < self.inner_lr < math.inf, "agent.inner_lr", self.inner_lr, "a positive number")
-        for name in (
-            "num_adaptation_steps",
-            "num_trajectories",
-            "cg_iterations",
-            "max_backtracks",
-            "curvature_every",
-            "chunk_steps",
-        ):
+        counts = "num_adaptation_steps num_trajectories cg_iterations max_backtracks curvature_every chunk_steps"
+        for name in counts.split():
             require(getattr(self, name) >= 1, f"agent.{name}", getattr(self, name), "an integer >= 1")
         for name in ("gamma", "gae_lambda"):
             require(0.0 <= getattr(self, name) <= 1.0, f"agent.{name}", getattr(self, name), "in [0, 1]")
@@ -281,13 +275,6 @@ class MAML:
         """REINFORCE for ONE task: -mean over live steps of log pi(a|s) A."""
         log_probs = self._distribution(parameters, batch.observations).log_prob(batch.actions)
         return -_live_mean(log_probs * batch.advantages, batch.mask)
-
-    def distributions(self, state: Parameters, batch: PolicyBatch) -> Distribution:
-        """Action distributions at every step of the batch, without gradient, task axis leading."""
-        with torch.no_grad():
-            return over_tasks(  # type: ignore[no-any-return]
-                self._distribution, state, batch.observations, chunk_size=self.chunk_size(batch.num_steps)
-            )
 
     def chunk_size(self, num_steps: int) -> int:
         """Tasks per pass over the data at most, of `num_steps` steps each."""

@@ -146,7 +146,7 @@ def test_derivatives_through_the_adaptation_stay_where_the_learner_is(spaces: Sp
         state = learner.begin(N, parameters=leaves)
         for step, batch in enumerate(episodes.support):
             state = learner.adapt(state, batch, step=step, differentiable=True)
-        old = learner.distributions(episodes.state, episodes.query)
+        old = over_tasks(learner._distribution, episodes.state, episodes.query.observations)
         new = over_tasks(learner._distribution, state, episodes.query.observations, chunk_size=1)
         gained = over_tasks(surrogate, new, episodes.query, chunk_size=1).mean()
         distance = over_tasks(kl_from, new, (episodes.query, old), chunk_size=1).mean()

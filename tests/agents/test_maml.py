@@ -16,7 +16,7 @@ from metarl.collect import run_episodes
 from metarl.envs.half_cheetah import HalfCheetahDir
 from metarl.envs.point_nav import PointNav
 from metarl.episodes import Episodes
-from metarl.inner_loop import Parameters
+from metarl.inner_loop import Parameters, over_tasks
 from metarl.learner import Spaces
 from metarl.rollout import RolloutCollector
 from metarl.seeds import Purpose, Seeds, generator
@@ -241,7 +241,7 @@ def test_categorical_actions_follow_their_probabilities() -> None:
     noise = torch.rand(1, 40_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     acted, _ = learner.act(state, observations, noise)
     batch = PolicyBatch(observations, acted.actions, acted.log_probs, noise, torch.ones_like(noise), noise[:, 0])
-    distribution = learner.distributions(state, batch)
+    distribution = over_tasks(learner._distribution, state, batch.observations)
     probabilities = distribution[0][0, 0].softmax(-1)
     frequencies = torch.bincount(acted.actions.flatten(), minlength=4) / 40_000
     torch.testing.assert_close(frequencies.double(), probabilities, atol=0.01, rtol=0)
@@ -316,5 +316,5 @@ def test_adapted_policy_as_a_module() -> None:
     episodes = make_episodes(learner, 1)
     module = learner.policy(episodes.state, 2).double()
     observations = episodes.query.observations[2]
-    expected = learner.distributions(episodes.state, episodes.query)
+    expected = over_tasks(learner._distribution, episodes.state, episodes.query.observations)
     torch.testing.assert_close(module(observations).mean, expected[0][2], check_dtype=False, rtol=1e-5, atol=1e-6)
