@@ -14,6 +14,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from metarl.envs.luck import Luck
 from metarl.envs.vector import Bools, Floats, Ids, TaskBatchEnv
 from metarl.errors import require
 from metarl.tasks import EnvTaskDistribution, Split
@@ -58,10 +59,8 @@ class BanditEnv(TaskBatchEnv):
     def _assign_tasks(self, ids: NDArray[np.intp], tasks: Sequence[Arms]) -> None:
         self._probabilities[ids] = [task.probabilities for task in tasks]
 
-    def _reset(self, ids: NDArray[np.intp], rngs: Sequence[np.random.Generator]) -> None:
-        # All of a trajectory's luck at once: steps need no loop over generators.
-        for i, rng in zip(ids, rngs, strict=True):
-            rng.random(out=self._luck[i])
+    def _reset(self, ids: NDArray[np.intp], rngs: Luck) -> None:
+        self._luck[ids] = rngs.uniforms(self.horizon)
 
     def _advance(self, actions: NDArray[Any], ids: Ids) -> tuple[Floats, Bools | bool, Bools | bool]:
         rows = self._rows[ids]

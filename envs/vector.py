@@ -12,6 +12,8 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from metarl.envs.luck import Luck
+
 Floats: TypeAlias = NDArray[np.float64]
 Bools: TypeAlias = NDArray[np.bool_]
 Ids: TypeAlias = slice | NDArray[np.intp]
@@ -71,7 +73,9 @@ class TaskBatchEnv(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self._tasks: tuple[Any, ...] = (self.default_task,) * num_envs
         self._unassigned = np.ones(num_envs, bool)
-        self._rngs: list[np.random.Generator | None] = [None] * num_envs
+        self._seeds = np.random.SeedSequence().generate_state(num_envs, np.uint64).astype(np.uint64)
+        self._num_resets = np.zeros(num_envs, np.uint64)
+        self._rngs: dict[int, np.random.Generator] = {}
         self._elapsed = np.zeros(num_envs, np.int64)
         self._ended = np.ones(num_envs, bool)
         self._started = False
@@ -101,23 +105,25 @@ class TaskBatchEnv(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
         """Starts new trajectories.
 
         Args:
-            seed: an int s seeds sub-environment i with s + i; a sequence gives each its own (None: it goes on with its
-                generator). A trajectory depends on its seed, task and actions, not on its place in the batch.
+            seed: an int s seeds sub-environment i with s + i; a sequence gives each its own, below 2^64 (None: it goes
+                on from where it is). A trajectory depends on its seed, task and actions, not on its place in the batch.
             options: `{"reset_mask": bool array [num_envs]}` resets only some.
 
         Returns:
             All observations, [num_envs, ...], and an empty dict.
 
         Raises:
-            ValueError: on a seed sequence or mask of the wrong length, an empty mask, or if no task was set and the
-                family has no default one.
+            ValueError: on a seed sequence or mask of the wrong length, a seed out of range, an empty mask, or if no
+                task was set and the family has no default one.
             TypeError: if the mask is not a bool array.
         """
         ids = np.flatnonzero(self._reset_mask(options))
-        seeds = self._seeds(seed)
-        for i in ids.tolist():
-            if seeds[i] is not None:
-                self._rngs[i] = np.random.default_rng(seeds[i])
+        given = self._given_seeds(seed)
+        seeded = [i for i in ids.tolist() if given[i] is not None]
+        self._seeds[seeded] = np.array([given[i] for i in seeded], np.uint64)
+        self._num_resets[seeded] = 0
+        for i in seeded:
+            self._rngs.pop(i, None)
         self._begin(ids)
         self._started = True
         return self._observe(), {}
@@ -173,8 +179,13 @@ class TaskBatchEnv(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
         """Gives the sub-environments `ids`, which are about to be reset, their tasks."""
 
     @abstractmethod
-    def _reset(self, ids: NDArray[np.intp], rngs: Sequence[np.random.Generator]) -> None:
-        """Puts the sub-environments `ids` into their initial states, drawn from their own generators."""
+    def _reset(self, ids: NDArray[np.intp], rngs: Luck) -> None:
+        """Puts the sub-environments `ids` into their initial states.
+
+        Args:
+            ids: sorted numbers.
+            rngs: their random numbers: a sequence of numpy generators, or drawn for all at once where that is faster.
+        """
 
     @abstractmethod
     def _advance(self, actions: NDArray[Any], ids: Ids) -> tuple[Floats, Bools | bool, Bools | bool]:
@@ -200,15 +211,15 @@ class TaskBatchEnv(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
                 raise ValueError(f"{type(self).__name__} has no default task; call set_tasks before reset")
             self._assign_tasks(unassigned, tasks)
             self._unassigned[unassigned] = False
-        self._reset(ids, [self._generator(i) for i in ids])
+        self._reset(ids, Luck(self._seeds[ids], self._num_resets[ids], lambda k: self._generator(int(ids[k]))))
+        self._num_resets[ids] += np.uint64(1)
         self._elapsed[ids] = 0
         self._ended[ids] = False
 
     def _generator(self, i: int) -> np.random.Generator:
-        rng = self._rngs[i]
-        if rng is None:
-            rng = self._rngs[i] = np.random.default_rng()
-        return rng
+        if i not in self._rngs:
+            self._rngs[i] = np.random.default_rng(int(self._seeds[i]))
+        return self._rngs[i]
 
     def _final_infos(self, observations: NDArray[Any], diverged: Bools, over: Bools) -> dict[str, Any]:
         final_obs = np.full(self.num_envs, None, object)
@@ -217,14 +228,16 @@ class TaskBatchEnv(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
         final_info = {"diverged": diverged & over, "_diverged": over.copy()}
         return {"final_obs": final_obs, "_final_obs": over.copy(), "final_info": final_info, "_final_info": over.copy()}
 
-    def _seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:
+    def _given_seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:
         if seed is None:
             return [None] * self.num_envs
-        if isinstance(seed, (int, np.integer)):
-            return [int(seed) + i for i in range(self.num_envs)]
-        if len(seed) != self.num_envs:
-            raise ValueError(f"{len(seed)} seeds for {self.num_envs} sub-environments; give one seed to each")
-        return seed
+        seeds = [int(seed) + i for i in range(self.num_envs)] if isinstance(seed, (int, np.integer)) else seed
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"{len(seeds)} seeds for {self.num_envs} sub-environments; give one seed to each")
+        wrong = next((s for s in seeds if s is not None and not 0 <= s < 2**64), None)
+        if wrong is not None:
+            raise ValueError(f"seed {wrong} is not in [0, 2^64)")
+        return seeds
 
     def _reset_mask(self, options: dict[str, Any] | None) -> Bools:
         if options is None or "reset_mask" not in options:

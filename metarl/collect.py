@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -47,6 +47,33 @@ class Collector(Protocol[State_contra, Data_co]):
         """Query data, collected by the ADAPTED state."""
 
 
+class ShuffledTasks(Generic[State, Data]):
+    """A control: every collection of a slot is of another task of the meta-batch, so that nothing about one task can
+    build up from step to step. As much data of every task as without it.
+
+    Args:
+        collector: what collects.
+        num_steps: support collections before the query; a meta-batch of more tasks meets none twice in one slot.
+    """
+
+    def __init__(self, collector: Collector[State, Data], *, num_steps: int) -> None:
+        self.acts = collector.acts
+        self._collector = collector
+        self._num_steps = num_steps
+
+    def support(self, tasks: Sequence[Any], learner: Any, state: State, seeds: Seeds, *, step: int) -> Data:
+        """As the collector's, slot i meeting the task of slot i + step."""
+        return self._collector.support(_rotated(tasks, step), learner, state, seeds, step=step)
+
+    def query(self, tasks: Sequence[Any], learner: Any, state: State, seeds: Seeds) -> Data:
+        """As the collector's, slot i meeting the task of slot i + num_steps."""
+        return self._collector.query(_rotated(tasks, self._num_steps), learner, state, seeds)
+
+
+def _rotated(tasks: Sequence[Any], places: int) -> list[Any]:
+    return [tasks[(i + places) % len(tasks)] for i in range(len(tasks))]
+
+
 def run_episodes(
     learner: Learner[State, Data, Batch],
     collector: Collector[State, Data],
@@ -80,10 +107,11 @@ def run_episodes(
     fixed = None if query is None else learner.prepare(query)
     support: list[Batch] = []
     scores: list[Tensor] = []
-    steps, diverged = [0], 0
+    learned_from, collected, diverged = [0.0], 0, 0
     for step in range(num_steps):
         data = collector.support(tasks, learner, state, seeds, step=step)
-        steps.append(steps[-1] + data.num_steps)
+        collected += data.num_steps
+        learned_from.append(learned_from[-1] + _experience(learner, data))
         diverged += data.num_diverged
         batch = learner.prepare(data if transform_support is None else transform_support(data))
         scores.append(learner.score(state, batch if fixed is None else fixed))
@@ -101,7 +129,16 @@ def run_episodes(
         query=fixed,
         state=state,
         scores=tuple(scores),
-        num_steps=steps[-1] + query.num_steps,
-        support_steps=tuple(total / len(tasks) for total in steps),
+        num_steps=collected + query.num_steps,
+        support_steps=tuple(learned_from),
         num_diverged=diverged,
     )
+
+
+def _experience(learner: Learner[Any, Any, Any], data: Any) -> float:
+    """Steps of `data` that one adapted state learns from, on average.
+
+    A task's trajectories make one state together, except where each trajectory has a memory of its own.
+    """
+    states = data.num_tasks * (data.num_trajectories if learner.unit == "trajectories" else 1)
+    return float(data.num_steps / states)

@@ -58,6 +58,24 @@ def to_device(tree: Tree, device: torch.device | str) -> Tree:
     return tree_map(lambda tensor: tensor.to(device), tree)
 
 
+def live_first(mask: Tensor) -> Callable[[Tensor], Tensor]:
+    """Packs rows of steps: those with mask 1 first, in their order, and only as many as the longest row has of them.
+
+    Args:
+        mask: [R, S], 0 or 1.
+
+    Returns:
+        A function of values [R, S, ...] that puts them into that order.
+    """
+    order = mask.argsort(dim=1, descending=True, stable=True)[:, : int(mask.sum(1).max())]
+
+    def packed(values: Tensor) -> Tensor:
+        index = order.reshape(*order.shape, *(1,) * (values.dim() - 2))
+        return values.gather(1, index.expand(*order.shape, *values.shape[2:]))
+
+    return packed
+
+
 @dataclass(frozen=True)
 class Trajectories:
     """Experience of a policy on N tasks, K trajectories each, padded to H steps.
@@ -72,7 +90,7 @@ class Trajectories:
         log_probs: [N, K, H] float32, of `actions` under the policy that acted.
         last_observations: [N, K, observation_size] float32, what followed the last live step.
         diverged: [N, K] bool, whether the simulation broke down (its breaking step is not live).
-        state: the learner's state after the last step.
+        state: the learner's state after the last step; None where the data is no longer what that state has seen.
         values: [N, K, H] float32, the acting learner's value estimates, or None.
     """
 
@@ -102,6 +120,10 @@ class Trajectories:
         return self.rewards.shape[0]
 
     @property
+    def num_trajectories(self) -> int:
+        return self.rewards.shape[1]
+
+    @property
     def num_steps(self) -> int:
         """Environment steps spent, over all tasks."""
         return int(self.mask.sum().item())
@@ -119,7 +141,7 @@ class Trajectories:
 
     def without_signal(self) -> Trajectories:
         """The same experience with every reward zero: a control from which nothing about the task can be learned."""
-        return replace(self, rewards=torch.zeros_like(self.rewards))
+        return replace(self, rewards=torch.zeros_like(self.rewards), state=None)
 
 
 @dataclass(frozen=True)
@@ -173,7 +195,7 @@ class Episodes(Generic[State, Batch]):
         state: the adapted state.
         scores: [N] (or [N, num_units]) per state, before the first step to after the last.
         num_steps: environment steps (or examples) spent on support and query.
-        support_steps: those spent before each state, [num_adaptation_steps + 1], per task on average.
+        support_steps: those that each state has learned from, [num_adaptation_steps + 1], on average.
         num_diverged: simulations that broke down.
     """
 

@@ -2,7 +2,8 @@
 
 Losses are written for ONE task, `loss(parameters, batch) -> scalar`, and lifted over the meta-batch here. Nothing in
 this module knows about reinforcement learning. A task's parameters are a dict of tensors; of the meta-batch, the same
-dict with the task axis leading.
+dict with the task axis leading. Beside the parameters may stand learned step sizes, one for every element: those of
+"w" are called "step_size.w". They are part of what is meta-learned, and no adaptation changes them.
 
 On a CPU, whatever walks the data does so a few tasks at a time, so that activations stay in the cache, and the chunks
 run side by side on threads. A chunk of one task needs no lifting: the derivatives of plain matrix products take a third
@@ -25,29 +26,37 @@ from metarl.episodes import tree_map, tree_zip
 
 Parameters = dict[str, Tensor]
 TaskLoss = Callable[[Parameters, Any], Tensor]
-StepSize = float | Mapping[str, Tensor]
+StepSize = float | Mapping[str, float]
 Result = TypeVar("Result")
 Tree = TypeVar("Tree")
+
+LEARNED_STEP_SIZE = "step_size."
 
 
 def gradient_step(
     loss: TaskLoss, parameters: Parameters, batch: Any, step_size: StepSize, *, first_order: bool = False
 ) -> Parameters:
-    """theta' = theta - step_size * grad loss(theta), for ONE task; differentiable in `parameters` and `step_size`.
+    """theta' = theta - step_size * grad loss(theta), for ONE task; differentiable in `parameters`.
 
     Args:
         loss: scalar loss of one task.
-        parameters: that task's parameters.
+        parameters: that task's parameters, and learned step sizes, which multiply `step_size`.
         batch: that task's data.
-        step_size: one number, or a tensor per parameter name (scalar or of the parameter's shape).
+        step_size: one number for all parameters; or one per name, and parameters that are not named stay as they are.
         first_order: treat the gradient as a constant. Only the gradient is detached: d theta'/d theta is the identity.
 
     Reference: Finn et al. 2017, arXiv:1703.03400, equation 1; Li et al. 2017, arXiv:1707.09835 for learned step sizes.
     """
-    gradients = torch.func.grad(loss)(parameters, batch)
+    scales = _scales(parameters, step_size)
+
+    def of_adapted(adapted: Parameters) -> Tensor:
+        return loss({**parameters, **adapted}, batch)
+
+    gradients = torch.func.grad(of_adapted)({name: parameters[name] for name in scales})
     if first_order:
         gradients = {name: gradient.detach() for name, gradient in gradients.items()}
-    return _descend(parameters, gradients, step_size)
+    steps = {name: _scaled(gradients[name], scale, parameters, name) for name, scale in scales.items()}
+    return {**parameters, **{name: parameters[name] - step for name, step in steps.items()}}
 
 
 def adapt(
@@ -65,7 +74,7 @@ def adapt(
         loss: scalar loss of one task.
         parameters: task axis leading.
         batch: a tree of tensors, task axis leading.
-        step_size: shared by the tasks.
+        step_size: as in `gradient_step`, shared by the tasks.
         first_order: as in `gradient_step`.
         chunk_size: tasks per pass at most; None for all at once.
 
@@ -114,6 +123,7 @@ class TaskHessians:
     Attributes:
         losses: [num_tasks].
         gradients: of each task's loss, task axis leading.
+        parameters: where the Hessian was taken.
     """
 
     def __init__(self, loss: TaskLoss, parameters: Parameters, batch: Any, *, chunk_size: int | None = None) -> None:
@@ -121,12 +131,13 @@ class TaskHessians:
 
         Args:
             loss: scalar loss of one task.
-            parameters: where the Hessian is taken, task axis leading.
+            parameters: where the Hessian is taken, task axis leading; learned step sizes are passed over.
             batch: data, task axis leading.
             chunk_size: tasks per graph at most.
         """
+        self.parameters = parameters
         self._loss = _lifted(loss)
-        self._names = list(parameters)
+        self._names = _adaptable(parameters)
         chunks = list(_chunks(parameters, chunk_size))
         built = _run([partial(self._graph, *_part((parameters, batch), chunk)) for chunk in chunks])
         self._chunks = [(chunk, points, gradients) for chunk, (_, points, gradients) in zip(chunks, built, strict=True)]
@@ -174,12 +185,12 @@ class TaskOutputs:
 
         Args:
             function: of ONE task's parameters and data; returns a tuple or named tuple of tensors.
-            parameters: where its Jacobian is taken, task axis leading.
+            parameters: where its Jacobian is taken, task axis leading; learned step sizes are passed over.
             batch: data, task axis leading.
             chunk_size: tasks per graph at most.
         """
         self._function = _lifted(function)
-        self._names = list(parameters)
+        self._names = _adaptable(parameters)
         self._slices = list(_chunks(parameters, chunk_size))
         self._graphs = _run([partial(self._graph, *_part((parameters, batch), c)) for c in self._slices])
         values = [tree_map(Tensor.detach, outputs) for _, outputs in self._graphs]
@@ -217,25 +228,52 @@ class TaskOutputs:
 class AdaptationJacobian:
     """J_i = d theta_i' / d theta_i of a whole inner loop, as the product of its steps' factors (I - A_k H_ik).
 
-    A_k is the diagonal of step sizes and H_ik the Hessian of task i's loss at the parameters before step k. A
-    Gauss-Newton product through the inner loop is then `pull(F(push(v)))`: positive semi-definite whenever F is,
-    whatever part of the data H was estimated on. With no factors (first order) it is the identity.
+    A_k is the diagonal of step sizes and H_ik the Hessian of task i's loss at the parameters before step k. Where the
+    parameters hold learned step sizes a, which all steps share, every factor has two more blocks: it takes (theta, a)
+    to itself by [[I - A_k H_ik, -G_ik], [0, I]], with G_ik the diagonal of the gradient times the step's own scale.
+
+    A Gauss-Newton product through the inner loop is `pull(F(push(v)))`: positive semi-definite whenever F is, whatever
+    part of the data H was estimated on. With no factors (first order) it is the identity.
     """
 
     def __init__(self, hessians: Sequence[TaskHessians], step_sizes: Sequence[StepSize]) -> None:
-        self._factors = list(zip(hessians, step_sizes, strict=True))
+        self._factors = [
+            (hessian, _scales(hessian.parameters, step_size))
+            for hessian, step_size in zip(hessians, step_sizes, strict=True)
+        ]
+
+    def first(self, num_steps: int) -> AdaptationJacobian:
+        """Of the first `num_steps` steps alone."""
+        part = AdaptationJacobian([], [])
+        part._factors = self._factors[:num_steps]
+        return part
 
     def push(self, tangents: Parameters) -> Parameters:
         """J v, task axis leading."""
-        for hessian, step_size in self._factors:
-            tangents = _descend(tangents, hessian(tangents), step_size)
+        for hessian, scales in self._factors:
+            curved, moved = hessian(tangents), {}
+            for name, scale in scales.items():
+                moved[name] = tangents[name] - _scaled(curved[name], scale, hessian.parameters, name)
+                learned = LEARNED_STEP_SIZE + name
+                if learned in hessian.parameters:
+                    moved[name] = moved[name] - scale * hessian.gradients[name] * tangents[learned]
+            tangents = {**tangents, **moved}
         return tangents
 
     def pull(self, cotangents: Parameters) -> Parameters:
-        """J^T u, task axis leading."""
-        for hessian, step_size in reversed(self._factors):
-            products = hessian(_scale(cotangents, step_size))
-            cotangents = {name: value - products[name] for name, value in cotangents.items()}
+        """J^T u, task axis leading; learned step sizes that `cotangents` lacks are taken to be zero there."""
+        for hessian, scales in reversed(self._factors):
+            still = [name for name in _adaptable(hessian.parameters) if name not in scales]
+            stepped, moved = {name: torch.zeros_like(cotangents[name]) for name in still}, {}
+            for name, scale in scales.items():
+                stepped[name] = _scaled(cotangents[name], scale, hessian.parameters, name)
+                learned = LEARNED_STEP_SIZE + name
+                if learned in hessian.parameters:
+                    step = scale * hessian.gradients[name] * cotangents[name]
+                    moved[learned] = cotangents[learned] - step if learned in cotangents else -step
+            products = hessian(stepped)
+            moved |= {name: cotangents[name] - products[name] for name in products}
+            cotangents = {**cotangents, **moved}
         return cotangents
 
 
@@ -282,15 +320,19 @@ def _joined(names: Sequence[str], chunks: Sequence[Sequence[Tensor]]) -> Paramet
     return {name: torch.cat(parts) for name, parts in zip(names, zip(*chunks, strict=True), strict=True)}
 
 
-def _scale(values: Parameters, step_size: StepSize) -> Parameters:
-    if isinstance(step_size, Mapping):
-        return {name: step_size[name] * value for name, value in values.items()}
-    return {name: step_size * value for name, value in values.items()}
+def _adaptable(parameters: Mapping[str, Tensor]) -> list[str]:
+    return [name for name in parameters if not name.startswith(LEARNED_STEP_SIZE)]
 
 
-def _descend(parameters: Parameters, gradients: Parameters, step_size: StepSize) -> Parameters:
-    steps = _scale(gradients, step_size)
-    return {name: value - steps[name] for name, value in parameters.items()}
+def _scales(parameters: Mapping[str, Tensor], step_size: StepSize) -> Mapping[str, float]:
+    """The step size of every parameter that is adapted, by name."""
+    return step_size if isinstance(step_size, Mapping) else dict.fromkeys(_adaptable(parameters), step_size)
+
+
+def _scaled(value: Tensor, scale: float, parameters: Mapping[str, Tensor], name: str) -> Tensor:
+    """`value` times the step size of parameter `name`, the learned factor included."""
+    learned = parameters.get(LEARNED_STEP_SIZE + name)
+    return scale * value if learned is None else scale * learned * value
 
 
 def _chunks(tree: Any, limit: int | None) -> Iterator[slice]:

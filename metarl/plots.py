@@ -202,7 +202,7 @@ def _short(tasks: Sequence[Any]) -> list[str]:
 
 
 def _draw_training(axes: Axes, rows: Sequence[Mapping[str, Any]], colour: str, prefix: str) -> None:
-    for tag, label, style in ((POST_TAG, "after adaptation", "-"), (PRE_TAG, "before adaptation", (0, (4, 2)))):
+    for tag, label, style in ((POST_TAG, "last step", "-"), (PRE_TAG, "step 0", (0, (4, 2)))):
         env_steps, values = _values(rows, tag)
         if values.size:
             width = 1.8 if tag == POST_TAG else 1.3

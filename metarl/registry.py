@@ -24,9 +24,18 @@ TASKS: dict[str, str] = {
     "half-cheetah-vel": "metarl.envs.half_cheetah:HalfCheetahVel",
     "point-nav": "metarl.envs.point_nav:PointNav",
     "bandit": "metarl.envs.bandit:Bandit",
+    "tabular-mdp": "metarl.envs.tabular_mdp:TabularMDP",
+    "grid-nav": "metarl.envs.grid_nav:GridNav",
 }
 AGENTS: dict[str, str] = {
     "maml": "metarl.agents.maml:MAML",
+    "promp": "metarl.agents.promp:ProMP",
+    "reptile": "metarl.agents.reptile:Reptile",
+    "fomaml": "metarl.agents.fomaml:FOMAML",
+    "meta-sgd": "metarl.agents.meta_sgd:MetaSGD",
+    "anil": "metarl.agents.anil:ANIL",
+    "cavia": "metarl.agents.cavia:CAVIA",
+    "rl2": "metarl.agents.rl2:RL2",
 }
 LEARNERS: dict[str, str] = {}
 

@@ -9,6 +9,13 @@ MAX_NAMED_TASKS = 8
 MAX_NAME_LENGTH = 24
 
 
+def endpoints(unit: str) -> tuple[str, str]:
+    """What the first and the last point of an adaptation curve are called: a memory adapts from its first step on."""
+    if unit == "trajectories":
+        return "first trajectory", "last trajectory"
+    return "before adaptation", "after adaptation"
+
+
 def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """Lines that show the content of `adaptation.json`."""
     finite = report["num_replicates"] > 1
@@ -36,7 +43,7 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield from _table(header, rows)
     yield from _gains(report, finite)
     if "cross_adaptation" in report:
-        yield from _controls(report["cross_adaptation"], report["score"])
+        yield from _controls(report["cross_adaptation"], report["score"], endpoints(report["unit"])[0])
 
 
 def _headline(report: Mapping[str, Any], finite: bool) -> str:
@@ -61,14 +68,14 @@ def _gains(report: Mapping[str, Any], finite: bool) -> Iterator[str]:
         yield f"worst task after {report['steps'][-1]} steps: {report['worst_task']}"
 
 
-def _controls(controls: Mapping[str, Any], score: str) -> Iterator[str]:
+def _controls(controls: Mapping[str, Any], score: str, first: str) -> Iterator[str]:
     steps = controls["num_adaptation_steps"]
     yield f"cross-adaptation after {steps} step(s), {score} (row: adapted on, column: scored on):"
     names, legend = _short_names(controls["tasks"])
     yield from legend
     rows = [[name, *(_number(value) for value in row)] for name, row in zip(names, controls["matrix"], strict=True)]
     rows.append(["zero-reward support", *(_number(value) for value in controls["zero_reward"])])
-    rows.append(["before adaptation", *(_number(value) for value in controls["before"])])
+    rows.append([first, *(_number(value) for value in controls["before"])])
     yield from _table(["", *names], rows)
 
 

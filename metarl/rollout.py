@@ -141,7 +141,7 @@ class RolloutCollector:
                 truncated = truncated | ~terminated
             buffers.record(t, actions, acted.log_probs, acted.values, rewards, terminated, truncated, infos, alive)
             state = learner.observe(
-                state, acted.actions, *(self._to_act(row[t], num_tasks) for row in buffers.feedback())
+                state, acted.actions, *(self._to_act(row, num_tasks) for row in buffers.feedback(t))
             )
             ended = alive & (terminated | truncated | buffers.diverged)
             followed = np.where(buffers.diverged[:, np.newaxis], buffers.observations[t], observation)
@@ -238,8 +238,9 @@ class _Buffers:
                 self.values = np.zeros_like(self.log_probs)
             self.values[t] = values.cpu().numpy().reshape(-1)
 
-    def feedback(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        return self.rewards, self.terminated, self.truncated
+    def feedback(self, t: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """What the learner is told of step `t`; a step that broke the simulation ends the trajectory too."""
+        return self.rewards[t], self.terminated[t], self.truncated[t] | self.diverged
 
     def trajectories(self, num_tasks: int, width: int, state: Any) -> Trajectories:
         def task_major(array: NDArray[Any]) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from metarl import checkpoint, plots, registry
+from metarl.collect import ShuffledTasks
 from metarl.config import RunConfig, load_config, read_saved, to_dict
 from metarl.errors import InputError, require
 from metarl.evaluation import AdaptationCurve, adaptation_controls
@@ -35,6 +36,8 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
     """
     device = select_device(config.trainer.device)
     agent = config.agent
+    if hasattr(agent, "check_trainer"):
+        agent.check_trainer(config.trainer)
 
     def collector_of(num_trajectories: int, min_live_steps: int | None = None) -> RolloutCollector:
         return RolloutCollector(
@@ -55,9 +58,14 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
     learner = registry.load_agent_for(type(config.task), config.task_name, config.agent_name)(
         agent, collector.spaces, generator=torch.Generator().manual_seed(seed)
     )
+    least = config.evaluation.min_live_steps
+    own_memory = learner.unit == "trajectories"
+    allowed = f"left out for {config.agent_name}: each of its trajectories has a memory of its own"
+    require(least is None or not own_memory, "evaluation.min_live_steps", least, allowed)
+    shuffled = getattr(agent, "shuffle_tasks", False)
     return Trainer(
         learner=learner.to(device),
-        collector=collector,
+        collector=ShuffledTasks(collector, num_steps=learner.num_adaptation_steps) if shuffled else collector,
         distribution=config.task,
         config=config.trainer,
         evaluation=config.evaluation,

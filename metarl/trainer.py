@@ -23,6 +23,7 @@ from metarl.episodes import Episodes, tree_map
 from metarl.errors import NonFiniteError
 from metarl.evaluation import AdaptationCurve, evaluate
 from metarl.learner import Learner
+from metarl.report import endpoints
 from metarl.seeds import Purpose, Seeds, generator
 from metarl.tasks import TaskDistribution
 
@@ -263,7 +264,8 @@ class ProgressCallback(Callback):
     def on_iteration(self, trainer: Trainer, progressed: Progressed) -> None:
         name = trainer.learner.score_name
         before, after = (progressed.scalars[f"rollout/{when}_adapt/ep_rew_mean"] for when in ("pre", "post"))
-        scores = f"{name} before {before:.4g}, after adaptation {after:.4g}"
+        first, last = endpoints(trainer.learner.unit)
+        scores = f"{name} {first} {before:.4g}, {last} {after:.4g}"
         if self._bar is not None:
             self._bar.update(self._task, completed=progressed.iteration, scores=scores)
             return

@@ -70,10 +70,10 @@ CASES = [
     # Names and flags.
     Case("own", "trian bandit", "command = 'trian': unknown; did you mean 'train'\\?"),
     Case("own", "''", "argument = '': must be printable text, and not empty"),
-    Case("own", "train", "task: missing; metarl train TASKS, one of bandit, half-cheetah-dir,"),
+    Case("own", "train", "task: missing; metarl train TASKS, one of bandit, grid-nav, half-cheetah-dir,"),
     Case("own", "train ''", "argument = '': must be printable text, and not empty"),
     Case("1", "train half-cheeta-dir", "task = 'half-cheeta-dir': unknown; did you mean 'half-cheetah-dir' or"),
-    Case("2", "train bandit --agent mamll", "agent = 'mamll': unknown; did you mean 'maml'\\?"),
+    Case("2", "train bandit --agent mamll", "agent = 'mamll': unknown; did you mean 'maml'"),
     Case("own", "train bandit --agent ''", "--agent = '': must be printable text, and not empty"),
     Case("own", "train bandit point-nav", "point-nav: unknown; metarl train TASKS --help lists"),
     Case("3", "train bandit --iteratons 3", "--iteratons: unknown; did you mean --iterations\\?"),

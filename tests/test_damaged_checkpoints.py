@@ -30,7 +30,7 @@ from metarl.cli import main
 
 TRAIN = (
     "train bandit --run-dir whole --quiet --iterations 6 --checkpoint-every 2 --meta-batch-size 2 --device cpu "
-    "--agent.num-trajectories 2 --agent.hidden-sizes 4 --evaluation.num-tasks 2 --evaluation.num-adaptation-steps 1 "
+    "--agent.num-trajectories 4 --agent.hidden-sizes 4 --evaluation.num-tasks 9 --evaluation.num-adaptation-steps 1 "
     "--evaluation.no-controls"
 )
 SENTINEL = "the-payload-ran"

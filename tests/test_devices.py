@@ -16,13 +16,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import metarl.rollout
-from metarl.agents.maml import MAML, MAMLConfig, PolicyBatch, kl_from, surrogate
+from metarl.agents.fomaml import FOMAML
+from metarl.agents.maml import MAML, MAMLConfig
+from metarl.agents.rl2 import RL2, RL2Config
 from metarl.collect import run_episodes
 from metarl.envs.point_nav import PointNav
 from metarl.episodes import Episodes, Trajectories, to_device, tree_map
 from metarl.errors import InputError
 from metarl.inner_loop import Parameters, TaskHessians, over_tasks
 from metarl.learner import Spaces
+from metarl.policy_gradient import PolicyBatch, kl_from, surrogate
 from metarl.rollout import RolloutCollector
 from metarl.runs import select_device
 from metarl.seeds import Purpose, Seeds, generator
@@ -58,10 +61,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def make_learner(spaces: Spaces, **settings: Any) -> MAML:
+def make_learner(spaces: Spaces, kind: type[MAML] = MAML, **settings: Any) -> MAML:
     few = {"cg_iterations": 2, "max_backtracks": 2, "num_adaptation_steps": 2}
     settings = {"hidden_sizes": (5,), "chunk_steps": 1, **few, **settings}
-    learner = MAML(MAMLConfig(**settings), spaces, generator=torch.Generator().manual_seed(0))
+    learner = kind(MAMLConfig(**settings), spaces, generator=torch.Generator().manual_seed(0))
     return learner.to("meta")
 
 
@@ -122,7 +125,7 @@ def test_episodes_stay_where_the_learner_is(spaces: Spaces) -> None:
 
 @pytest.mark.parametrize(
     ("spaces", "settings"),
-    [(GAUSSIAN, {}), (CATEGORICAL, {}), (GAUSSIAN, {"first_order": True}), (GAUSSIAN, {"curvature_every": 2})],
+    [(GAUSSIAN, {}), (CATEGORICAL, {}), (GAUSSIAN, {"kind": FOMAML}), (GAUSSIAN, {"curvature_every": 2})],
     ids=["gaussian", "categorical", "first-order", "coarse-curvature"],
 )
 @pytest.mark.usefixtures("one_thread")
@@ -146,8 +149,8 @@ def test_derivatives_through_the_adaptation_stay_where_the_learner_is(spaces: Sp
         state = learner.begin(N, parameters=leaves)
         for step, batch in enumerate(episodes.support):
             state = learner.adapt(state, batch, step=step, differentiable=True)
-        old = over_tasks(learner._distribution, episodes.state, episodes.query.observations)
-        new = over_tasks(learner._distribution, state, episodes.query.observations, chunk_size=1)
+        old = over_tasks(learner.distribution, episodes.state, episodes.query.observations)
+        new = over_tasks(learner.distribution, state, episodes.query.observations, chunk_size=1)
         gained = over_tasks(surrogate, new, episodes.query, chunk_size=1).mean()
         distance = over_tasks(kl_from, new, (episodes.query, old), chunk_size=1).mean()
         gradients = torch.autograd.grad(gained + distance, list(leaves.values()))
@@ -165,6 +168,48 @@ def test_the_watch_sees_a_tensor_that_was_left_behind(name: str) -> None:
     query = episodes.query._replace(**{name: torch.zeros(getattr(episodes.query, name).shape)})
     with pytest.raises(RuntimeError, match="mixes cpu and meta"), Watch():
         learner.meta_update(replace(episodes, query=query))
+
+
+@pytest.mark.parametrize("memory", ["lstm", "gru", "transformer", "mann"])
+@BOTH
+@pytest.mark.usefixtures("one_thread")
+def test_a_memory_acts_remembers_and_learns_where_it_is(memory: Any, spaces: Spaces) -> None:
+    config = RL2Config(memory=memory, hidden_size=8, trajectories_per_trial=2, epochs=1, num_minibatches=1)
+    learner = RL2(config, spaces, generator=torch.Generator().manual_seed(0)).to("meta")
+    assert devices_of(learner.state_dict()) == {"meta"}
+    observations = torch.zeros(N, K, 3, device="meta")
+    noise = torch.zeros((N, K) if spaces.discrete else (N, K, 2), device="meta")
+    no = torch.zeros(N, K, dtype=torch.bool, device="meta")
+    rewards = torch.zeros(N, K, device="meta")
+    with Watch():
+        state, parts = learner.begin(N), []
+        for step in range(2):
+            steps = []
+            for _ in range(H):
+                acted, state = learner.act(state, observations, noise)
+                state = learner.observe(state, acted.actions, rewards, no, no)
+                steps.append(acted)
+            actions, log_probs, values = (torch.stack(field, 2) for field in zip(*steps, strict=True))
+            flags = torch.zeros(N, K, H, dtype=torch.bool, device="meta")
+            parts.append(
+                Trajectories(
+                    observations=observations.unsqueeze(2).expand(N, K, H, 3),
+                    actions=actions,
+                    rewards=torch.zeros(N, K, H, device="meta"),
+                    terminated=flags,
+                    truncated=flags,
+                    mask=torch.ones(N, K, H, device="meta"),
+                    log_probs=log_probs.detach(),
+                    last_observations=observations,
+                    diverged=no,
+                    state=state,
+                    values=values.detach(),
+                )
+            )
+            state = learner.adapt(state, parts[-1] if step else parts[-1].without_signal(), step=step)
+        metrics = learner.meta_update(Episodes((0, 1), (0, 1), (parts[0],), parts[1], state, (), 0, (0.0,)))
+    assert devices_of([state, learner.parameters]) == {"meta"}
+    assert metrics["gradient_norm"] == 1.0
 
 
 @pytest.fixture

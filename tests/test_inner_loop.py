@@ -139,61 +139,112 @@ def test_lifted_steps_equal_the_loop_over_tasks(chunk_size: int | None) -> None:
     tasks = [data(generator) for _ in range(4)]
     batch = (torch.stack([t[0] for t in tasks]), torch.stack([t[1] for t in tasks]))
     start = parameters(generator, 4)
-    sizes = {"theta": torch.rand(3, generator=generator, dtype=torch.float64), "bias": torch.tensor(0.03)}
-    lifted = adapt(curved, start, batch, sizes, chunk_size=chunk_size)
+    start["step_size.theta"] = torch.rand(4, 3, generator=generator, dtype=torch.float64)
+    lifted = adapt(curved, start, batch, 0.03, chunk_size=chunk_size)
     for i in range(4):
-        single = gradient_step(curved, {name: value[i] for name, value in start.items()}, tasks[i], sizes)
+        single = gradient_step(curved, {name: value[i] for name, value in start.items()}, tasks[i], 0.03)
         for name, value in single.items():
             torch.testing.assert_close(lifted[name][i], value, rtol=1e-12, atol=1e-12)
+
+
+def test_a_step_with_learned_step_sizes_is_the_gradient_times_them() -> None:
+    generator = torch.Generator().manual_seed(3)
+    start, batch = parameters(generator), data(generator)
+    sizes = torch.tensor([0.5, 0.0, -2.0], dtype=torch.float64)
+    adapted = gradient_step(curved, {**start, "step_size.theta": sizes}, batch, 0.1)
+    gradient = torch.func.grad(curved)(start, batch)
+    torch.testing.assert_close(adapted["theta"], start["theta"] - 0.1 * sizes * gradient["theta"], rtol=0, atol=1e-15)
+    torch.testing.assert_close(adapted["bias"], start["bias"] - 0.1 * gradient["bias"], rtol=0, atol=1e-15)
+    assert adapted["step_size.theta"] is sizes
+
+
+def test_parameters_without_a_step_size_stay_as_they_are() -> None:
+    generator = torch.Generator().manual_seed(3)
+    start, batch = parameters(generator), data(generator)
+    adapted = gradient_step(curved, start, batch, {"bias": 0.2})
+    assert adapted["theta"] is start["theta"]
+    torch.testing.assert_close(adapted["bias"], gradient_step(curved, start, batch, 0.2)["bias"], rtol=0, atol=0)
 
 
 def test_step_sizes_are_differentiable() -> None:
     generator = torch.Generator().manual_seed(3)
     support, query = data(generator), data(generator)
     start = parameters(generator)
-    size = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
-    adapted = gradient_step(curved, start, support, {"theta": size, "bias": size})
-    (analytic,) = torch.autograd.grad(curved(adapted, query), size)
-    values = [float(curved(gradient_step(curved, start, support, 0.05 + h), query)) for h in (1e-6, -1e-6)]
-    assert float(analytic) == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-6)
+
+    def after(size: Tensor) -> Tensor:
+        return curved(gradient_step(curved, {**start, "step_size.theta": size}, support, 0.5), query)
+
+    sizes = torch.tensor([0.05, -0.02, 0.1], dtype=torch.float64)
+    (analytic,) = torch.autograd.grad(after(leaf := sizes.clone().requires_grad_()), leaf)
+    for axis in range(3):
+        shift = torch.zeros(3, dtype=torch.float64)
+        shift[axis] = 1e-6
+        numeric = (float(after(sizes + shift)) - float(after(sizes - shift))) / 2e-6
+        assert float(analytic[axis]) == pytest.approx(numeric, rel=1e-6)
+
+
+LEARNED = ("step_size.theta", "step_size.bias")
 
 
 @pytest.mark.parametrize("num_steps", [1, 3])
-@pytest.mark.parametrize("learned", [False, True])
-def test_jacobian_products_equal_autograd_through_the_inner_loop(num_steps: int, learned: bool) -> None:
+@pytest.mark.parametrize("kind", ["one size", "some adapt", "learned", "learned by some"])
+def test_jacobian_products_equal_autograd_through_the_inner_loop(num_steps: int, kind: str) -> None:
     generator = torch.Generator().manual_seed(4)
     num_tasks = 4
     supports = []
     for _ in range(num_steps):
         tasks = [data(generator) for _ in range(num_tasks)]
         supports.append((torch.stack([t[0] for t in tasks]), torch.stack([t[1] for t in tasks])))
-    start = parameters(generator, num_tasks)
-    sizes = (
-        {"theta": torch.rand(3, dtype=torch.float64, generator=generator) * 0.1, "bias": torch.tensor(0.05)}
-        if learned
-        else 0.07
-    )
+
+    def tree() -> Parameters:
+        found = parameters(generator, num_tasks)
+        if kind.startswith("learned"):
+            sizes = parameters(generator, num_tasks)
+            names = LEARNED if kind == "learned" else LEARNED[:1]
+            found |= {name: sizes[name.removeprefix("step_size.")] for name in names}
+        return found
+
+    start, tangents, cotangents = tree(), tree(), tree()
+    sizes = [{"theta": 0.07} if kind == "some adapt" else 0.1 / (k + 1) for k in range(num_steps)]
     hessians, state = [], start
-    for support in supports:
+    for support, size in zip(supports, sizes, strict=True):
         hessians.append(TaskHessians(curved, state, support, chunk_size=2))
-        state = adapt(curved, state, support, sizes, chunk_size=2)
-    jacobian = AdaptationJacobian(hessians, [sizes] * num_steps)
-    tangents, cotangents = parameters(generator, num_tasks), parameters(generator, num_tasks)
+        state = adapt(curved, state, support, size, chunk_size=2)
+    jacobian = AdaptationJacobian(hessians, sizes)
     pushed, pulled = jacobian.push(tangents), jacobian.pull(cotangents)
+    without = {name: value for name, value in cotangents.items() if name not in LEARNED}
+    begun = {name: value if name in without else torch.zeros_like(value) for name, value in cotangents.items()}
+    for name, value in jacobian.pull(without).items():
+        torch.testing.assert_close(value, jacobian.pull(begun)[name], rtol=0, atol=0)
+    assert list(pulled) == list(pushed) == list(start)
     for i in range(num_tasks):
 
-        def inner(vector: Tensor, task: int = i) -> Tensor:
-            current = unflat(vector)
-            for matrix, target in supports:
-                current = gradient_step(curved, current, (matrix[task], target[task]), sizes)
+        def inner(*values: Tensor, task: int = i) -> Tensor:
+            current = dict(zip(start, values, strict=True))
+            for (matrix, target), size in zip(supports, sizes, strict=True):
+                current = gradient_step(curved, current, (matrix[task], target[task]), size)
             return flat(current)
 
         def of_task(tree: Parameters, task: int = i) -> Tensor:
             return flat({name: value[task] for name, value in tree.items()})
 
-        matrix = torch.autograd.functional.jacobian(inner, of_task(start))
+        blocks = torch.autograd.functional.jacobian(inner, tuple(value[i] for value in start.values()))
+        matrix = torch.cat(blocks, dim=1)
         torch.testing.assert_close(of_task(pushed), matrix @ of_task(tangents), rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(of_task(pulled), matrix.T @ of_task(cotangents), rtol=1e-10, atol=1e-10)
+
+
+def test_the_first_steps_of_a_jacobian() -> None:
+    generator = torch.Generator().manual_seed(4)
+    points, vector = [parameters(generator, 2) for _ in range(3)], parameters(generator, 2)
+    tasks = [data(generator) for _ in range(2)]
+    batch = (torch.stack([t[0] for t in tasks]), torch.stack([t[1] for t in tasks]))
+    hessians = [TaskHessians(curved, point, batch) for point in points]
+    jacobian = AdaptationJacobian(hessians, [0.1, 0.2, 0.3])
+    expected = AdaptationJacobian(hessians[:2], [0.1, 0.2]).pull(vector)
+    for name, value in jacobian.first(2).pull(vector).items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
+    assert jacobian.first(0).pull(vector) is vector
 
 
 def test_hessians_hold_losses_and_gradients() -> None:

@@ -20,7 +20,19 @@ FOLDERS = {"metarl": "metarl", "metarl.agents": "agents", "metarl.envs": "envs"}
 
 # A new module of metarl/ gets its layer here. A layer may import itself and the layers above it in this list.
 FOUNDATION = {"errors", "files", "seeds", "statistics", "tables", "tasks"}
-CORE = {"config", "episodes", "inner_loop", "learner", "memory", "networks", "registry", "returns", "trust_region"}
+CORE = {
+    "adam",
+    "config",
+    "episodes",
+    "inner_loop",
+    "learner",
+    "memory",
+    "networks",
+    "policy_gradient",
+    "registry",
+    "returns",
+    "trust_region",
+}
 WORKINGS = {
     "arguments",
     "checkpoint",

@@ -146,15 +146,15 @@ def test_a_learning_curve_is_drawn_against_environment_steps() -> None:
     figure = learning_figure({"maml": rows(2.0)})
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("environment steps", "return per trajectory")
-    assert labels(figure) == ["after adaptation", "before adaptation"]
-    after = line(figure, "after adaptation")
+    assert labels(figure) == ["last step", "step 0"]
+    after = line(figure, "last step")
     assert after.get_xdata().tolist() == [1000, 2000, 4000, 5000]
     assert after.get_ydata().tolist() == [2.0, 4.0, 8.0, 10.0]
 
 
 def test_runs_keep_their_colour_and_label() -> None:
     figure = learning_figure({"a": rows(1.0), "b": rows(2.0)})
-    assert labels(figure) == [f"{run}: {when} adaptation" for run in "ab" for when in ("after", "before")]
+    assert labels(figure) == [f"{run}: {when}" for run in "ab" for when in ("last step", "step 0")]
     colours = [line(figure, label).get_color() for label in labels(figure)]
     assert colours[0] == colours[1] != colours[2] == colours[3]
     assert len(learning_figure({str(run): rows(1.0) for run in range(10)}).axes) == 1

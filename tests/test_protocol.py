@@ -5,20 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from metarl.collect import run_episodes
+from metarl.agents.rl2 import RL2, RL2Config
 from metarl.config import EvaluationConfig, TrainerConfig
 from metarl.envs.bandit import Bandit
-from metarl.episodes import Episodes, Examples, Trajectories
+from metarl.episodes import Episodes, Examples
 from metarl.evaluation import adaptation_controls
-from metarl.learner import Acted, ScoreName, Spaces, Unit
-from metarl.networks import Categorical
+from metarl.learner import ScoreName, Unit
 from metarl.rollout import RolloutCollector
 from metarl.seeds import Seeds
 from metarl.tasks import Split, TaskDistribution
@@ -130,84 +129,6 @@ class ProtoNet(ModuleLearner):
         return self.improve(nn.functional.cross_entropy(logits.flatten(0, 1), episodes.query.targets.flatten()))
 
 
-# Reinforcement: a small recurrent agent (in the manner of RL2, Duan et al. 2016) on one-pull bandits.
-
-
-class Memory(NamedTuple):
-    """hidden [num_tasks, num_trajectories, size]; last [.., num_arms + 1]: previous action and reward."""
-
-    hidden: Tensor
-    last: Tensor
-
-
-class Recurrent(ModuleLearner):
-    """State: a memory per trial; one adaptation step is one more pull. Trained by REINFORCE over the trial."""
-
-    unit: Unit = "trajectories"
-    score_name: ScoreName = "return"
-    num_trials = 16
-    hidden_size = 16
-
-    def __init__(self, spaces: Spaces, *, num_pulls: int) -> None:
-        self.spaces = spaces
-        self.num_adaptation_steps = num_pulls - 1
-        torch_state = torch.random.get_rng_state()
-        torch.manual_seed(0)  # modules initialise from the global generator; restored below
-        self.module = nn.ModuleDict(
-            {
-                "cell": nn.GRUCell(spaces.action_size + 1, self.hidden_size),
-                "head": nn.Linear(self.hidden_size, spaces.action_size),
-            }
-        )
-        torch.random.set_rng_state(torch_state)
-        self.optimizer = torch.optim.Adam(self.module.parameters(), lr=1e-2)
-
-    def begin(self, num_tasks: int, *, parameters: Mapping[str, Tensor] | None = None) -> Memory:
-        return Memory(
-            torch.zeros(num_tasks, self.num_trials, self.hidden_size),
-            torch.zeros(num_tasks, self.num_trials, self.spaces.action_size + 1),
-        )
-
-    def step(self, memory: Memory) -> tuple[Categorical, Memory]:
-        hidden = self.module["cell"](memory.last.flatten(0, 1), memory.hidden.flatten(0, 1))
-        logits = self.module["head"](hidden)
-        return Categorical(logits.unflatten(0, memory.hidden.shape[:2])), memory._replace(
-            hidden=hidden.reshape(memory.hidden.shape)
-        )
-
-    def act(self, state: Memory, observations: Tensor, noise: Tensor) -> tuple[Acted, Memory]:
-        distribution, state = self.step(state)
-        actions = distribution.sample(noise)
-        return Acted(actions, distribution.log_prob(actions)), state
-
-    def observe(self, state: Memory, actions: Tensor, rewards: Tensor, terminated: Tensor, truncated: Tensor) -> Memory:
-        one_hot = nn.functional.one_hot(actions, self.spaces.action_size).float()
-        return state._replace(last=torch.cat([one_hot, rewards.unsqueeze(-1)], dim=-1))
-
-    def prepare(self, data: Trajectories) -> Trajectories:
-        return data
-
-    def adapt(self, state: Memory, support: Trajectories, *, step: int, differentiable: bool = False) -> Memory:
-        memory: Memory = support.state
-        return memory
-
-    def score(self, state: Memory, query: Trajectories) -> Tensor:
-        return query.mean_returns()
-
-    def meta_update(self, episodes: Episodes[Memory, Trajectories]) -> dict[str, float]:
-        pulls = [*episodes.support, episodes.query]
-        rewards = torch.stack([pull.rewards[..., 0] for pull in pulls])
-        to_go = rewards.flip(0).cumsum(0).flip(0)
-        advantages = to_go - to_go.mean((1, 2), keepdim=True)
-        memory, losses = self.begin(len(episodes.tasks)), []
-        for pull, advantage in zip(pulls, advantages, strict=True):
-            distribution, memory = self.step(memory)
-            actions = pull.actions[..., 0]
-            losses.append(-(distribution.log_prob(actions) * advantage).mean())
-            memory = self.observe(memory, actions, pull.rewards[..., 0], pull.terminated, pull.truncated)
-        return self.improve(torch.stack(losses).sum())
-
-
 def quiet_trainer(learner: Any, collector: Any, distribution: Any, *, iterations: int, num_steps: int) -> Trainer:
     return Trainer(
         learner,
@@ -237,31 +158,23 @@ def test_a_prototypical_network_learns_and_uses_its_support() -> None:
 
 def test_a_recurrent_agent_learns_to_adapt_within_a_trial() -> None:
     distribution = Bandit(num_arms=2)
-    collector = RolloutCollector(distribution, num_trajectories=Recurrent.num_trials)
-    learner = Recurrent(collector.spaces, num_pulls=6)
-    trainer = quiet_trainer(learner, collector, distribution, iterations=60, num_steps=5)
+    collector = RolloutCollector(distribution, num_trajectories=16)
+    config = RL2Config(trajectories_per_trial=6, num_trajectories=16, hidden_size=16, learning_rate=1e-2)
+    learner = RL2(config, collector.spaces, generator=torch.Generator().manual_seed(0))
+    trainer = quiet_trainer(learner, collector, distribution, iterations=30, num_steps=5)
     curve = trainer.run()
     assert curve.unit == "trajectories"
     assert curve.values.shape == (6, 200, 1)
-    assert curve.env_steps == tuple(float(Recurrent.num_trials * k) for k in range(6))
+    assert curve.env_steps == (
+        0.0,
+        1.0,
+        2.0,
+        3.0,
+        4.0,
+        5.0,
+    )  # its own pulls, nobody else's
     assert abs(curve.mean[0] - 0.5) < 0.05  # nothing is known before the first pull
     assert curve.gain(5)[1] > 0.03
-
-
-def test_the_recurrent_agents_replay_equals_its_acting() -> None:
-    distribution = Bandit(num_arms=3)
-    collector = RolloutCollector(distribution, num_trajectories=Recurrent.num_trials)
-    learner = Recurrent(collector.spaces, num_pulls=4)
-    tasks = distribution.sample(2, np.random.default_rng(0))
-    episodes = run_episodes(learner, collector, tasks, Seeds.first(2), num_steps=3)
-    memory = learner.begin(2)
-    for pull in (*episodes.support, episodes.query):
-        distribution_t, memory = learner.step(memory)
-        replayed = distribution_t.log_prob(pull.actions[..., 0])
-        torch.testing.assert_close(replayed.detach(), pull.log_probs[..., 0], rtol=1e-5, atol=1e-5)
-        memory = learner.observe(
-            memory, pull.actions[..., 0], pull.rewards[..., 0], pull.terminated[..., 0], pull.truncated[..., 0]
-        )
 
 
 def test_learners_round_trip_through_their_state() -> None:

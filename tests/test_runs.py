@@ -299,7 +299,8 @@ def test_the_newest_checkpoints_stay_and_the_best(
     scores: list[float], every: int, last: int, kept: list[int], tmp_path: Path
 ) -> None:
     flags = f"--checkpoint-every={every} --trainer.keep-last={last} --evaluation.every=1 --iterations=6"
-    train(config(*flags.split(), "--evaluation.no-controls"), tmp_path, callbacks=(Scores(scores),))
+    enough = "--agent.num-trajectories=8"  # for a step of every iteration to be accepted
+    train(config(*flags.split(), enough, "--evaluation.no-controls"), tmp_path, callbacks=(Scores(scores),))
     assert [*checkpoint.list_checkpoints(tmp_path)] == kept
     trainer = load_trainer(tmp_path, checkpoint="best")
     assert trainer.iteration == (kept[-1] if scores[-1] == 6 else kept[0])

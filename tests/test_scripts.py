@@ -49,7 +49,14 @@ def test_importing_a_script_trains_nothing(family: str, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_scripts_docstring_names_its_presets_and_itself(family: str) -> None:
     text = ast.get_docstring(ast.parse(script(family).read_text())) or ""
-    commands = [line.split() for line in text.splitlines() if line.startswith("    python ")]
-    assert {command[1] for command in commands} == {f"scripts/{script(family).name}"}
-    named = {command[3] if command[2:3] == ["--preset"] else "default" for command in commands}
-    assert named == {*registry.presets(family, "maml")}
+    commands = [
+        line.split() for line in text.splitlines() if line.startswith(f"    python scripts/{script(family).name}")
+    ]
+    assert commands
+
+    def value(command: list[str], flag: str, otherwise: str) -> str:
+        return command[command.index(flag) + 1] if flag in command else otherwise
+
+    named = {(value(command, "--agent", "maml"), value(command, "--preset", "default")) for command in commands}
+    assert {preset for agent, preset in named if agent == "maml"} >= {*registry.presets(family, "maml")}
+    assert all(preset in registry.presets(family, agent) for agent, preset in named)

@@ -301,7 +301,7 @@ def test_progress_is_one_plain_line_per_iteration_without_a_terminal(
     assert len(lines) == len(recorder.rows)
     for number, (line, row, eta) in enumerate(zip(lines, recorder.rows, remaining, strict=True), start=1):
         before, after = row["rollout/pre_adapt/ep_rew_mean"], row["rollout/post_adapt/ep_rew_mean"]
-        scores = f"return before {before:.4g}, after adaptation {after:.4g}"
+        scores = f"return before adaptation {before:.4g}, after adaptation {after:.4g}"
         assert line == f"iteration {number}/3  {scores}  {8 * number} s  eta {eta} s"
 
 

@@ -11,13 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarl.agents.maml import MAML, MAMLConfig, PolicyBatch, _flatten, _OuterStep, _unflatten
+from metarl.agents.fomaml import FOMAML
+from metarl.agents.maml import MAML, MAMLConfig, _OuterStep
 from metarl.collect import run_episodes
 from metarl.envs.half_cheetah import HalfCheetahDir
 from metarl.envs.point_nav import PointNav
 from metarl.episodes import Episodes
 from metarl.inner_loop import Parameters, over_tasks
 from metarl.learner import Spaces
+from metarl.policy_gradient import PolicyBatch, flatten, unflatten
 from metarl.rollout import RolloutCollector
 from metarl.seeds import Purpose, Seeds, generator
 
@@ -26,9 +28,9 @@ GAUSSIAN = Spaces(observation_size=3, action_size=2, discrete=False)
 CATEGORICAL = Spaces(observation_size=3, action_size=4, discrete=True)
 
 
-def make_learner(spaces: Spaces, **settings: object) -> MAML:
+def make_learner(spaces: Spaces, kind: type[MAML] = MAML, **settings: object) -> MAML:
     config = MAMLConfig(**{"hidden_sizes": (5,), "activation": "tanh", "inner_lr": 0.3, "chunk_steps": 60, **settings})  # type: ignore[arg-type]
-    learner = MAML(config, spaces, generator=torch.Generator().manual_seed(0))
+    learner = kind(config, spaces, generator=torch.Generator().manual_seed(0))
     learner._parameters = {name: value.double() for name, value in learner.parameters.items()}
     return learner
 
@@ -42,7 +44,8 @@ def make_batch(learner: MAML, state: Parameters, seed: int) -> PolicyBatch:
     acted, _ = learner.act(state, observations, draw(shape, generator=rng, dtype=torch.float64))
     mask = (torch.rand(NUM_TASKS, NUM_STEPS, generator=rng) < 0.8).double()
     advantages = torch.randn(NUM_TASKS, NUM_STEPS, generator=rng, dtype=torch.float64) * mask
-    return PolicyBatch(observations, acted.actions, acted.log_probs, advantages, mask, advantages.sum(1))
+    starts, scale = torch.zeros_like(mask).long(), torch.ones_like(mask[:, 0])
+    return PolicyBatch(observations, acted.actions, acted.log_probs, advantages, mask, starts, advantages.sum(1), scale)
 
 
 def make_episodes(learner: MAML, num_steps: int) -> Episodes[Parameters, PolicyBatch]:
@@ -91,11 +94,11 @@ def reference_objectives(
         return -live_mean(log_probs * batch.advantages, batch.mask)
 
     def adapted(vector: Tensor, task: int) -> Parameters:
-        current = _unflatten(vector, learner.parameters)
+        current = unflatten(vector, learner.parameters)
         for batch in episodes.support:
             names, values = list(current), list(current.values())
             loss = reinforce(current, of_task(batch, task))
-            gradients = torch.autograd.grad(loss, values, create_graph=not learner.config.first_order)
+            gradients = torch.autograd.grad(loss, values, create_graph=not learner.first_order)
             steps = [value - learner.config.inner_lr * g for value, g in zip(values, gradients, strict=True)]
             current = dict(zip(names, steps, strict=True))
         return current
@@ -128,7 +131,7 @@ class TestOuterStep:
         episodes = make_episodes(learner, num_steps)
         surrogate, _ = reference_objectives(learner, episodes)
         gradient = _OuterStep(learner, episodes).gradient()
-        point = _flatten(learner.parameters).requires_grad_()
+        point = flatten(learner.parameters).requires_grad_()
         torch.testing.assert_close(gradient, torch.autograd.grad(surrogate(point), point)[0], rtol=1e-9, atol=1e-12)
         rng = torch.Generator().manual_seed(7)
         for _ in range(5):
@@ -142,7 +145,7 @@ class TestOuterStep:
         episodes = make_episodes(learner, num_steps)
         _, kl = reference_objectives(learner, episodes)
         outer = _OuterStep(learner, episodes)
-        point = _flatten(learner.parameters)
+        point = flatten(learner.parameters)
         hessian = torch.autograd.functional.hessian(kl, point)
         rng = torch.Generator().manual_seed(8)
         direction = torch.randn(point.shape, generator=rng, dtype=torch.float64)
@@ -164,9 +167,9 @@ class TestOuterStep:
         episodes = make_episodes(learner, num_steps)
         outer = _OuterStep(learner, episodes)
         surrogate, kl = reference_objectives(learner, episodes)
-        value, distance = outer.evaluate(_flatten(learner.parameters))
+        value, distance = outer.evaluate(flatten(learner.parameters))
         assert abs(distance) < 1e-10
-        point = _flatten(learner.parameters).requires_grad_()
+        point = flatten(learner.parameters).requires_grad_()
         assert value == pytest.approx(float(surrogate(point.detach())), rel=1e-12)
         assert abs(float(kl(point.detach()))) < 1e-10
         assert float(torch.autograd.grad(kl(point), point)[0].abs().max()) < 1e-10
@@ -179,9 +182,9 @@ class TestOuterStep:
         learner = make_learner(spaces, num_adaptation_steps=num_steps)
         episodes = make_episodes(learner, num_steps)
         surrogate, kl = reference_objectives(learner, episodes)
-        before = _flatten(learner.parameters)
+        before = flatten(learner.parameters)
         metrics = learner.meta_update(episodes)
-        after = _flatten(learner.parameters)
+        after = flatten(learner.parameters)
         gained = float(surrogate(after) - surrogate(before))
         assert metrics["surrogate_improvement"] == pytest.approx(gained, rel=1e-9)
         assert gained > 0.0
@@ -190,11 +193,11 @@ class TestOuterStep:
 
 
 def test_first_order_leaves_the_hessian_out_and_nothing_else() -> None:
-    first, full = (make_learner(GAUSSIAN, first_order=flag) for flag in (True, False))
+    first, full = (make_learner(GAUSSIAN, kind) for kind in (FOMAML, MAML))
     episodes = make_episodes(full, 1)
     outer = _OuterStep(first, episodes)
     surrogate, kl = reference_objectives(first, episodes)
-    point = _flatten(first.parameters).requires_grad_()
+    point = flatten(first.parameters).requires_grad_()
     expected = torch.autograd.grad(surrogate(point), point)[0]
     torch.testing.assert_close(outer.gradient(), expected, rtol=1e-10, atol=1e-12)
     assert float((outer.gradient() - _OuterStep(full, episodes).gradient()).norm()) > 1e-3
@@ -240,8 +243,7 @@ def test_categorical_actions_follow_their_probabilities() -> None:
     observations = torch.ones(1, 40_000, 3, dtype=torch.float64)
     noise = torch.rand(1, 40_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     acted, _ = learner.act(state, observations, noise)
-    batch = PolicyBatch(observations, acted.actions, acted.log_probs, noise, torch.ones_like(noise), noise[:, 0])
-    distribution = over_tasks(learner._distribution, state, batch.observations)
+    distribution = over_tasks(learner.distribution, state, observations)
     probabilities = distribution[0][0, 0].softmax(-1)
     frequencies = torch.bincount(acted.actions.flatten(), minlength=4) / 40_000
     torch.testing.assert_close(frequencies.double(), probabilities, atol=0.01, rtol=0)
@@ -250,7 +252,7 @@ def test_categorical_actions_follow_their_probabilities() -> None:
 
 def test_test_time_steps_beyond_those_trained_are_halved() -> None:
     learner = make_learner(GAUSSIAN, inner_lr=0.4, num_adaptation_steps=2, later_step_scale=0.5)
-    assert [learner._step_size(step) for step in range(4)] == [0.4, 0.4, 0.2, 0.2]
+    assert [learner.step_size(step) for step in range(4)] == [0.4, 0.4, 0.2, 0.2]
 
 
 def test_prepare_masks_and_standardises_per_task() -> None:
@@ -316,5 +318,5 @@ def test_adapted_policy_as_a_module() -> None:
     episodes = make_episodes(learner, 1)
     module = learner.policy(episodes.state, 2).double()
     observations = episodes.query.observations[2]
-    expected = over_tasks(learner._distribution, episodes.state, episodes.query.observations)
+    expected = over_tasks(learner.distribution, episodes.state, episodes.query.observations)
     torch.testing.assert_close(module(observations).mean, expected[0][2], check_dtype=False, rtol=1e-5, atol=1e-6)

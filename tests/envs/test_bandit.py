@@ -48,7 +48,11 @@ def test_luck_follows_the_seed_and_changes_from_reset_to_reset():
     second = pulls(env)
     assert (first != second).any(1).all()
     assert len({tuple(row) for row in first}) == 3
-    np.testing.assert_array_equal(pulls(family.make_vector_env(3), seed=[7, 5, 6]), first[[2, 0, 1]])
+    other = family.make_vector_env(3)
+    np.testing.assert_array_equal(pulls(other, seed=[7, 5, 6]), first[[2, 0, 1]])
+    np.testing.assert_array_equal(pulls(other, seed=[None, None, 7]), [second[2], second[0], first[2]])
+    np.testing.assert_array_equal(pulls(other)[2], second[2])
+    assert (pulls(family.make_vector_env(3)) != pulls(family.make_vector_env(3))).any(1).all()
 
 
 def test_chances_are_uniform():

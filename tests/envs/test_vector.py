@@ -169,6 +169,9 @@ def test_wrong_use_is_refused_in_words():
         env.set_tasks([1, 2, 3])
     with pytest.raises(ValueError, match="1 seeds for 2"):
         env.reset(seed=[1])
+    for wrong in (-1, 2**64):
+        with pytest.raises(ValueError, match=rf"seed {wrong} is not in \[0, 2\^64\)"):
+            env.reset(seed=[0, wrong])
     with pytest.raises(TypeError, match="numpy array of bool"):
         env.reset(options={"reset_mask": [True, False]})
     with pytest.raises(ValueError, match="a True value"):

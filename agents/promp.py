@@ -1,0 +1,160 @@
+"""Proximal meta-policy search.
+
+Jonas Rothfuss, Dennis Lee, Ignasi Clavera, Tamim Asfour, Pieter Abbeel: ProMP: Proximal Meta-Policy Search. ICLR 2019,
+arXiv:1810.06784. The inner loss weighs advantages with the likelihood ratio to the policy that acted, so that the
+meta-gradient also credits the policy before adaptation; the outer step is PPO's, through the inner loop.
+
+Differs from the paper: every collection holds whole trajectories, the same number for every task. As in the authors'
+experiments, the weight of the inner KL is fixed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from metarl.adam import Moments, adam_step, no_moments
+from metarl.episodes import Episodes, to_device, tree_map
+from metarl.errors import require
+from metarl.inner_loop import Parameters, gradient_step, over_tasks
+from metarl.learner import Spaces
+from metarl.networks import Activation, Distribution
+from metarl.policy_gradient import AdaptivePolicy, PolicyBatch, PolicyConfig, flatten, kl_from, live_mean, surrogate
+
+
+@dataclass(frozen=True)
+class ProMPConfig(PolicyConfig):
+    """Settings of ProMP; the defaults are the authors'."""
+
+    outer_lr: float = 1e-3
+    """Adam's step size in the outer loop."""
+    num_epochs: int = 5
+    """Outer steps per meta-batch, each on all of its data."""
+    clip_range: float = 0.3
+    """How far the adapted policy's likelihood ratio may leave 1 before it earns nothing more."""
+    kl_coefficient: float = 5e-4
+    """Weight of the KL from the policies that collected the support, >= 0; it keeps the policy before adaptation."""
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    activation: Activation = "tanh"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0.0 < self.outer_lr < math.inf, "agent.outer_lr", self.outer_lr, "a positive number")
+        require(self.num_epochs >= 1, "agent.num_epochs", self.num_epochs, "an integer >= 1")
+        require(0.0 < self.clip_range < math.inf, "agent.clip_range", self.clip_range, "a positive number")
+        require(0.0 <= self.kl_coefficient < math.inf, "agent.kl_coefficient", self.kl_coefficient, "a number >= 0")
+
+
+class Outcome(NamedTuple):
+    """What became of a task in the outer objective: scalars, or [num_tasks].
+
+    Attributes:
+        loss: what is minimised.
+        inner_kl: from the policies that collected the support, mean over inner steps.
+        approx_kl: estimate of the KL from the policy that collected the query.
+        clip_fraction: share of the query's steps whose ratio lies outside the clip range.
+    """
+
+    loss: Tensor
+    inner_kl: Tensor
+    approx_kl: Tensor
+    clip_fraction: Tensor
+
+
+class ProMP(AdaptivePolicy):
+    """Proximal meta-policy search: PPO through a likelihood-ratio inner loop."""
+
+    Config = ProMPConfig
+    config: ProMPConfig
+
+    def __init__(self, config: ProMPConfig, spaces: Spaces, *, generator: torch.Generator) -> None:
+        super().__init__(config, spaces, generator=generator)
+        self._moments = no_moments(self._parameters)
+
+    def to(self, device: torch.device | str) -> Self:
+        self._moments = to_device(self._moments, device)
+        return super().to(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "adam": self._moments._asdict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        moments = Moments(**state["adam"])
+        super().load_state_dict(state)
+        self._moments = tree_map(lambda value: value.to(self.device, copy=True), moments)
+
+    def inner_loss(self, parameters: Parameters, batch: PolicyBatch) -> Tensor:
+        """For ONE task: -mean over live steps of pi(a|s) / pi_behaviour(a|s) A."""
+        return -surrogate(self.distribution(parameters, batch.observations), batch)
+
+    def meta_update(self, episodes: Episodes[Parameters, PolicyBatch]) -> dict[str, float]:
+        """`num_epochs` Adam steps; each adapts to the stored support anew, from where the last one led."""
+        support, query = episodes.support, episodes.query
+        behaviour = self.behaviour(support)
+        chunk_size = self.chunk_size(max(batch.num_steps for batch in (*support, query)))
+        differentiate = torch.func.grad(self.outer_loss, has_aux=True)
+        for _ in range(self.config.num_epochs):
+            state = self.begin(len(episodes.tasks))
+            per_task, outcome = over_tasks(differentiate, state, support, behaviour, query, chunk_size=chunk_size)
+            gradients = {name: value.mean(0) for name, value in per_task.items()}
+            stepped, self._moments = adam_step(self._parameters, gradients, self._moments, self.config.outer_lr)
+            self._parameters = stepped
+        metrics = {name: float(value.mean()) for name, value in outcome._asdict().items()}
+        metrics["gradient_norm"] = float(flatten(gradients).norm())
+        if "log_std" in self._parameters:
+            metrics["std"] = float(self._parameters["log_std"].exp().mean())
+        return metrics
+
+    def outer_loss(
+        self,
+        parameters: Parameters,
+        support: tuple[PolicyBatch, ...],
+        behaviour: tuple[Distribution, ...],
+        query: PolicyBatch,
+    ) -> tuple[Tensor, Outcome]:
+        """Of ONE task, as a function of the meta-parameters.
+
+        Args:
+            parameters: the meta-parameters.
+            support: one batch per inner step.
+            behaviour: the action distributions that collected each, constants.
+            query: collected by the policy adapted to `support` when the meta-batch began.
+
+        Returns:
+            The loss, and all of the outcome.
+        """
+        kls = []
+        for step, (batch, before) in enumerate(zip(support, behaviour, strict=True)):
+            kls.append(kl_from(self.distribution(parameters, batch.observations), (batch, before)))
+            parameters = gradient_step(self.inner_loss, parameters, batch, self.step_size(step))
+        log_ratio = self.distribution(parameters, query.observations).log_prob(query.actions) - query.log_probs
+        inner_kl = torch.stack(kls).mean()
+        loss = self.config.kl_coefficient * inner_kl - clipped_surrogate(log_ratio.exp(), query, self.config.clip_range)
+        outside = ((log_ratio.exp() - 1.0).abs() > self.config.clip_range).to(log_ratio.dtype)
+        approx_kl = live_mean(log_ratio.exp() - 1.0 - log_ratio, query.mask)
+        return loss, Outcome(loss, inner_kl, approx_kl, live_mean(outside, query.mask))
+
+    def behaviour(self, support: tuple[PolicyBatch, ...]) -> tuple[Distribution, ...]:
+        """The distributions that collected each support batch, task axis leading."""
+        state = self.begin(len(support[0].mask))
+        found = []
+        for step, batch in enumerate(support):
+            if step > 0:
+                state = self.adapt(state, support[step - 1], step=step - 1)
+            chunk_size = self.chunk_size(batch.num_steps)
+            found.append(over_tasks(self.distribution, state, batch.observations, chunk_size=chunk_size))
+        return tuple(found)
+
+
+def clipped_surrogate(ratio: Tensor, batch: PolicyBatch, clip_range: float) -> Tensor:
+    """For ONE task: mean over live steps of min(r A, clip(r, 1 - clip_range, 1 + clip_range) A).
+
+    Reference: Schulman et al. 2017, arXiv:1707.06347, equation 7.
+    """
+    clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
+    return live_mean(torch.minimum(ratio * batch.advantages, clipped * batch.advantages), batch.mask)

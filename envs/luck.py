@@ -1,0 +1,72 @@
+"""Random numbers for many sub-environments at once, each with a seed of its own.
+
+A numpy generator takes about 10 microseconds to make, which is more than a whole trajectory of a small environment
+takes. Here the j-th number of a trajectory is a hash of (seed, number of the trajectory, j), computed for all
+sub-environments together: the output function of Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
+Generators", OOPSLA 2014 (SplitMix64).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+_INCREMENT = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Luck(Sequence[np.random.Generator]):
+    """The random numbers of sub-environments that start new trajectories.
+
+    `uniforms` and `normals` draw for all of them together; the sequence holds a numpy generator of each, which is made
+    when it is asked for. What a sub-environment gets depends on its seed and on how many trajectories it has begun
+    since it was seeded, not on the others.
+
+    Args:
+        seeds: uint64, one per sub-environment.
+        trajectories: how many trajectories each has begun since it was seeded, uint64.
+        generator: the numpy generator of the i-th.
+    """
+
+    def __init__(
+        self,
+        seeds: NDArray[np.uint64],
+        trajectories: NDArray[np.uint64],
+        generator: Callable[[int], np.random.Generator],
+    ) -> None:
+        self._keys = _mix(_mix((seeds + np.uint64(1)) * _INCREMENT) + trajectories)[:, np.newaxis]
+        self._generator = generator
+        self._drawn = 0
+
+    def uniforms(self, count: int) -> NDArray[np.float64]:
+        """The next `count` numbers of each, uniform in [0, 1), [num_envs, count]."""
+        counters = np.arange(self._drawn + 1, self._drawn + count + 1, dtype=np.uint64)
+        self._drawn += count
+        bits: NDArray[np.uint64] = _mix(self._keys + counters * _INCREMENT) >> np.uint64(11)
+        return bits.astype(np.float64) * 2.0**-53
+
+    def normals(self, count: int) -> NDArray[np.float64]:
+        """The next `count` standard normal numbers of each, [num_envs, count]; takes 2 * `count` uniform ones."""
+        radius = np.sqrt(-2.0 * np.log1p(-self.uniforms(count)))
+        normals: NDArray[np.float64] = radius * np.cos(2.0 * np.pi * self.uniforms(count))
+        return normals
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @overload
+    def __getitem__(self, index: int) -> np.random.Generator: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[np.random.Generator]: ...
+    def __getitem__(self, index: int | slice) -> np.random.Generator | list[np.random.Generator]:
+        if isinstance(index, slice):
+            return [self._generator(i) for i in range(len(self))[index]]
+        return self._generator(range(len(self))[index])
+
+
+def _mix(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))

@@ -1,0 +1,65 @@
+"""What an iteration of every agent costs beside its physics.
+
+Half-cheetah-dir, 20 tasks x 20 trajectories x 100 steps a collection, 64 units a layer, each agent with its own preset
+otherwise: the time of an iteration as a ratio to the time spent inside the simulator in its collections (two of them;
+five for Reptile). RL² is given each of its memories.
+
+    python scripts/benchmark_agents.py                ten minutes on two cores
+    python scripts/benchmark_agents.py --quick        trajectories of 20 steps: a noisier answer within a minute or two
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from dataclasses import fields, replace
+from typing import Any
+
+from benchmark_iteration import Stopwatch
+from benchmarking import Lines, arguments, repeats_of
+
+from metarl.config import resolve
+from metarl.envs.batch import Simulator
+from metarl.registry import AGENTS
+from metarl.runs import build
+
+SAME: dict[str, Any] = {"hidden_sizes": (64, 64), "activation": "tanh", "hidden_size": 64, "num_trajectories": 20}
+MEMORIES = ("lstm", "gru", "transformer", "mann")
+
+
+def make_trainer(agent: str, settings: dict[str, Any], horizon: int) -> Any:
+    config = resolve("half-cheetah-dir", agent)
+    own = {field.name for field in fields(config.agent) if field.init}
+    settings = {**{name: SAME[name] for name in SAME.keys() & own}, **settings}
+    trainer = replace(config.trainer, meta_batch_size=20, device="cpu")
+    task = replace(config.task, horizon=horizon)
+    return build(replace(config, task=task, agent=replace(config.agent, **settings), trainer=trainer))
+
+
+def main() -> int:
+    parsed = arguments(__doc__ or "").parse_args()
+    repeats, lines = repeats_of(parsed), Lines(parsed.json)
+    cases: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in AGENTS if name != "rl2"}
+    cases |= {f"rl2, {memory}": ("rl2", {"memory": memory}) for memory in MEMORIES}
+    trainers = {name: make_trainer(*case, 20 if parsed.quick else 100) for name, case in cases.items()}
+    stopwatch = Stopwatch()
+    stopwatch.watch(Simulator, "step", "physics")
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    ratios: dict[str, list[float]] = {name: [] for name in cases}
+    for repeat in range(repeats + 1):  # the first is not counted
+        for name, trainer in trainers.items():
+            stopwatch.restart()
+            trainer.train_iteration()
+            stopwatch.stop()
+            if repeat:
+                seconds[name].append(sum(stopwatch.seconds.values()))
+                ratios[name].append(seconds[name][-1] / stopwatch.seconds["physics"])
+    for name in cases:
+        value, ratio = statistics.median(seconds[name]), statistics.median(ratios[name])
+        lines.add(f"iteration, {name}", value, "s", against="time in the simulator", ratio=ratio, repeats=repeats)
+    lines.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

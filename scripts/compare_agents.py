@@ -1,0 +1,200 @@
+"""Trained agents at equal budgets on the test tasks: tables, and a picture against environment steps.
+
+    python scripts/compare_agents.py runs/maml-0 runs/maml-1 runs/rl2-0 --json compare.json --picture compare.png
+    python scripts/compare_agents.py --from compare.json --picture compare.png
+
+A budget is a number of trajectories of the test task that the agent may learn from before it is scored. Agents that
+adapt by gradient take it in steps of at most their own number of trajectories (2 are one step on two trajectories,
+40 are two steps on twenty); RL² is scored on the trajectory after as many. Runs of one agent and preset are its seeds.
+Test-time step sizes are the agents' own. All agents meet the same tasks with the same random numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from metarl.config import load_config
+from metarl.errors import InputError, require
+from metarl.evaluation import evaluate
+from metarl.rollout import RolloutCollector
+from metarl.runs import load_trainer, read_report
+from metarl.statistics import hierarchical_bootstrap
+
+BUDGETS = (0, 1, 2, 20, 40, 60)
+QUERY_TRAJECTORIES = 20
+CONTROLS = {"own task": "D", "another task": "X", "no reward": "o", "nothing": "|"}
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933", "#882255", "#332288", "#000000")
+
+
+class Budget:
+    """Few trajectories to learn from, many to be scored on."""
+
+    acts = True
+
+    def __init__(self, support: RolloutCollector, query: RolloutCollector) -> None:
+        self.support = support.support
+        self.query = query.query
+
+
+def measure(run_dir: Path, num_tasks: int, seed: int) -> dict[str, Any]:
+    """Scores of one run at every budget."""
+    config = load_config(run_dir)
+    trainer = load_trainer(run_dir)
+    learner = trainer.learner
+    query = RolloutCollector(config.task, num_trajectories=QUERY_TRAJECTORIES)
+    values, env_steps = [], []
+
+    def curve_of(collector: Any, num_steps: int) -> Any:
+        return evaluate(learner, collector, config.task, num_tasks=num_tasks, num_steps=num_steps, seed=seed)
+
+    if learner.unit == "trajectories":
+        curve = curve_of(query, BUDGETS[-1])
+        values = [curve.values[budget].ravel() for budget in BUDGETS]
+        env_steps = [curve.env_steps[budget] for budget in BUDGETS]
+    else:
+        for budget in BUDGETS:
+            width = min(max(budget, 1), config.agent.num_trajectories)
+            support = RolloutCollector(config.task, num_trajectories=width)
+            curve = curve_of(Budget(support, query), -(-budget // width))
+            support.close()
+            values.append(curve.values[-1].ravel())
+            env_steps.append(curve.env_steps[-1])
+    variant = "" if config.preset in (None, "default") else f" ({config.preset})"
+    if config.agent_name == "rl2":
+        variant = f" ({config.agent.memory})"
+    return {
+        "label": config.agent_name + variant,
+        "task": config.task_name,
+        "seed": config.trainer.seed,
+        "iterations": trainer.iteration,
+        "trained_on_env_steps": trainer.env_steps,
+        "budgets": list(BUDGETS),
+        "env_steps": [round(steps, 1) for steps in env_steps],
+        "values": [[round(float(value), 3) for value in row] for row in values],
+        "controls": controls_of(read_report(run_dir)),
+    }
+
+
+def controls_of(report: dict[str, Any]) -> dict[str, Any] | None:
+    """Means of the cross-adaptation matrix on and off its diagonal, and of the other controls."""
+    cross = report.get("cross_adaptation")
+    if cross is None:
+        return None
+    matrix = np.asarray(cross["matrix"])
+    diagonal = np.eye(len(matrix), dtype=bool)
+    means = (matrix[diagonal], matrix[~diagonal], cross["zero_reward"], cross["before"])
+    named = {name: round(float(np.mean(value)), 3) for name, value in zip(CONTROLS, means, strict=True)}
+    return {**named, "matrix": np.round(matrix, 3).tolist(), "tasks": cross["tasks"]}
+
+
+def summarise(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means over the seeds of each label, with 95 % intervals (seeds, then tasks within each)."""
+    rows = []
+    for label in dict.fromkeys(run["label"] for run in runs):
+        own = [run for run in runs if run["label"] == label]
+        values = np.asarray([run["values"] for run in own]).transpose(1, 0, 2)
+        low, high = hierarchical_bootstrap(values, np.random.default_rng(0))
+        controls = [run["controls"] for run in own if run["controls"] is not None]
+        rows.append(
+            {
+                "label": label,
+                "seeds": [run["seed"] for run in own],
+                "trained_on_env_steps": [run["trained_on_env_steps"] for run in own],
+                "budgets": own[0]["budgets"],
+                "env_steps": np.mean([run["env_steps"] for run in own], axis=0).round(1).tolist(),
+                "mean": values.mean((1, 2)).round(3).tolist(),
+                "ci_low": low.round(3).tolist(),
+                "ci_high": high.round(3).tolist(),
+                "per_seed": values.mean(2).T.round(3).tolist(),
+                "controls": {name: round(float(np.mean([c[name] for c in controls])), 3) for name in CONTROLS}
+                if controls
+                else None,
+            }
+        )
+    return rows
+
+
+def draw(task: str, rows: Sequence[dict[str, Any]]) -> Figure:
+    """Return against environment steps spent on the test task, and what the controls say."""
+    figure = Figure(figsize=(13.0, 5.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.4, 1.0))
+    linear = min(row["env_steps"][1] for row in rows)
+    for colour, row in zip(COLOURS, rows, strict=False):
+        many = len(row["seeds"]) > 1
+        label = f"{row['label']}, {len(row['seeds'])} seeds" if many else f"{row['label']}, 1 seed"
+        left.plot(row["env_steps"], row["mean"], color=colour, marker="o", markersize=4, linewidth=1.6, label=label)
+        left.fill_between(row["env_steps"], row["ci_low"], row["ci_high"], color=colour, alpha=0.13, linewidth=0)
+    left.set_xscale("symlog", linthresh=linear, linscale=0.5)
+    left.xaxis.set_major_formatter(EngFormatter(sep=""))
+    left.set_xlabel("environment steps spent on the test task\n(budgets of " + ", ".join(map(str, BUDGETS)) + ")")
+    left.set_ylabel("return")
+    left.set_title(f"{task}: what a budget of trajectories buys")
+    left.legend(frameon=False, fontsize=8)
+    with_controls = [(colour, row) for colour, row in zip(COLOURS, rows, strict=False) if row["controls"]]
+    for place, (colour, row) in enumerate(reversed(with_controls)):
+        for name, marker in CONTROLS.items():
+            right.plot(row["controls"][name], place, marker=marker, color=colour, markersize=9, markerfacecolor="none")
+    for name, marker in CONTROLS.items():
+        right.plot([], [], marker=marker, color="#444444", linestyle="none", markerfacecolor="none", label=name)
+    right.set_yticks(range(len(with_controls)), [row["label"] for _, row in reversed(with_controls)])
+    right.set_xlabel("return")
+    right.set_title("... having adapted to")
+    right.legend(frameon=False, fontsize=8, loc="best")
+    right.grid(axis="y", alpha=0.2)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """One line of text per agent."""
+    lines = ["agent                 seeds  " + "".join(f"{budget:>24}" for budget in rows[0]["budgets"])]
+    for row in rows:
+        cells = zip(row["mean"], row["ci_low"], row["ci_high"], strict=True)
+        scores = "".join(f"{f'{mean:.1f} [{low:.1f}, {high:.1f}]':>24}" for mean, low, high in cells)
+        lines.append(f"{row['label']:22}{len(row['seeds']):5}  {scores}")
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--from", dest="source", type=Path, help="a file that --json wrote, instead of run folders")
+    parser.add_argument("--tasks", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=1_000_000, help="of the evaluation")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--picture", type=Path)
+    parsed = parser.parse_args()
+    try:
+        require(bool(parsed.runs) != bool(parsed.source), "runs", len(parsed.runs), "run folders, or --from FILE")
+        runs = json.loads(parsed.source.read_text())["runs"] if parsed.source else []
+        for run_dir in parsed.runs:
+            runs.append(measure(run_dir, parsed.tasks, parsed.seed))
+            print(f"{run_dir}: {runs[-1]['label']}", file=sys.stderr, flush=True)
+        tasks = sorted({run["task"] for run in runs})
+        require(len(tasks) == 1, "runs", tasks, "runs on one task family")
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    rows = summarise(runs)
+    print("\n".join(table(rows)))
+    if parsed.json is not None:
+        parsed.json.write_text(json.dumps({"task": tasks[0], "summary": rows, "runs": runs}) + "\n")
+    if parsed.picture is not None:
+        with matplotlib.rc_context({"font.size": 11}):
+            draw(tasks[0], rows).savefig(parsed.picture, dpi=120)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

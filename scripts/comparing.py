@@ -1,0 +1,102 @@
+"""What the scripts share that hold trained memories against players whose worth is known."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import metarl
+from metarl.config import RunConfig, load_config
+from metarl.errors import require
+
+
+def arguments(description: str, *, episodes: int) -> argparse.ArgumentParser:
+    """The flags that every comparison has."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("runs", nargs="+", metavar="[LABEL=]RUN_DIR")
+    parser.add_argument("--episodes", type=int, default=episodes, help="trials that everybody plays")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    return parser
+
+
+def load(path: str, task_name: str) -> tuple[str, RunConfig, Any]:
+    """Label, configuration and learner of LABEL=RUN_DIR or RUN_DIR.
+
+    Raises:
+        InputError: not a run of an agent with a memory on `task_name`.
+    """
+    label, _, folder = path.rpartition("=")
+    config = load_config(Path(folder))
+    require(config.task_name == task_name, folder, config.task_name, f"a run on {task_name}")
+    learner = metarl.load(folder)
+    require(learner.unit == "trajectories", folder, config.agent_name, "an agent with a memory")
+    return label or Path(folder).name, config, learner
+
+
+class Remembering:
+    """A learner with a memory as a player of many trials at once, one trial each."""
+
+    def __init__(self, learner: Any, rng: np.random.Generator) -> None:
+        self._learner = learner
+        self._rng = rng
+        self._state: Any = None
+
+    def begin(self, num_trials: int) -> None:
+        """Forgets everything."""
+        self._state = self._learner.begin(num_trials)
+
+    def observe(self, actions: NDArray[Any], rewards: NDArray[Any], *, ended: bool) -> None:
+        """What followed the last actions, [num_trials] each; with `ended`, another trajectory begins."""
+        told = torch.from_numpy(rewards.astype(np.float32)).unsqueeze(1)
+        done = torch.full_like(told, ended, dtype=torch.bool)
+        taken = torch.from_numpy(np.array(actions)).unsqueeze(1)
+        self._state = self._learner.observe(self._state, taken, told, torch.zeros_like(done), done)
+        self._state = self._state._replace(over=torch.zeros_like(done))
+
+    def act(self, observations: NDArray[Any]) -> NDArray[np.int64]:
+        """Actions [num_trials] for observations [num_trials, observation_size]."""
+        noise = torch.from_numpy(self._rng.random((len(observations), 1), dtype=np.float32))
+        seen = torch.from_numpy(observations.astype(np.float32)).unsqueeze(1)
+        with torch.no_grad():
+            acted, self._state = self._learner.act(self._state, seen, noise)
+        actions: NDArray[np.int64] = acted.actions[:, 0].numpy()
+        return actions
+
+
+def in_parts(play: Callable[[slice], Any], total: int, size: int) -> list[Any]:
+    """`play` of slices of at most `size`, so that nothing grows beyond memory."""
+    return [play(slice(start, min(start + size, total))) for start in range(0, total, size)]
+
+
+def mean_and_error(values: NDArray[Any]) -> dict[str, float]:
+    """Mean and 1.96 standard errors."""
+    return {"mean": round(float(values.mean()), 4), "error": round(float(1.96 * values.std() / len(values) ** 0.5), 4)}
+
+
+def scores(returns: Mapping[str, NDArray[Any]], bound: float) -> dict[str, dict[str, Any]]:
+    """Each player's return, its share of `bound`, and what it has over "greedy" on the same trials."""
+    return {
+        name: {
+            "return": mean_and_error(values),
+            "share_of_bound": round(float(values.mean()) / bound, 4),
+            "above_greedy": mean_and_error(values - returns["greedy"]),
+        }
+        for name, values in returns.items()
+    }
+
+
+def table(players: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """One line per player."""
+    lines = []
+    for name, player in players.items():
+        value, above, share = player["return"], player["above_greedy"], 100 * player["share_of_bound"]
+        score = f"{value['mean']:8.3f} ± {value['error']:.3f}   {share:6.2f} % of the bound"
+        lines.append(f"  {name:18} {score}   greedy {above['mean']:+.3f} ± {above['error']:.3f}")
+    return lines
