@@ -136,34 +136,30 @@ class CausalTransformer(Memory):
 
     def initial(self, num_sequences: int) -> State:
         weight = self.embed.weight
-        size = (num_sequences, len(self.blocks), 2, 0, self.output_size)
-        return weight.new_zeros(num_sequences, dtype=torch.int64), weight.new_zeros(size)
+        count = weight.new_zeros(num_sequences, dtype=torch.int64)
+        return count, *(weight.new_zeros(block.cache_shape(num_sequences)) for block in self._blocks())
 
     def step(self, inputs: Tensor, state: State, *, live: Tensor | None = None) -> tuple[Tensor, State]:
-        count, past = state
-        slots = past.shape[3]
-        if slots < self.window:  # slots are not reused before the ring has its full size
-            most = int(count.max()) + 1
-            if most > slots:
-                grown = min(self.window, max(16, 2 * slots))
-                past = torch.cat([past, past.new_zeros(*past.shape[:3], grown - slots, past.shape[4])], dim=3)
-        slots = past.shape[3]
-        slot = count % self.window
-        number = torch.arange(slots, device=past.device)
-        here = number == slot.unsqueeze(1)
-        here = (here if live is None else here & live.unsqueeze(1)).unsqueeze(-1)
-        filled = number <= count.unsqueeze(1)  # all of them once the ring is full
-        hidden = self.embed(inputs) + _sinusoids(count, self.output_size, inputs.dtype)
-        layers = []
-        for layer, block in enumerate(self._blocks()):
-            query, key, value = block.projected(hidden)
-            keys = torch.where(here, key.unsqueeze(1), past[:, layer, 0])
-            values = torch.where(here, value.unsqueeze(1), past[:, layer, 1])
-            mixed = block.attend(query.unsqueeze(1), keys, values, mask=filled[:, None, None])[:, 0]
-            hidden = block.finish(hidden, mixed)
-            layers.append(torch.stack([keys, values], dim=1))
-        outputs: Tensor = self.norm(hidden)
-        return outputs, (count + (1 if live is None else live), torch.stack(layers, dim=1))
+        count, *before = state
+        slots = before[0].shape[3]
+        if slots < self.window and int(count.max()) >= slots:  # slots come round only in a ring of full size
+            more = min(self.window, max(16, 2 * slots)) - slots
+            before = [functional.pad(past, (0, 0, 0, more)) for past in before]
+        row, slot = torch.arange(len(count), device=count.device), count % self.window
+        filled = torch.arange(before[0].shape[3], device=count.device) <= count.unsqueeze(1)
+        hidden = (self.embed(inputs) + _sinusoids(count, self.output_size, inputs.dtype)).unsqueeze(1)
+        after = []
+        for block, past in zip(self._blocks(), before, strict=True):
+            query, *new = block.projected(hidden)
+            entry = torch.stack(new, dim=1)[:, :, :, 0]
+            if live is not None:
+                entry = torch.where(live[:, None, None, None], entry, past[row, :, :, slot])
+            past = past.clone()
+            past[row, :, :, slot] = entry
+            hidden = block.finish(hidden, query, past[:, 0], past[:, 1], mask=filled[:, None, None])
+            after.append(past)
+        outputs: Tensor = self.norm(hidden[:, 0])
+        return outputs, (count + (1 if live is None else live), *after)
 
     def forward(self, inputs: Tensor) -> Tensor:
         steps = torch.arange(inputs.shape[1], device=inputs.device)
@@ -171,8 +167,7 @@ class CausalTransformer(Memory):
         mask = (age >= 0) & (age < self.window)
         hidden = self.embed(inputs) + _sinusoids(steps, self.output_size, inputs.dtype)
         for block in self._blocks():
-            mixed = block.attend(*block.projected(hidden), mask=mask)
-            hidden = block.finish(hidden, mixed)
+            hidden = block.finish(hidden, *block.projected(hidden), mask=mask)
         outputs: Tensor = self.norm(hidden)
         return outputs
 
@@ -193,21 +188,20 @@ class _Block(nn.Module):
         self.expand = nn.Linear(hidden_size, 4 * hidden_size)
         self.contract = nn.Linear(4 * hidden_size, hidden_size)
 
-    def projected(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of one stream, each as `hidden`."""
-        query, key, value = self.project(self.norm_attention(hidden)).chunk(3, dim=-1)
-        return query, key, value
+    def cache_shape(self, num_sequences: int) -> tuple[int, ...]:
+        """Of an empty memory of keys and values, [B, 2, num_heads, slots, head_size]."""
+        return (num_sequences, 2, self.num_heads, 0, self.mix.in_features // self.num_heads)
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor) -> Tensor:
-        """[B, Q, O] from queries [B, Q, O] and keys and values [B, S, O]; `mask` is true where a query may look."""
-        heads = [part.reshape(*part.shape[:2], self.num_heads, -1).transpose(1, 2) for part in (queries, keys, values)]
-        mixed = functional.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=mask)
-        return mixed.transpose(1, 2).flatten(2)
+    def projected(self, hidden: Tensor) -> list[Tensor]:
+        """Queries, keys and values [B, num_heads, T, head_size] of the stream [B, T, O]."""
+        parts = self.project(self.norm_attention(hidden)).chunk(3, dim=-1)
+        return [part.reshape(*part.shape[:2], self.num_heads, -1).transpose(1, 2) for part in parts]
 
-    def finish(self, hidden: Tensor, mixed: Tensor) -> Tensor:
-        hidden = hidden + self.mix(mixed)
-        widened = functional.gelu(self.expand(self.norm_feed(hidden)))
-        outputs: Tensor = hidden + self.contract(widened)
+    def finish(self, hidden: Tensor, queries: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor) -> Tensor:
+        """The stream after attention and the feed-forward layer; `mask` is true where a query may look."""
+        mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        hidden = hidden + self.mix(mixed.transpose(1, 2).flatten(2))
+        outputs: Tensor = hidden + self.contract(functional.gelu(self.expand(self.norm_feed(hidden))))
         return outputs
 
 

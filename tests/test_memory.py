@@ -98,7 +98,7 @@ class TestTransformer:
     @pytest.mark.parametrize("window", [1, 5, 22, 23])
     def test_the_ring_holds_the_last_window_of_steps(self, window: int) -> None:
         memory = CausalTransformer(SIZE, HIDDEN, window=window, generator=rng()).double()
-        outputs, (count, past) = stepped(memory, sequences())
+        outputs, (count, past, _) = stepped(memory, sequences())
         assert past.shape[3] == window
         assert count.tolist() == [T] * B
         torch.testing.assert_close(outputs, memory(sequences()), rtol=1e-9, atol=1e-9)
