@@ -1,0 +1,140 @@
+"""The comparing scripts, on tiny runs: what they report is what the agents did."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from metarl.arguments import parse_train
+from metarl.runs import load, train
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+TINY = "--iterations=1 --meta-batch-size=4 --device=cpu --trainer.num-threads=1 --evaluation.num-tasks=2"
+RL2 = "--agent=rl2 --agent.hidden-size=4 --agent.num-trajectories=2"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a script, and gives it arguments."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+    def run(name: str, *arguments: Any) -> Any:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        module = importlib.import_module(name)
+        return module.main() if arguments else module
+
+    return run
+
+
+def trained(folder: Path, flags: str) -> Path:
+    train(parse_train([*flags.split(), *TINY.split()]).config, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bandit_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    flags = f"bandit {RL2} --preset=10x5 --evaluation.num-adaptation-steps=0"
+    return trained(tmp_path_factory.mktemp("bandit"), flags)
+
+
+def test_bandits(bandit_run: Path, script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, picture = tmp_path / "out.json", tmp_path / "out.png"
+    assert script("compare_bandits", f"mine={bandit_run}", "--episodes", 300, "--json", out, "--picture", picture) == 0
+    (panel,) = json.loads(out.read_text())
+    assert (panel["num_arms"], panel["num_pulls"], panel["learned"]) == (5, 10, ["mine"])
+    assert panel["bound"] == 6.66
+    assert picture.stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    for name, player in panel["players"].items():
+        assert name in printed
+        assert player["share_of_bound"] == pytest.approx(player["return"]["mean"] / 6.65999, abs=1e-4)
+        # pulls lose what their arms pay less than the best: both are expectations of the same play
+        expected = 10 * 5 / 6 - sum(player["regret_per_pull"])
+        assert player["return"]["mean"] == pytest.approx(expected, abs=0.5)
+    assert panel["players"]["greedy"]["above_greedy"]["mean"] == 0.0
+
+
+def test_a_player_remembers_as_its_learner_does(bandit_run: Path, script: Any) -> None:
+    learner = load(bandit_run)
+    player = script("comparing").Remembering(learner, np.random.default_rng(3))
+    observations = np.zeros((6, 1))
+    rng, rewards = np.random.default_rng(3), np.random.default_rng(4).random((5, 6))
+    player.begin(6)
+    state = learner.begin(6)
+    for step in range(5):
+        actions = player.act(observations)
+        noise = torch.from_numpy(rng.random((6, 1), dtype=np.float32))
+        with torch.no_grad():
+            acted, state = learner.act(state, torch.zeros(6, 1, 1), noise)
+        assert actions.tolist() == acted.actions[:, 0].tolist()
+        ended = step % 2 == 1
+        player.observe(actions, rewards[step], ended=ended)
+        told = torch.from_numpy(rewards[step].astype(np.float32)).unsqueeze(1)
+        done = torch.full((6, 1), ended)
+        state = learner.observe(state, acted.actions, told, torch.zeros_like(done), done)
+        state = state._replace(over=torch.zeros_like(done))
+        torch.testing.assert_close(player._state.memory, state.memory)
+        assert player._state.done.tolist() == [[float(ended)]] * 6
+
+
+def test_tabular_mdps(script: Any, tmp_path: Path) -> None:
+    flags = f"tabular-mdp {RL2} --agent.trajectories-per-trial=3 --evaluation.num-adaptation-steps=2"
+    run, out = trained(tmp_path / "run", flags), tmp_path / "out.json"
+    assert script("compare_tabular_mdps", f"mine={run}", "--episodes", 60, "--json", out) == 0
+    result = json.loads(out.read_text())
+    assert result["num_episodes"] == 3
+    means = {name: player["return"]["mean"] for name, player in result["players"].items()}
+    assert means["random"] < means["greedy"] < result["bound"]
+    assert result["players"]["mine"]["above_bonus"]["mean"] == pytest.approx(
+        means["mine"] - means["tuned bonus"], abs=1e-3
+    )
+
+
+def test_agents_at_equal_budgets(script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    point = "point-nav --task.horizon=3 --task.test-goals=sampled --evaluation.num-adaptation-steps=1"
+    gradient = "--agent.num-trajectories=10 --agent.hidden-sizes=4"
+    folders = [
+        trained(tmp_path / "maml0", f"{point} {gradient} --seed=0"),
+        trained(tmp_path / "maml1", f"{point} {gradient} --seed=1"),
+        trained(tmp_path / "rl2", f"{point} {RL2} --agent.trajectories-per-trial=2"),
+    ]
+    out, picture = tmp_path / "out.json", tmp_path / "out.png"
+    assert script("compare_agents", *folders, "--tasks", 3, "--json", out, "--picture", picture) == 0
+    found = json.loads(out.read_text())
+    maml, rl2 = found["summary"]
+    assert (maml["label"], maml["seeds"], rl2["label"]) == ("maml", [0, 1], "rl2 (lstm)")
+    assert maml["budgets"] == rl2["budgets"] == [0, 1, 2, 20, 40, 60]
+    # horizon 3, and nothing ends before it: a trajectory is three steps on the task, for both
+    assert maml["env_steps"] == rl2["env_steps"] == [0, 3, 6, 60, 120, 180]
+    for row in found["summary"]:
+        assert all(
+            low <= mean <= high for low, mean, high in zip(row["ci_low"], row["mean"], row["ci_high"], strict=True)
+        )
+        assert set(row["controls"]) == {"own task", "another task", "no reward", "nothing"}
+    assert maml["mean"] == pytest.approx(np.mean(maml["per_seed"], axis=0), abs=2e-3)
+    first, again = picture.stat().st_size, tmp_path / "again.png"
+    assert script("compare_agents", "--from", out, "--picture", again) == 0
+    assert again.stat().st_size == first
+    assert "maml" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_is_refused_in_one_line(
+    bandit_run: Path, script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    maml = trained(tmp_path / "maml", "bandit --agent.num-trajectories=2 --agent.hidden-sizes=4")
+    for name, arguments, said in (
+        ("compare_bandits", [maml], "must be an agent with a memory"),
+        ("compare_tabular_mdps", [bandit_run], "must be a run on tabular-mdp"),
+        ("compare_agents", [bandit_run, "--from", "x"], "runs = 1: must be run folders, or --from FILE"),
+    ):
+        assert script(name, *arguments) == 2
+        captured = capsys.readouterr().err
+        assert said in captured
+        assert len(captured.splitlines()) == 1
