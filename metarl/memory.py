@@ -103,8 +103,9 @@ class RecurrentMemory(Memory):
 class CausalTransformer(Memory):
     """Pre-norm self-attention over the last `window` steps, with sinusoidal positions.
 
-    A step attends to the keys and values of earlier steps, which the state keeps: per layer and sequence a ring of up
-    to `window` slots, grown as it fills, and the number of steps so far.
+    A step is embedded together with the one before: what an agent saw, did and got then stands in one place, where
+    attention can find it by what was seen. It attends to the keys and values of earlier steps, which the state keeps:
+    per layer and sequence a ring of up to `window` slots, grown as it fills, and the number of steps so far.
 
     Source: Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04745 (layer norm first).
     """
@@ -123,7 +124,7 @@ class CausalTransformer(Memory):
         require(hidden_size % (2 * num_heads) == 0, "hidden_size", hidden_size, f"a multiple of {2 * num_heads}")
         self.output_size = hidden_size
         self.window = window
-        self.embed = nn.Linear(input_size, hidden_size)
+        self.embed = nn.Linear(2 * input_size, hidden_size)
         self.blocks = nn.ModuleList(_Block(hidden_size, num_heads) for _ in range(num_layers))
         self.norm = nn.LayerNorm(hidden_size)
         for module in self.modules():
@@ -137,17 +138,18 @@ class CausalTransformer(Memory):
     def initial(self, num_sequences: int) -> State:
         weight = self.embed.weight
         count = weight.new_zeros(num_sequences, dtype=torch.int64)
-        return count, *(weight.new_zeros(block.cache_shape(num_sequences)) for block in self._blocks())
+        last = weight.new_zeros(num_sequences, weight.shape[1] // 2)
+        return count, last, *(weight.new_zeros(block.cache_shape(num_sequences)) for block in self._blocks())
 
     def step(self, inputs: Tensor, state: State, *, live: Tensor | None = None) -> tuple[Tensor, State]:
-        count, *before = state
+        count, last, *before = state
         slots = before[0].shape[3]
         if slots < self.window and int(count.max()) >= slots:  # slots come round only in a ring of full size
             more = min(self.window, max(16, 2 * slots)) - slots
             before = [functional.pad(past, (0, 0, 0, more)) for past in before]
         row, slot = torch.arange(len(count), device=count.device), count % self.window
         filled = torch.arange(before[0].shape[3], device=count.device) <= count.unsqueeze(1)
-        hidden = (self.embed(inputs) + _sinusoids(count, self.output_size, inputs.dtype)).unsqueeze(1)
+        hidden = self._embedded(last, inputs, count).unsqueeze(1)
         after = []
         for block, past in zip(self._blocks(), before, strict=True):
             query, *new = block.projected(hidden)
@@ -159,17 +161,23 @@ class CausalTransformer(Memory):
             hidden = block.finish(hidden, query, past[:, 0], past[:, 1], mask=filled[:, None, None])
             after.append(past)
         outputs: Tensor = self.norm(hidden[:, 0])
-        return outputs, (count + (1 if live is None else live), *after)
+        if live is not None:
+            inputs = torch.where(live.unsqueeze(1), inputs, last)
+        return outputs, (count + (1 if live is None else live), inputs, *after)
 
     def forward(self, inputs: Tensor) -> Tensor:
         steps = torch.arange(inputs.shape[1], device=inputs.device)
         age = steps.unsqueeze(1) - steps
         mask = (age >= 0) & (age < self.window)
-        hidden = self.embed(inputs) + _sinusoids(steps, self.output_size, inputs.dtype)
+        hidden = self._embedded(functional.pad(inputs, (0, 0, 1, 0))[:, :-1], inputs, steps)
         for block in self._blocks():
             hidden = block.finish(hidden, *block.projected(hidden), mask=mask)
         outputs: Tensor = self.norm(hidden)
         return outputs
+
+    def _embedded(self, last: Tensor, inputs: Tensor, positions: Tensor) -> Tensor:
+        embedded: Tensor = self.embed(torch.cat([last, inputs], dim=-1))
+        return embedded + _sinusoids(positions, self.output_size, inputs.dtype)
 
     def _blocks(self) -> list[_Block]:
         return cast(list[_Block], list(self.blocks))
