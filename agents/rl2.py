@@ -28,8 +28,8 @@ from metarl.errors import require
 from metarl.inner_loop import over_chunks
 from metarl.learner import Acted, ScoreName, Spaces, Unit
 from metarl.memory import Memory, MemoryName, make_memory
-from metarl.networks import Categorical, Distribution, Gaussian
-from metarl.returns import discounted_returns, generalized_advantages
+from metarl.networks import MLP, Categorical, Distribution, Gaussian
+from metarl.returns import discounted_returns, generalized_advantages, standardize
 
 MIN_LOG_STD = math.log(1e-6)
 
@@ -66,6 +66,9 @@ class RL2Config:
     """Weight of the value loss."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus at the start; it falls with the step size."""
+    prediction_coef: float = 0.0
+    """Weight of an auxiliary loss: a third head predicts the next reward, so that the memory learns to keep what it was
+    told. 0 leaves it out, as the paper does."""
     max_grad_norm: float = 0.5
     """Gradients are scaled down to this norm."""
     output_gain: float = 0.01
@@ -87,7 +90,7 @@ class RL2Config:
             require(0.0 <= getattr(self, name) <= 1.0, f"agent.{name}", getattr(self, name), "in [0, 1]")
         for name in ("learning_rate", "clip_range", "max_grad_norm", "output_gain", "initial_std"):
             require(0.0 < getattr(self, name) < math.inf, f"agent.{name}", getattr(self, name), "a positive number")
-        for name in ("value_coef", "entropy_coef"):
+        for name in ("value_coef", "entropy_coef", "prediction_coef"):
             require(0.0 <= getattr(self, name) < math.inf, f"agent.{name}", getattr(self, name), "a number >= 0")
 
     def check_trainer(self, trainer: TrainerConfig) -> None:
@@ -128,6 +131,7 @@ class Trials(NamedTuple):
         log_probs: [R, T], under the policy that acted.
         advantages: [R, T], standardised over all live steps.
         returns: [R, T], the value's targets.
+        rewards: [R, T], standardised over all live steps.
         mask: [R, T].
     """
 
@@ -136,11 +140,12 @@ class Trials(NamedTuple):
     log_probs: Tensor
     advantages: Tensor
     returns: Tensor
+    rewards: Tensor
     mask: Tensor
 
 
 class RecurrentPolicy(nn.Module):
-    """A memory with a policy head and a value head."""
+    """A memory with a policy head, a value head and, where asked for, one that predicts rewards."""
 
     def __init__(self, config: RL2Config, spaces: Spaces, *, generator: torch.Generator) -> None:
         super().__init__()
@@ -154,6 +159,10 @@ class RecurrentPolicy(nn.Module):
         if not spaces.discrete:
             self.log_std = nn.Parameter(torch.full((spaces.action_size,), math.log(config.initial_std)))
         self.discrete = spaces.discrete
+        self.prediction: MLP | None = None
+        if config.prediction_coef > 0.0:
+            sizes = (self.memory.output_size + spaces.action_size, config.hidden_size, 1)
+            self.prediction = MLP(sizes, activation="tanh", generator=generator)
 
     def heads(self, outputs: Tensor) -> tuple[Distribution, Tensor]:
         """Action distribution and value, in units of `RL2`'s value scale, for the memory's outputs [..., O]."""
@@ -325,7 +334,8 @@ class RL2:
         """Of `weight` times the sum over live steps of PPO's loss, each with an axis of length one in front."""
         config = self.config
         with torch.enable_grad():
-            distribution, values = self._network.heads(self._network.memory(trials.inputs))
+            outputs = self._network.memory(trials.inputs)
+            distribution, values = self._network.heads(outputs)
             log_ratio = distribution.log_prob(trials.actions) - trials.log_probs
             ratio = log_ratio.exp()
             clipped = ratio.clamp(1.0 - config.clip_range, 1.0 + config.clip_range)
@@ -333,6 +343,9 @@ class RL2:
             error = (values - trials.returns / self._value_scale).square()
             entropy = distribution.entropy()
             per_step = -gain + config.value_coef * error - config.entropy_coef * left * entropy
+            surprise = self._surprise(outputs, trials)
+            if surprise is not None:
+                per_step = per_step + config.prediction_coef * surprise
             total = (per_step * trials.mask).sum() * weight
             gradients = torch.autograd.grad(total, list(self._network.parameters()))
         with torch.no_grad():
@@ -343,8 +356,18 @@ class RL2:
                 "approx_kl": (ratio - 1.0) - log_ratio,
                 "clip_fraction": ((ratio - 1.0).abs() > config.clip_range).to(ratio.dtype),
             }
+            if surprise is not None:
+                steps["prediction_loss"] = surprise
             logged = {name: ((value * trials.mask).sum() * weight).unsqueeze(0) for name, value in steps.items()}
         return tuple(gradient.unsqueeze(0) for gradient in gradients), logged
+
+    def _surprise(self, outputs: Tensor, trials: Trials) -> Tensor | None:
+        """Squared error of the predicted rewards, [R, T], in units of their variance."""
+        if self._network.prediction is None:
+            return None
+        actions = self._encoded(trials.actions, outputs.dtype)
+        predicted: Tensor = self._network.prediction(torch.cat([outputs, actions], dim=-1))
+        return (predicted.squeeze(-1) - trials.rewards).square()
 
     def _trials(self, parts: tuple[Trajectories, ...]) -> tuple[Trials, Tensor]:
         """The trials that trajectories `parts` make up one after another, and the values they were acted with."""
@@ -362,13 +385,13 @@ class RL2:
         done = packed((joined("terminated") | joined("truncated")).to(rewards.dtype))
         before = (_after_one(field) for field in (self._encoded(actions, rewards.dtype), rewards, done))
         returns, advantages = self._advantages(rewards, values, mask, last_values=self._last_values(parts[-1]))
-        spread = _variance(advantages, mask).sqrt() + 1e-8
         trials = Trials(
             inputs=_inputs(observations, *before),
             actions=actions,
             log_probs=packed(joined("log_probs")),
-            advantages=(advantages - _mean(advantages, mask)) / spread * mask,
+            advantages=standardize(advantages[None], mask[None])[0],
             returns=returns,
+            rewards=standardize(rewards[None], mask[None])[0],
             mask=mask,
         )
         return trials, values

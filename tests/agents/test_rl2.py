@@ -287,13 +287,23 @@ def clipped_loss(learner: RL2, trials: Trials) -> Tensor:
         error = (values[row, t] - trials.returns[row, t] / learner._value_scale) ** 2
         gain = min(ratio * advantage, bound * advantage)
         terms.append(-gain + config.value_coef * error - 0.5 * config.entropy_coef * chosen.entropy())
+        if network.prediction is not None:
+            action = torch.nn.functional.one_hot(trials.actions[row, t], 2)
+            predicted = network.prediction(torch.cat([outputs[row, t], action]))[0]
+            terms[-1] = terms[-1] + config.prediction_coef * (predicted - trials.rewards[row, t]) ** 2
     return torch.stack(terms).mean()
 
 
-def test_the_gradient_is_that_of_the_clipped_loss_whatever_the_chunks() -> None:
+@pytest.mark.parametrize("prediction_coef", [0.0, 0.4])
+def test_the_gradient_is_that_of_the_clipped_loss_whatever_the_chunks(prediction_coef: float) -> None:
     family = Doors()
-    learner, collector = learner_for(family, entropy_coef=0.03, value_coef=0.7)
-    trials, _ = learner._trials(parts_of(collected(learner, collector, family)))
+    learner, collector = learner_for(family, entropy_coef=0.03, value_coef=0.7, prediction_coef=prediction_coef)
+    parts = parts_of(collected(learner, collector, family))
+    trials, _ = learner._trials(parts)
+    rewards = torch.cat([part.rewards[part.mask > 0] for part in parts])
+    expected_rewards = (trials.inputs[..., -2] - rewards.mean()) / rewards.std(correction=0)  # told one step later
+    live = trials.mask[:, 1:] > 0
+    torch.testing.assert_close(trials.rewards[:, :-1][live], expected_rewards[:, 1:][live].float())
     trials = Trials(*(field if field.dtype == torch.int64 else field.double() for field in trials))
     moved = trials.log_probs + 0.3 * torch.randn(trials.mask.shape, generator=torch.Generator().manual_seed(1))
     trials = trials._replace(log_probs=moved.double())  # so that some ratios are clipped
