@@ -8,7 +8,8 @@ done flag before it, those of a trajectory's last step too; its memory is cleare
 time. To the memory, the end of a trajectory is an event inside the trial: returns and advantages run through it.
 
 Differs from the paper: PPO (Schulman et al. 2017, arXiv:1707.06347) instead of TRPO, an LSTM by default instead of a
-GRU, and the value is a second head of the policy's own memory.
+GRU, and the value is a second head of the policy's own memory. Options that the paper does not have: a transformer or a
+memory-augmented network as memory, and an auxiliary loss that predicts rewards.
 """
 
 from __future__ import annotations
@@ -84,6 +85,8 @@ class RL2Config:
         counts = "hidden_size trajectories_per_trial num_trajectories epochs num_minibatches chunk_steps"
         for name in counts.split():
             require(getattr(self, name) >= 1, f"agent.{name}", getattr(self, name), "an integer >= 1")
+        fits = self.memory != "transformer" or self.hidden_size % 8 == 0
+        require(fits, "agent.hidden_size", self.hidden_size, "a multiple of 8 with memory 'transformer'")
         horizon = self.schedule_iterations
         require(horizon is None or horizon >= 1, "agent.schedule_iterations", horizon, "an integer >= 1")
         for name in ("gamma", "gae_lambda"):

@@ -17,7 +17,7 @@ from metarl.runs import load, train
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 TINY = "--iterations=1 --meta-batch-size=4 --device=cpu --trainer.num-threads=1 --evaluation.num-tasks=2"
-RL2 = "--agent=rl2 --agent.hidden-size=4 --agent.num-trajectories=2"
+RL2 = "--agent=rl2 --agent.hidden-size=8 --agent.num-trajectories=2"
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ SMALL: dict[str, Any] = {
     "num_adaptation_steps": 2,
     "inner_updates": 2,
     "hidden_sizes": (6,),
-    "hidden_size": 6,
+    "hidden_size": 8,
     "epochs": 2,
     "num_epochs": 2,
     "num_minibatches": 2,

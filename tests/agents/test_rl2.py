@@ -369,6 +369,7 @@ def test_state_round_trip_and_a_misfit() -> None:
         ({"gamma": 1.1}, r"agent.gamma = 1.1: must be in \[0, 1\]"),
         ({"clip_range": 0.0}, "agent.clip_range = 0.0"),
         ({"schedule_iterations": 0}, "agent.schedule_iterations = 0"),
+        ({"memory": "transformer", "hidden_size": 12}, "agent.hidden_size = 12: must be a multiple of 8 with memory"),
     ],
 )
 def test_bad_settings_are_refused(setting: dict[str, Any], message: str) -> None:
