@@ -135,6 +135,8 @@ def draw(task: str, rows: Sequence[dict[str, Any]]) -> Figure:
         left.plot(row["env_steps"], row["mean"], color=colour, marker="o", markersize=4, linewidth=1.6, label=label)
         left.fill_between(row["env_steps"], row["ci_low"], row["ci_high"], color=colour, alpha=0.13, linewidth=0)
     left.set_xscale("symlog", linthresh=linear, linscale=0.5)
+    furthest = max(row["env_steps"][-1] for row in rows)
+    left.set_xticks([0.0, *(10.0**k for k in range(9) if 0.9 * linear <= 10.0**k <= furthest)])
     left.xaxis.set_major_formatter(EngFormatter(sep=""))
     left.set_xlabel("environment steps spent on the test task\n(budgets of " + ", ".join(map(str, BUDGETS)) + ")")
     left.set_ylabel("return")
