@@ -4,7 +4,7 @@ Ten states, five actions, ten steps an episode; next-state chances and mean rewa
 ten episodes, acting at random collects about 100, planning with the posterior's means 149, a planner with a tuned bonus
 for what it has tried little 153, and a player who knew the MDP would collect 219.
 
-    python scripts/train_tabular_mdp.py --agent rl2      the default preset, half an hour on one core
+    python scripts/train_tabular_mdp.py --agent rl2      the default preset, about an hour on one core
 
 `scripts/compare_tabular_mdps.py RUN_DIR` puts the trained agent beside the planners.
 Every flag of `metarl train` works: `--help` lists them.
