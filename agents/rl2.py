@@ -302,7 +302,8 @@ class RL2:
         self._updates += 1
         self._elsewhere = None
         metrics = {name: float(torch.stack([step[name] for step in logged]).mean()) for name in logged[0]}
-        unexplained = _variance(trials.returns - values, trials.mask) / _variance(trials.returns, trials.mask)
+        spread = _variance(trials.returns, trials.mask).clamp_min(1e-12)  # where nothing was ever paid, nothing varies
+        unexplained = _variance(trials.returns - values, trials.mask) / spread
         metrics |= {"explained_variance": float(1.0 - unexplained), "learning_rate": config.learning_rate * left}
         if not self.spaces.discrete:
             metrics["std"] = float(self.parameters["log_std"].exp().mean())

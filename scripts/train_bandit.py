@@ -9,11 +9,11 @@ any fixed arm) and more with every gradient step on twenty pulls; the best arm p
 An agent with a memory learns from pull to pull. Over 10 pulls of 5 arms the best it can collect is 6.66, of 10 arms
 6.71; over 100 pulls the finite-horizon Gittins index collects 78.6 and 83.8 (`scripts/compare_bandits.py`).
 
-    python scripts/train_bandit.py --agent rl2                      ten pulls one by one: a minute
+    python scripts/train_bandit.py --agent rl2                      ten pulls one by one: seconds
     python scripts/train_bandit.py --agent rl2 --preset 10x5        5 arms, a trial of 10 pulls: minutes
     python scripts/train_bandit.py --agent rl2 --preset 10x10       10 arms
-    python scripts/train_bandit.py --agent rl2 --preset 100x5       5 arms, 100 pulls: a quarter of an hour
-    python scripts/train_bandit.py --agent rl2 --preset 100x10      10 arms, 100 pulls: half an hour
+    python scripts/train_bandit.py --agent rl2 --preset 100x5       5 arms, 100 pulls: under an hour
+    python scripts/train_bandit.py --agent rl2 --preset 100x10      10 arms, 100 pulls: under an hour
 
 Every flag of `metarl train` works: `--help` lists them.
 """

@@ -346,6 +346,15 @@ def test_the_step_size_falls_to_zero_on_schedule() -> None:
     assert rates == pytest.approx([0.3, 0.2, 0.1, 0.0])
 
 
+def test_trials_without_any_reward_are_no_reason_to_undo_an_update() -> None:
+    family = Doors()
+    learner, collector = learner_for(family, double=False, prediction_coef=0.5)
+    episodes = collected(learner, collector, family)
+    silent = [replace(part, rewards=torch.zeros_like(part.rewards)) for part in parts_of(episodes)]
+    metrics = learner.meta_update(replace(episodes, support=tuple(silent[:-1]), query=silent[-1]))
+    assert np.isfinite(list(metrics.values())).all()
+
+
 def test_state_round_trip_and_a_misfit() -> None:
     family = Doors()
     first, collector = learner_for(family, double=False)
