@@ -29,7 +29,7 @@ from metarl.errors import require
 from metarl.inner_loop import over_chunks
 from metarl.learner import Acted, ScoreName, Spaces, Unit
 from metarl.memory import Memory, MemoryName, make_memory
-from metarl.networks import MLP, Categorical, Distribution, Gaussian
+from metarl.networks import Categorical, Distribution, Gaussian
 from metarl.returns import discounted_returns, generalized_advantages, standardize
 
 MIN_LOG_STD = math.log(1e-6)
@@ -68,8 +68,8 @@ class RL2Config:
     entropy_coef: float = 0.0
     """Weight of the entropy bonus at the start; it falls with the step size."""
     prediction_coef: float = 0.0
-    """Weight of an auxiliary loss: a third head predicts the next reward, so that the memory learns to keep what it was
-    told. 0 leaves it out, as the paper does."""
+    """Weight of an auxiliary loss: a third head, linear in the action, predicts the next reward, so that the memory
+    learns to keep what it was told. 0 leaves it out, as the paper does."""
     max_grad_norm: float = 0.5
     """Gradients are scaled down to this norm."""
     output_gain: float = 0.01
@@ -162,10 +162,11 @@ class RecurrentPolicy(nn.Module):
         if not spaces.discrete:
             self.log_std = nn.Parameter(torch.full((spaces.action_size,), math.log(config.initial_std)))
         self.discrete = spaces.discrete
-        self.prediction: MLP | None = None
+        self.prediction: nn.Linear | None = None
         if config.prediction_coef > 0.0:
-            sizes = (self.memory.output_size + spaces.action_size, config.hidden_size, 1)
-            self.prediction = MLP(sizes, activation="tanh", generator=generator)
+            self.prediction = nn.Linear(self.memory.output_size, spaces.action_size + 1)
+            nn.init.xavier_uniform_(self.prediction.weight, generator=generator)
+            nn.init.zeros_(self.prediction.bias)
 
     def heads(self, outputs: Tensor) -> tuple[Distribution, Tensor]:
         """Action distribution and value, in units of `RL2`'s value scale, for the memory's outputs [..., O]."""
@@ -369,9 +370,9 @@ class RL2:
         """Squared error of the predicted rewards, [R, T], in units of their variance."""
         if self._network.prediction is None:
             return None
-        actions = self._encoded(trials.actions, outputs.dtype)
-        predicted: Tensor = self._network.prediction(torch.cat([outputs, actions], dim=-1))
-        return (predicted.squeeze(-1) - trials.rewards).square()
+        weights, bias = self._network.prediction(outputs).tensor_split([-1], dim=-1)
+        predicted = (weights * self._encoded(trials.actions, outputs.dtype)).sum(-1) + bias.squeeze(-1)
+        return (predicted - trials.rewards).square()
 
     def _trials(self, parts: tuple[Trajectories, ...]) -> tuple[Trials, Tensor]:
         """The trials that trajectories `parts` make up one after another, and the values they were acted with."""

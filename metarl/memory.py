@@ -101,13 +101,17 @@ class RecurrentMemory(Memory):
 
 
 class CausalTransformer(Memory):
-    """Pre-norm self-attention over the last `window` steps, with sinusoidal positions.
+    """Pre-norm self-attention over the last `window` steps, with faint sinusoidal positions.
 
-    A step is embedded together with the one before: what an agent saw, did and got then stands in one place, where
-    attention can find it by what was seen. It attends to the keys and values of earlier steps, which the state keeps:
-    per layer and sequence a ring of up to `window` slots, grown as it fills, and the number of steps so far.
+    A step's value is found by the key of the step before it: looking for what resembles the present step brings up
+    what followed it, which is how an agent finds what it did and got in a state. Keys start with the weights of the
+    queries, so that untrained attention already goes by resemblance. The state keeps the keys and values of earlier
+    steps: per layer and sequence the last key, and a ring of up to `window` slots, grown as it fills; and the number of
+    steps so far.
 
-    Source: Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04745 (layer norm first).
+    Source: Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04745 (layer norm first). Finding what
+    followed by what preceded: the memory of Ritter et al. 2018, arXiv:1805.09692, and the pairs of attention heads in
+    Olsson et al. 2022, arXiv:2209.11895, which here are one head.
     """
 
     def __init__(
@@ -124,60 +128,63 @@ class CausalTransformer(Memory):
         require(hidden_size % (2 * num_heads) == 0, "hidden_size", hidden_size, f"a multiple of {2 * num_heads}")
         self.output_size = hidden_size
         self.window = window
-        self.embed = nn.Linear(2 * input_size, hidden_size)
+        widths = (input_size, 4 * hidden_size, hidden_size)
+        self.embed = nn.Sequential(nn.Linear(*widths[:2]), nn.GELU(), nn.Linear(*widths[1:]))
         self.blocks = nn.ModuleList(_Block(hidden_size, num_heads) for _ in range(num_layers))
         self.norm = nn.LayerNorm(hidden_size)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
                 nn.init.zeros_(module.bias)
-        for block in self._blocks():  # the residual stream starts as the embedded input
-            for layer in (block.mix, block.contract):
+        for block in self._blocks():
+            for layer in (block.mix, block.contract):  # the residual stream starts as the embedded input
                 layer.weight.detach().mul_(1.0 / math.sqrt(2.0 * num_layers))
+            queries, keys, _ = block.project.weight.detach().chunk(3)
+            keys.copy_(queries)
 
     def initial(self, num_sequences: int) -> State:
-        weight = self.embed.weight
-        count = weight.new_zeros(num_sequences, dtype=torch.int64)
-        last = weight.new_zeros(num_sequences, weight.shape[1] // 2)
-        return count, last, *(weight.new_zeros(block.cache_shape(num_sequences)) for block in self._blocks())
+        weight = self.norm.weight
+        empty = [weight.new_zeros(shape) for block in self._blocks() for shape in block.state_shapes(num_sequences)]
+        return weight.new_zeros(num_sequences, dtype=torch.int64), *empty
 
     def step(self, inputs: Tensor, state: State, *, live: Tensor | None = None) -> tuple[Tensor, State]:
-        count, last, *before = state
-        slots = before[0].shape[3]
+        count, *before = state
+        slots = before[1].shape[3]
+        more = 0
         if slots < self.window and int(count.max()) >= slots:  # slots come round only in a ring of full size
             more = min(self.window, max(16, 2 * slots)) - slots
-            before = [functional.pad(past, (0, 0, 0, more)) for past in before]
         row, slot = torch.arange(len(count), device=count.device), count % self.window
-        filled = torch.arange(before[0].shape[3], device=count.device) <= count.unsqueeze(1)
-        hidden = self._embedded(last, inputs, count).unsqueeze(1)
-        after = []
-        for block, past in zip(self._blocks(), before, strict=True):
-            query, *new = block.projected(hidden)
-            entry = torch.stack(new, dim=1)[:, :, :, 0]
+        filled = torch.arange(slots + more, device=count.device) <= count.unsqueeze(1)
+        hidden = self._embedded(inputs, count).unsqueeze(1)
+        after: list[Tensor] = []
+        for block, last_key, ring in zip(self._blocks(), before[::2], before[1::2], strict=True):
+            query, key, value = block.projected(hidden)
+            key, entry = key[:, :, 0], torch.stack([last_key, value[:, :, 0]], dim=1)
+            ring = functional.pad(ring, (0, 0, 0, more)) if more else ring.clone()
             if live is not None:
-                entry = torch.where(live[:, None, None, None], entry, past[row, :, :, slot])
-            past = past.clone()
-            past[row, :, :, slot] = entry
-            hidden = block.finish(hidden, query, past[:, 0], past[:, 1], mask=filled[:, None, None])
-            after.append(past)
+                entry = torch.where(live[:, None, None, None], entry, ring[row, :, :, slot])
+                key = torch.where(live[:, None, None], key, last_key)
+            ring[row, :, :, slot] = entry
+            hidden = block.finish(hidden, query, ring[:, 0], ring[:, 1], mask=filled[:, None, None])
+            after += [key, ring]
         outputs: Tensor = self.norm(hidden[:, 0])
-        if live is not None:
-            inputs = torch.where(live.unsqueeze(1), inputs, last)
-        return outputs, (count + (1 if live is None else live), inputs, *after)
+        return outputs, (count + (1 if live is None else live), *after)
 
     def forward(self, inputs: Tensor) -> Tensor:
         steps = torch.arange(inputs.shape[1], device=inputs.device)
         age = steps.unsqueeze(1) - steps
         mask = (age >= 0) & (age < self.window)
-        hidden = self._embedded(functional.pad(inputs, (0, 0, 1, 0))[:, :-1], inputs, steps)
+        hidden = self._embedded(inputs, steps)
         for block in self._blocks():
-            hidden = block.finish(hidden, *block.projected(hidden), mask=mask)
+            queries, keys, values = block.projected(hidden)
+            keys = functional.pad(keys, (0, 0, 1, 0))[:, :, :-1]
+            hidden = block.finish(hidden, queries, keys, values, mask=mask)
         outputs: Tensor = self.norm(hidden)
         return outputs
 
-    def _embedded(self, last: Tensor, inputs: Tensor, positions: Tensor) -> Tensor:
-        embedded: Tensor = self.embed(torch.cat([last, inputs], dim=-1))
-        return embedded + _sinusoids(positions, self.output_size, inputs.dtype)
+    def _embedded(self, inputs: Tensor, positions: Tensor) -> Tensor:
+        embedded: Tensor = self.embed(inputs)
+        return embedded + 0.1 * _sinusoids(positions, self.output_size, inputs.dtype)
 
     def _blocks(self) -> list[_Block]:
         return cast(list[_Block], list(self.blocks))
@@ -196,9 +203,10 @@ class _Block(nn.Module):
         self.expand = nn.Linear(hidden_size, 4 * hidden_size)
         self.contract = nn.Linear(4 * hidden_size, hidden_size)
 
-    def cache_shape(self, num_sequences: int) -> tuple[int, ...]:
-        """Of an empty memory of keys and values, [B, 2, num_heads, slots, head_size]."""
-        return (num_sequences, 2, self.num_heads, 0, self.mix.in_features // self.num_heads)
+    def state_shapes(self, num_sequences: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of the last key [B, num_heads, head_size] and an empty ring [B, 2, num_heads, slots, head_size]."""
+        size = self.mix.in_features // self.num_heads
+        return (num_sequences, self.num_heads, size), (num_sequences, 2, self.num_heads, 0, size)
 
     def projected(self, hidden: Tensor) -> list[Tensor]:
         """Queries, keys and values [B, num_heads, T, head_size] of the stream [B, T, O]."""

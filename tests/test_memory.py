@@ -98,13 +98,13 @@ class TestTransformer:
     @pytest.mark.parametrize("window", [1, 5, 22, 23])
     def test_the_ring_holds_the_last_window_of_steps(self, window: int) -> None:
         memory = CausalTransformer(SIZE, HIDDEN, window=window, generator=rng()).double()
-        outputs, (count, _, past, _) = stepped(memory, sequences())
+        outputs, (count, _, past, *_) = stepped(memory, sequences())
         assert past.shape[3] == window
         assert count.tolist() == [T] * B
         torch.testing.assert_close(outputs, memory(sequences()), rtol=1e-9, atol=1e-9)
 
     def test_one_layer_forgets_what_is_older_than_its_window(self) -> None:
-        """Five steps, the oldest of which knows the one before."""
+        """Five steps, the oldest of which is found by the one before."""
         memory = CausalTransformer(SIZE, HIDDEN, num_layers=1, window=5, generator=rng()).double()
         inputs = sequences().requires_grad_()
         (slopes,) = torch.autograd.grad(memory(inputs)[0, 12].square().sum(), inputs)
@@ -121,6 +121,16 @@ class TestTransformer:
         memory, inputs = memory_of("transformer"), sequences()
         swapped = inputs[:, [1, 0, *range(2, T)]]
         assert not torch.allclose(memory(inputs)[:, -1], memory(swapped)[:, -1])
+
+    def test_untrained_attention_brings_up_what_followed_the_like_of_the_present_step(self) -> None:
+        """One cue comes twice, each time followed by its own outcome; the second time, the first outcome matters."""
+        memory = CausalTransformer(SIZE, HIDDEN, num_layers=1, generator=rng()).double()
+        inputs = torch.randn(200, 9, SIZE, generator=rng(1), dtype=torch.float64)
+        inputs[:, 8] = inputs[:, 2]
+        inputs.requires_grad_()
+        (slopes,) = torch.autograd.grad(memory(inputs)[:, 8].square().sum(), inputs)
+        influence = slopes.norm(dim=-1).mean(0)[:8]
+        assert influence.argmax() == 3
 
     def test_width_must_fit_the_heads(self) -> None:
         with pytest.raises(InputError, match="hidden_size = 12: must be a multiple of 8"):

@@ -288,8 +288,8 @@ def clipped_loss(learner: RL2, trials: Trials) -> Tensor:
         gain = min(ratio * advantage, bound * advantage)
         terms.append(-gain + config.value_coef * error - 0.5 * config.entropy_coef * chosen.entropy())
         if network.prediction is not None:
-            action = torch.nn.functional.one_hot(trials.actions[row, t], 2)
-            predicted = network.prediction(torch.cat([outputs[row, t], action]))[0]
+            action = torch.nn.functional.one_hot(trials.actions[row, t], 2).to(outputs.dtype)
+            predicted = network.prediction(outputs[row, t]) @ torch.cat([action, action.new_ones(1)])
             terms[-1] = terms[-1] + config.prediction_coef * (predicted - trials.rewards[row, t]) ** 2
     return torch.stack(terms).mean()
 
