@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from metarl.envs.vector import Bools, Floats, Ids, TaskBatchEnv
 from metarl.errors import require
-from metarl.tasks import EnvTaskDistribution, Split
+from metarl.tasks import EnvTaskDistribution, Scene, Split
 
 MOVES = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))
 """What each action adds to (x, y): stay, up, right, down, left."""
@@ -117,3 +117,14 @@ class GridNav(EnvTaskDistribution[GoalCell]):
 
     def make_vector_env(self, num_envs: int, *, num_threads: int = 0) -> GridNavEnv:
         return GridNavEnv(num_envs, size=self.size, horizon=self.horizon)
+
+    def scene(self, task: GoalCell) -> Scene:
+        """Cells are unit squares, (0, 0) the corner of the first."""
+        size, edge = float(self.size), 0.1
+        beside = tuple((x, -edge, edge, size + 2 * edge) for x in (-edge, size))
+        walls = (*beside, (0.0, -edge, size, edge), (0.0, size, size, edge))
+        return Scene(walls=walls, start=(0.5, 0.5), goal=(task.x + 0.5, task.y + 0.5), goal_radius=0.5)
+
+    def positions(self, observations: NDArray[np.float32]) -> Floats:
+        y, x = np.divmod(observations.argmax(-1), self.size)
+        return np.stack([x, y], -1) + 0.5

@@ -1,7 +1,9 @@
-"""A point in the plane that must find a goal it cannot see.
+"""A point in the plane that must find a goal it cannot see: told how far it is, or nothing until it is near.
 
-Source: Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", 2017,
-arXiv:1703.03400.
+Sources: Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", 2017,
+arXiv:1703.03400; with sparse rewards: Rakelly et al., "Efficient Off-Policy Meta-Reinforcement Learning via
+Probabilistic Context Variables", 2019, arXiv:1903.08254, and Zintgraf et al., "VariBAD: A Very Good Method for
+Bayes-Adaptive Deep RL via Meta-Learning", 2019, arXiv:1910.08348.
 """
 
 from __future__ import annotations
@@ -17,16 +19,18 @@ from numpy.typing import NDArray
 
 from metarl.envs.vector import Bools, Floats, Ids, TaskBatchEnv
 from metarl.errors import require, unknown_name
-from metarl.tasks import EnvTaskDistribution, Split
+from metarl.tasks import EnvTaskDistribution, Scene, Split
 
 MAX_STEP = 0.1
 GOAL_RADIUS = 0.01
 GOAL_RANGE = 0.5
+SPARSE_GOAL_RADIUS = 0.2
+CIRCLE_RADIUS = 1.0
 
 
 @dataclass(frozen=True)
 class Goal:
-    """Where to go, in the plane's units; training goals lie in [-0.5, 0.5]^2.
+    """Where to go, in the plane's units.
 
     Attributes:
         x: first coordinate.
@@ -81,6 +85,45 @@ class PointNavEnv(TaskBatchEnv):
         return self._positions.astype(np.float32)
 
 
+class PointNavSparseEnv(PointNavEnv):
+    """Observes and moves as `PointNavEnv` does, and never terminates: the goal pays as long as it is kept.
+
+    With d the Euclidean distance to the goal after the move, the sparse reward is 1 - d where d <= 0.2, else 0, and the
+    dense one -d. `step`'s infos tell `success`: whether d <= 0.2.
+    """
+
+    default_task = Goal(CIRCLE_RADIUS, 0.0)
+
+    def __init__(
+        self,
+        num_envs: int,
+        *,
+        reward: Literal["dense", "sparse"] = "sparse",
+        horizon: int = 100,
+        autoreset_mode: AutoresetMode = AutoresetMode.DISABLED,
+    ) -> None:
+        """
+        Args:
+            num_envs: number of points.
+            reward: "dense" or "sparse".
+            horizon: steps after which a trajectory is truncated.
+            autoreset_mode: as in `TaskBatchEnv`.
+        """
+        super().__init__(num_envs, horizon=horizon, autoreset_mode=autoreset_mode)
+        self._dense = reward == "dense"
+
+    def _advance(self, actions: NDArray[Any], ids: Ids) -> tuple[Floats, Bools | bool, Bools | bool]:
+        dense, _, diverged = super()._advance(actions, ids)
+        return dense if self._dense else np.where(self._arrived(ids), 1.0 + dense, 0.0), False, diverged
+
+    def _infos(self, ids: Ids) -> dict[str, NDArray[Any]]:
+        return {"success": self._arrived(ids)}
+
+    def _arrived(self, ids: Ids) -> Bools:
+        near: Bools = np.linalg.norm(self._positions[ids] - self._goals[ids], axis=1) <= SPARSE_GOAL_RADIUS
+        return near
+
+
 @dataclass(frozen=True)
 class PointNav(EnvTaskDistribution[Goal]):
     """Goals drawn uniformly from [-0.5, 0.5]^2.
@@ -111,6 +154,50 @@ class PointNav(EnvTaskDistribution[Goal]):
 
     def make_vector_env(self, num_envs: int, *, num_threads: int = 0) -> PointNavEnv:
         return PointNavEnv(num_envs, horizon=self.horizon)
+
+    def scene(self, task: Goal) -> Scene:
+        extent = (-GOAL_RANGE, GOAL_RANGE, -GOAL_RANGE, GOAL_RANGE)
+        return Scene(start=(0.0, 0.0), goal=(task.x, task.y), goal_radius=GOAL_RADIUS, extent=extent)
+
+    def positions(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
+        return observations
+
+
+@dataclass(frozen=True)
+class PointNavSparse(EnvTaskDistribution[Goal]):
+    """Goals on the upper half of the unit circle, at angles drawn uniformly from [0, pi).
+
+    Source: Zintgraf et al. 2019, arXiv:1910.08348, in the authors' code. That of Rakelly et al. 2019, arXiv:1903.08254,
+    has 100 goals on the half circle, 80 to train and 20 to test, and 20 steps; it trains on the dense reward and tests
+    on the sparse one. Here `reward` holds for both; `success` means the same with either.
+
+    Attributes:
+        horizon: steps per trajectory, >= 1.
+        reward: "sparse": 1 - distance within 0.2 of the goal, else 0; "dense": minus the distance.
+    """
+
+    horizon: int = 100
+    reward: Literal["dense", "sparse"] = "sparse"
+
+    def __post_init__(self) -> None:
+        require(self.horizon >= 1, "task.horizon", self.horizon, "at least 1")
+        if self.reward not in ("dense", "sparse"):
+            raise unknown_name("task.reward", self.reward, ("dense", "sparse"))
+
+    def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Goal]:
+        angles = rng.uniform(0.0, np.pi, num_tasks)
+        return _goals(CIRCLE_RADIUS * np.stack((np.cos(angles), np.sin(angles)), 1))
+
+    def make_vector_env(self, num_envs: int, *, num_threads: int = 0) -> PointNavSparseEnv:
+        return PointNavSparseEnv(num_envs, reward=self.reward, horizon=self.horizon)
+
+    def scene(self, task: Goal) -> Scene:
+        reach = CIRCLE_RADIUS + SPARSE_GOAL_RADIUS
+        extent = (-reach, reach, -SPARSE_GOAL_RADIUS, reach)
+        return Scene(start=(0.0, 0.0), goal=(task.x, task.y), goal_radius=SPARSE_GOAL_RADIUS, extent=extent)
+
+    def positions(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
+        return observations
 
 
 def _paper_goals() -> list[Goal]:

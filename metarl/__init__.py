@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from metarl.runs import load as load
     from metarl.seeds import Seeds as Seeds
     from metarl.tasks import EnvTaskDistribution as EnvTaskDistribution
+    from metarl.tasks import Scene as Scene
     from metarl.tasks import TaskDistribution as TaskDistribution
     from metarl.trainer import Trainer as Trainer
 
@@ -42,6 +43,7 @@ _MODULE_OF = {
     "InputError": "metarl.errors",
     "Learner": "metarl.learner",
     "RolloutCollector": "metarl.rollout",
+    "Scene": "metarl.tasks",
     "Seeds": "metarl.seeds",
     "TaskDistribution": "metarl.tasks",
     "Trainer": "metarl.trainer",

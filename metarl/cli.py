@@ -162,6 +162,8 @@ def _train_in(run_dir: Path, parsed: TrainArguments) -> int:
         for line in report_lines(report):
             console.print(line, markup=False)
         console.print(f"picture: {run_dir / 'adaptation.png'}", markup=False)
+        if (run_dir / "paths.png").is_file():
+            console.print(f"picture of trajectories: {run_dir / 'paths.png'}", markup=False)
         console.print(f"TensorBoard: tensorboard --logdir {run_dir}", markup=False)
     return 0
 
@@ -210,6 +212,9 @@ def evaluate(
 def plot(run_dirs: tyro.conf.Positional[tuple[Path, ...]], out: Path) -> int:
     """Draws one run's adaptation curve, or several runs' learning curves.
 
+    Of one run whose tasks can be seen from above (mazes, navigation), the agent's ways before and after adaptation are
+    drawn too, into a second picture beside the first: with `--out FILE.png` into FILE.paths.png.
+
     Args:
         run_dirs: folders that `metarl train` filled.
         out: the picture, .png, .pdf or .svg.
@@ -228,6 +233,10 @@ def plot(run_dirs: tyro.conf.Positional[tuple[Path, ...]], out: Path) -> int:
         figure = plots.learning_figure({str(run_dir): tracking.read_metrics(run_dir) for run_dir in run_dirs})
     plots.save_figure(figure, out)
     print(out)
+    if len(run_dirs) == 1 and (run_dirs[0] / "paths.json").is_file():
+        beside = out.with_suffix(f".paths{out.suffix}")
+        plots.save_figure(plots.paths_figure(runs.read_report(run_dirs[0], "paths.json")), beside)
+        print(beside)
     return 0
 
 

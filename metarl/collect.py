@@ -82,6 +82,7 @@ def run_episodes(
     *,
     num_steps: int,
     transform_support: Callable[[Data], Data] | None = None,
+    on_scored: Callable[[int, Data], None] | None = None,
 ) -> Episodes[State, Batch]:
     """Meets `tasks`, adapts to each `num_steps` times, and collects the query by the adapted state.
 
@@ -96,6 +97,7 @@ def run_episodes(
         seeds: one slot per task.
         num_steps: adaptation steps, >= 0.
         transform_support: applied to support data before the learner sees it (controls such as zero reward).
+        on_scored: called with k and the data that scores the state after k steps, tasks in slot order.
 
     Returns:
         The episodes in slot order; `scores[k]` is the learner's score after k steps.
@@ -115,6 +117,8 @@ def run_episodes(
         diverged += data.num_diverged
         batch = learner.prepare(data if transform_support is None else transform_support(data))
         scores.append(learner.score(state, batch if fixed is None else fixed))
+        if on_scored is not None:
+            on_scored(step, data if query is None else query)
         state = learner.adapt(state, batch, step=step)
         support.append(batch)
     if query is None or fixed is None:
@@ -122,6 +126,8 @@ def run_episodes(
         diverged += query.num_diverged
         fixed = learner.prepare(query)
     scores.append(learner.score(state, fixed))
+    if on_scored is not None:
+        on_scored(num_steps, query)
     return Episodes(
         tasks=tuple(tasks),
         slots=seeds.slots,

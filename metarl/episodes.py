@@ -92,6 +92,7 @@ class Trajectories:
         diverged: [N, K] bool, whether the simulation broke down (its breaking step is not live).
         state: the learner's state after the last step; None where the data is no longer what that state has seen.
         values: [N, K, H] float32, the acting learner's value estimates, or None.
+        success: [N, K] bool, whether any live step was a success, or None where nothing tells success.
     """
 
     observations: Tensor
@@ -105,6 +106,7 @@ class Trajectories:
     diverged: Tensor
     state: Any
     values: Tensor | None = None
+    success: Tensor | None = None
 
     def __post_init__(self) -> None:
         expected = self.rewards.shape
@@ -135,13 +137,19 @@ class Trajectories:
 
     def mean_returns(self) -> Tensor:
         """Undiscounted return, averaged over each task's trajectories that have a live step, [N]."""
-        returns = (self.rewards * self.mask).sum(-1)
-        lived = self.mask[..., 0]
-        return (returns * lived).sum(-1) / lived.sum(-1).clamp_min(1.0)
+        return self._mean((self.rewards * self.mask).sum(-1))
+
+    def success_rates(self) -> Tensor | None:
+        """Fraction of successes among each task's trajectories that have a live step, [N] float64, or None."""
+        return None if self.success is None else self._mean(self.success.double())
 
     def without_signal(self) -> Trajectories:
         """The same experience with every reward zero: a control from which nothing about the task can be learned."""
-        return replace(self, rewards=torch.zeros_like(self.rewards), state=None)
+        return replace(self, rewards=torch.zeros_like(self.rewards), success=None, state=None)
+
+    def _mean(self, values: Tensor) -> Tensor:
+        lived = self.mask[..., 0]
+        return (values * lived).sum(-1) / lived.sum(-1).clamp_min(1.0)
 
 
 @dataclass(frozen=True)

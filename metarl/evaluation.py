@@ -5,6 +5,7 @@ Shape legend: K num_steps, T distinct tasks, R replicates of each.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor
 
 from metarl.collect import Collector, run_episodes
+from metarl.episodes import Trajectories
 from metarl.learner import Learner, ScoreName, Unit
+from metarl.paths import PathRecorder, Paths
 from metarl.seeds import Purpose, Seeds, generator
 from metarl.statistics import Array, bootstrap, interquartile_mean, stratified_bootstrap, worst_decile
 from metarl.tasks import TaskDistribution
@@ -35,6 +38,8 @@ class AdaptationCurve:
         env_steps: [K + 1], steps spent on one task before each point, on average.
         splits: what the distribution says of its splits.
         seed: of the resampling.
+        success: [K + 1, T, R], fraction of trajectories that met the task's aim, or None where nothing tells that.
+        paths: ways through a few tasks before and after adaptation, where the distribution has scenes.
     """
 
     unit: Unit
@@ -44,6 +49,8 @@ class AdaptationCurve:
     env_steps: tuple[float, ...]
     splits: str
     seed: int = 0
+    success: Array | None = None
+    paths: tuple[Paths, ...] = ()
 
     @property
     def higher_is_better(self) -> bool:
@@ -96,6 +103,10 @@ class AdaptationCurve:
             "num_replicates": num_replicates,
             "resampling": "replicates within task" if num_replicates > 1 else "tasks",
         }
+        if self.success is not None:
+            low, high = self._interval(self.success)
+            plain["success"] = self.success.mean((1, 2)).tolist()
+            plain["success_ci_low"], plain["success_ci_high"] = low.tolist(), high.tolist()
         if num_replicates > 1:
             low, high = bootstrap(self.values, self._rng())
             task_gains = [[self.task_gain(step, task) for task in range(num_tasks)] for step in range(len(self.values))]
@@ -151,15 +162,28 @@ def evaluate(
     size = batch_size or len(episodes)
     scores: list[Array] = []
     steps: list[tuple[float, ...]] = []
+    success = np.full((num_steps + 1, len(episodes)), np.nan)
+    recorder = PathRecorder(distribution, tasks, num_replicates=replicates, num_steps=num_steps)
+
+    def record(first: int, step: int, data: Any) -> None:
+        if isinstance(data, Trajectories):
+            recorder.record(step, data, first=first)
+            rates = data.success_rates()
+            if rates is not None:
+                success[step, first : first + len(rates)] = rates.cpu().numpy()
+
     for start in range(0, len(episodes), size):
         batch = episodes[start : start + size]
         seeds = Seeds(seed, EVALUATION_SEED, tuple(range(start, start + len(batch))), evaluation=True)
-        done = run_episodes(learner, collector, batch, seeds, num_steps=num_steps)
+        watch = functools.partial(record, start)
+        done = run_episodes(learner, collector, batch, seeds, num_steps=num_steps, on_scored=watch)
         scores.append(_curve(done.scores))
         steps.extend([done.support_steps] * len(batch))
         if on_batch is not None:
             on_batch(start + len(batch), len(episodes))
     values = np.concatenate(scores, axis=1)
+    told = not np.isnan(success).all()
+    success = np.nan_to_num(success)  # some environments speak of success only where there was one
     spent = np.mean(steps, axis=0) if len(steps[0]) == len(values) else np.arange(float(len(values)))
     return AdaptationCurve(
         unit=learner.unit,
@@ -169,6 +193,8 @@ def evaluate(
         env_steps=tuple(float(step) for step in spent),
         splits=distribution.splits,
         seed=seed,
+        success=success.reshape(-1, len(tasks), replicates) if told else None,
+        paths=recorder.paths(),
     )
 
 

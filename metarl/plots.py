@@ -1,4 +1,4 @@
-"""Pictures of a run: its adaptation curve and its learning curves; drawn without pyplot and its global state."""
+"""Pictures of a run: adaptation curve, learning curves, the agent's ways; drawn without pyplot and its global state."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle, Rectangle
 from matplotlib.ticker import EngFormatter
 
 from metarl.errors import InputError, require
 from metarl.files import write_atomically, writing
+from metarl.report import endpoints
 
 # Okabe and Ito's palette: its colours stay apart for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B6F47")
@@ -28,6 +31,13 @@ MAX_LABEL = 24  # characters
 MAX_COLUMN_LABELS = 3
 
 _PANEL = (5.6, 4.0)  # inches
+_SCENE = 2.5  # inches
+_WALL, _START, _GOAL = "#3A3A3A", "#222222", "#F0C300"
+_MARKS: dict[str, dict[str, Any]] = {
+    "start": {"color": _START, "marker": "s", "markersize": 6, "markerfacecolor": "white", "linestyle": "none"},
+    "goal": {"color": _START, "marker": "*", "markersize": 13, "markerfacecolor": _GOAL, "linestyle": "none"},
+    "end of a trajectory": {"marker": "o", "markersize": 5, "markeredgecolor": "white", "linestyle": "none"},
+}
 _STYLE: Any = {
     "font.size": 11,
     "axes.labelsize": 12,
@@ -53,14 +63,37 @@ def adaptation_figure(curve: Mapping[str, Any]) -> Figure:
 
     Args:
         curve: the content of `adaptation.json`. A finite family of up to eight tasks gets a labelled line per task,
-            others a faint one; `cross_adaptation`, where present, a second panel.
+            others a faint one; `success` and `cross_adaptation`, where present, a panel each.
     """
     cross = curve.get("cross_adaptation")
     with matplotlib.rc_context(_STYLE):
-        figure, panels = _panels(2 if cross else 1)
+        figure, panels = _panels(1 + ("success" in curve) + bool(cross))
         _draw_curve(panels[0], curve)
+        if "success" in curve:
+            _draw_success(panels[1], curve)
         if cross:
-            _draw_cross_adaptation(panels[1], cross, str(curve["score"]))
+            _draw_cross_adaptation(panels[-1], cross, str(curve["score"]))
+    return figure
+
+
+def paths_figure(paths: Mapping[str, Any]) -> Figure:
+    """Draws the agent's ways through a few tasks: a row per task, before adaptation on the left, after it on the right.
+
+    Args:
+        paths: the content of `paths.json`.
+    """
+    tasks, columns = paths["tasks"], endpoints(paths["unit"])[: len(paths["steps"])]
+    with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(_SCENE * len(columns) + 0.4, _SCENE * len(tasks) + 0.8), layout="constrained")
+        panels = figure.subplots(len(tasks), len(columns), squeeze=False)
+        limits = _scene_limits(tasks)
+        for row, (task, label) in enumerate(zip(tasks, _short([task["task"] for task in tasks]), strict=True)):
+            for axes, ways in zip(panels[row], task["ways"], strict=True):
+                _draw_scene(axes, task["scene"], ways, limits)
+            panels[row, 0].set_ylabel(label, fontsize=10)
+        for axes, title in zip(panels[0], columns, strict=True):
+            axes.set_title(title)
+        _explain_scenes(figure, tasks)
     return figure
 
 
@@ -144,6 +177,15 @@ def _draw_curve(axes: Axes, curve: Mapping[str, Any]) -> None:
     axes.legend(loc="best")
 
 
+def _draw_success(axes: Axes, curve: Mapping[str, Any]) -> None:
+    low, high = _floats(curve["success_ci_low"]), _floats(curve["success_ci_high"])
+    axes.plot(curve["steps"], _floats(curve["success"]), color=COLOURS[2], marker="o", markersize=5)
+    axes.fill_between(curve["steps"], low, high, color=COLOURS[2], alpha=0.2, linewidth=0)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_ylabel("success rate, 95 % interval")
+    _label_steps(axes, curve)
+
+
 def _draw_named_tasks(axes: Axes, curve: Mapping[str, Any], per_task: np.ndarray[Any, np.dtype[np.float64]]) -> None:
     low, high = curve.get("per_task_ci_low"), curve.get("per_task_ci_high")
     for index, (task, colour) in enumerate(zip(_short(curve["tasks"]), COLOURS, strict=False)):
@@ -192,6 +234,45 @@ def _draw_cross_adaptation(axes: Axes, cross: Mapping[str, Any], score: str) -> 
         shade = np.dot(image.cmap(image.norm(value))[:3], (0.299, 0.587, 0.114))
         ink = "black" if shade > 0.5 else "white"
         axes.text(column, row, f"{value:.3g}", ha="center", va="center", color=ink, fontsize=13)
+
+
+def _draw_scene(axes: Axes, scene: Mapping[str, Any], ways: Sequence[Any], limits: Sequence[float]) -> None:
+    for x, y, width, height in scene["walls"]:
+        axes.add_patch(Rectangle((x, y), width, height, facecolor=_WALL, linewidth=0))
+    if scene["goal"]:
+        axes.add_patch(Circle(scene["goal"], scene["goal_radius"], facecolor=_GOAL, alpha=0.45, linewidth=0))
+    for number, (way, colour) in enumerate(zip(ways, COLOURS, strict=False)):
+        points = _floats(way)
+        # Later ones are thinner, so that ways that coincide are all seen.
+        axes.plot(*points.T, color=colour, linewidth=3.2 * 0.7**number, solid_joinstyle="round")
+        axes.plot(*points[-1], color=colour, **_MARKS["end of a trajectory"], zorder=3)
+    if scene["start"]:
+        axes.plot(*scene["start"], **_MARKS["start"], zorder=4)
+    if scene["goal"]:
+        axes.plot(*scene["goal"], **_MARKS["goal"], zorder=4)
+    axes.set(xlim=limits[:2], ylim=limits[2:], aspect="equal", xticks=[], yticks=[])
+    axes.spines[:].set(visible=not scene["walls"], color="#BBBBBB")
+
+
+def _scene_limits(tasks: Sequence[Mapping[str, Any]]) -> list[float]:
+    """x_min, x_max, y_min, y_max of all that is drawn, a square with a margin."""
+    drawn: list[Any] = [way for task in tasks for ways in task["ways"] for way in ways]
+    for scene in (task["scene"] for task in tasks):
+        drawn += [[(x, y), (x + width, y + height)] for x, y, width, height in scene["walls"]]
+        drawn += [[mark] for mark in (scene["start"], scene["goal"]) if mark]
+        if scene["extent"]:
+            drawn.append([scene["extent"][0::2], scene["extent"][1::2]])
+    points = np.concatenate([_floats(part) for part in drawn] or [np.zeros((1, 2))])
+    low, high = points.min(0), points.max(0)
+    half = 0.53 * max(float((high - low).max()), 1e-6)
+    x, y = (low + high) / 2
+    return [x - half, x + half, y - half, y + half]
+
+
+def _explain_scenes(figure: Figure, tasks: Sequence[Mapping[str, Any]]) -> None:
+    shown = [name for name in _MARKS if any(task["scene"].get(name, True) for task in tasks)]
+    handles = [Line2D([], [], **{"color": COLOURS[0], **_MARKS[name]}, label=name) for name in shown]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=0.4, columnspacing=1.4)
 
 
 def _short(tasks: Sequence[Any]) -> list[str]:

@@ -32,6 +32,11 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
         ]
         for k, step in enumerate(report["steps"])
     ]
+    if "success" in report:
+        header.append("success")
+        for k, row in enumerate(rows):
+            interval = _interval(report["success_ci_low"][k], report["success_ci_high"][k])
+            row.append(f"{_number(report['success'][k])} {interval}")
     if finite and report["num_tasks"] <= MAX_NAMED_TASKS:
         names, legend = _short_names(report["tasks"])
         yield from legend
@@ -49,9 +54,11 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
 def _headline(report: Mapping[str, Any], finite: bool) -> str:
     what = f"adaptation curve: {report['score']} after 0..{report['steps'][-1]} {report['unit']}"
     if finite:
+        identical = "trained and tested on the same tasks: adaptation, not generalisation"
+        splits = identical if report["splits"] == "identical" else f"splits: {report['splits']}"
         return (
             f"{what}, all {report['num_tasks']} tasks of a finite family, {report['num_replicates']} replicates each "
-            "(trained and tested on the same tasks: adaptation, not generalisation)"
+            f"({splits})"
         )
     return f"{what} on {report['num_tasks']} test tasks (splits: {report['splits']})"
 

@@ -187,6 +187,7 @@ class _Buffers:
     last_observations: NDArray[np.float32]
     diverged: NDArray[np.bool_]
     values: NDArray[np.float32] | None = None
+    success: NDArray[np.bool_] | None = None
 
     @staticmethod
     def empty(horizon: int, num_tasks: int, width: int, spaces: Spaces) -> _Buffers:
@@ -237,6 +238,10 @@ class _Buffers:
             if self.values is None:
                 self.values = np.zeros_like(self.log_probs)
             self.values[t] = values.cpu().numpy().reshape(-1)
+        told = infos.get("success")
+        if isinstance(told, np.ndarray):  # gymnasium's holds numbers, or None where an environment is silent
+            success = live & told.astype(bool).reshape(len(live), -1).any(1)
+            self.success = success if self.success is None else self.success | success
 
     def feedback(self, t: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """What the learner is told of step `t`; a step that broke the simulation ends the trajectory too."""
@@ -262,6 +267,7 @@ class _Buffers:
             diverged=per_trajectory(self.diverged),
             state=state,
             values=None if self.values is None else task_major(self.values),
+            success=None if self.success is None else per_trajectory(self.success),
         )
 
 
@@ -291,8 +297,12 @@ def _concatenate(rounds: Sequence[Trajectories]) -> Trajectories:
         parts = [getattr(r, name) for r in rounds]
         return None if parts[0] is None else torch.cat(parts, dim=1)
 
-    names = [name for name in Trajectories.__dataclass_fields__ if name != "state"]
-    return replace(rounds[-1], **{name: joined(name) for name in names})
+    names = [name for name in Trajectories.__dataclass_fields__ if name not in ("state", "success")]
+    told = [r.success for r in rounds]
+    none = torch.zeros_like(rounds[0].diverged)  # in a round without success, some environments do not speak of it
+    silent = all(success is None for success in told)
+    success = None if silent else torch.cat([none if part is None else part for part in told], dim=1)
+    return replace(rounds[-1], success=success, **{name: joined(name) for name in names})
 
 
 def _keep_first(data: Trajectories, num_steps: int) -> Trajectories:

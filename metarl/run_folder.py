@@ -14,6 +14,7 @@ from metarl.errors import InputError, RunError
 from metarl.evaluation import AdaptationCurve
 from metarl.files import locked_folder, made_folder, remove_unfinished, write_error
 from metarl.learner import Learner
+from metarl.paths import paths_to_json
 from metarl.tracking import Tracker, flatten, read_metrics
 from metarl.trainer import Callback, Progressed, Trainer, curve_scalars
 
@@ -129,6 +130,9 @@ class RunFolder(Callback):
         with self._recording() as tracker:
             figure = plots.adaptation_figure(curve.to_json())
             tracker.figure("meta_test/adaptation_curve", figure, trainer.iteration)
+            if curve.paths:
+                figure = plots.paths_figure(paths_to_json(curve.paths, unit=curve.unit))
+                tracker.figure("meta_test/paths", figure, trainer.iteration)
             tracker.evaluation(trainer.iteration, curve_scalars(curve))
             self._final = curve_scalars(curve)
             self._evaluated = trainer.iteration

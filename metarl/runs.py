@@ -18,6 +18,7 @@ from metarl.errors import InputError, require
 from metarl.evaluation import AdaptationCurve, adaptation_controls
 from metarl.files import WriteError, write_atomically, writing
 from metarl.learner import Learner
+from metarl.paths import paths_to_json
 from metarl.rollout import RolloutCollector
 from metarl.run_folder import RunFolder, best_iteration, claimed, decisive_settings, what_is_left
 from metarl.seeds import Purpose, generator
@@ -113,6 +114,8 @@ def train(
                 return None
             report = describe(trainer, curve, controls=config.evaluation.controls)
             write_report(report, run_dir)
+            if curve.paths:
+                write_paths(paths_to_json(curve.paths, unit=curve.unit), run_dir)
         except WriteError as error:
             raise WriteError(f"{error}; {what_is_left(run_dir)}") from None
         return report
@@ -206,13 +209,19 @@ def write_report(report: Mapping[str, Any], run_dir: Path) -> None:
     plots.save_figure(plots.adaptation_figure(report), run_dir / "adaptation.png")
 
 
-def read_report(run_dir: Path) -> dict[str, Any]:
-    """What `adaptation.json` holds.
+def write_paths(paths: Mapping[str, Any], run_dir: Path) -> None:
+    """Writes `paths.json` and `paths.png`."""
+    write_json(paths, run_dir / "paths.json", indent=None)
+    plots.save_figure(plots.paths_figure(paths), run_dir / "paths.png")
+
+
+def read_report(run_dir: Path, name: str = "adaptation.json") -> dict[str, Any]:
+    """What `adaptation.json` holds, or another of the run's JSON files.
 
     Raises:
         InputError: missing or damaged.
     """
-    path = run_dir / "adaptation.json"
+    path = run_dir / name
     try:
         report: dict[str, Any] = json.loads(path.read_bytes())
     except OSError as error:
@@ -222,7 +231,7 @@ def read_report(run_dir: Path) -> dict[str, Any]:
     return report
 
 
-def write_json(value: Mapping[str, Any], path: Path) -> None:
+def write_json(value: Mapping[str, Any], path: Path, *, indent: int | None = 1) -> None:
     """Writes JSON so that `path` holds the old content or the whole new one.
 
     Raises:
@@ -230,7 +239,7 @@ def write_json(value: Mapping[str, Any], path: Path) -> None:
         WriteError: the disk is full.
     """
     with writing(path):
-        write_atomically(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+        write_atomically(path, (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode())
 
 
 def _require_same_run(config: RunConfig, run_dir: Path) -> None:

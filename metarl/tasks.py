@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import gymnasium
@@ -48,7 +50,9 @@ class TaskVectorEnv(Protocol):
 
     `set_tasks` takes one task per sub-environment and holds from the next `reset`. After a sub-environment has ended,
     what it returns until the next `reset` is ignored. `infos["diverged"]`, where present, is a bool array [num_envs]:
-    the step broke the simulation and its observation and reward mean nothing.
+    the step broke the simulation and its observation and reward mean nothing. `infos["success"]`, where a family
+    has it, is there in every step: bool [num_envs], whether the aim was met in it; a trajectory is a success if any of
+    its live steps was.
     """
 
     num_envs: int
@@ -61,6 +65,25 @@ class TaskVectorEnv(Protocol):
     ) -> tuple[Any, dict[str, Any]]: ...
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]: ...
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A task seen from above, as data: what `paths.png` draws the agent's way on. Lengths in the world's units.
+
+    Attributes:
+        walls: rectangles (x, y, width, height), (x, y) being the corner with the least coordinates.
+        start: where a trajectory starts, None where that varies.
+        goal: what is to be reached, None where nothing is.
+        goal_radius: within it the goal counts as reached; 0 draws a mark alone.
+        extent: (x_min, x_max, y_min, y_max) of the part of the world that is shown at least; None = what is drawn.
+    """
+
+    walls: tuple[tuple[float, float, float, float], ...] = ()
+    start: tuple[float, float] | None = None
+    goal: tuple[float, float] | None = None
+    goal_radius: float = 0.0
+    extent: tuple[float, float, float, float] | None = None
 
 
 class EnvTaskDistribution(TaskDistribution[Task]):
@@ -91,3 +114,18 @@ class EnvTaskDistribution(TaskDistribution[Task]):
             num_threads: threads the simulator may use, 0 for all cores; the results must not depend on it.
         """
         return None
+
+    def scene(self, task: Task) -> Scene | None:
+        """What there is to see of `task` from above, or None: then nothing is drawn. Implement `positions` with it."""
+        return None
+
+    def positions(self, observations: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
+        """Where the agent is in the coordinates of `scene`.
+
+        Args:
+            observations: [..., observation_size].
+
+        Returns:
+            [..., 2].
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines scene but not positions")

@@ -223,7 +223,11 @@ class Trainer:
 
 def curve_scalars(curve: AdaptationCurve) -> dict[str, float]:
     """An evaluation's scalars by TensorBoard tag."""
-    return {f"meta_test/step_{step}": float(value) for step, value in enumerate(curve.mean)}
+    scores = {f"meta_test/step_{step}": float(value) for step, value in enumerate(curve.mean)}
+    if curve.success is None:
+        return scores
+    rates = curve.success.mean((1, 2))
+    return scores | {f"meta_test/success_step_{step}": float(rate) for step, rate in enumerate(rates)}
 
 
 def _score_scalars(episodes: Episodes[Any, Any]) -> dict[str, float]:

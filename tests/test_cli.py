@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -173,6 +174,24 @@ def test_plot_draws_one_run_or_several(count: int, run_dir: Path, say: Any) -> N
     folders = [str(run_dir), "two"][:count]
     assert say("plot", *folders, "--out", "pictures/a.png") == Said(0, "pictures/a.png\n", "")
     assert Path("pictures/a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_draws_the_agents_ways_into_a_picture_beside(run_dir: Path, say: Any) -> None:
+    way = [[0.0, 0.0], [1.0, 2.0]]
+    scene = {"walls": [[0, 0, 1, 1]], "start": [0, 0], "goal": None, "goal_radius": 0.0, "extent": None}
+    tasks = [{"task": "Goal(x=1)", "scene": scene, "ways": [[way], [way]]}]
+    for name in ("seen", "again"):
+        shutil.copytree(run_dir, name)
+        paths = {"schema_version": 1, "unit": "trajectories", "steps": [0, 1], "tasks": tasks}
+        Path(name, "paths.json").write_text(json.dumps(paths))
+    assert say("plot", "seen", "--out", "a.b.svg") == Said(0, "a.b.svg\na.b.paths.svg\n", "")
+    assert "gradient steps" in Path("a.b.svg").read_text()
+    assert "last trajectory" in Path("a.b.paths.svg").read_text()
+    assert say("plot", "seen", "again", "--out", "c.svg") == Said(0, "c.svg\n", "")  # of one run only
+    Path("seen", "paths.json").write_text("{")
+    said = say("plot", "seen", "--out", "d.svg")
+    assert said.code == 2
+    assert said.err.startswith("metarl: seen/paths.json: is damaged: ")
 
 
 def test_plot_draws_a_run_without_a_report(run_dir: Path, say: Any) -> None:

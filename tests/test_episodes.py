@@ -101,6 +101,18 @@ def test_trajectories_need_three_axes_of_rewards() -> None:
         trajectories(rewards=torch.zeros(N, K))
 
 
+def test_success_rates_leave_trajectories_that_do_not_count_out() -> None:
+    mask = torch.ones(N, K, H)
+    mask[0, 1] = 0.0
+    mask[1] = 0.0
+    data = trajectories(mask=mask, success=torch.tensor([[True, True, False], [True, True, True]]))
+    rates = data.success_rates()
+    assert rates is not None
+    assert rates.tolist() == [0.5, 0.0]
+    assert trajectories().success_rates() is None
+    assert data.without_signal().success is None  # it would tell of the task
+
+
 def test_mean_returns_leave_dead_steps_and_masked_trajectories_out() -> None:
     mask = torch.ones(N, K, H)
     mask[0, 1] = 0.0  # this trajectory does not count

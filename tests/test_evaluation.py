@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from metarl.collect import run_episodes
+from metarl.episodes import Trajectories
 from metarl.evaluation import EVALUATION_SEED, AdaptationCurve, adaptation_controls, evaluate
 from metarl.learner import ScoreName, Unit
 from metarl.seeds import Purpose, Seeds, generator
@@ -265,6 +266,65 @@ def test_the_report_holds_the_whole_schema(finite: bool) -> None:
     assert all(np.shape(rows) == (3, num_tasks) for rows in per_task)
     np.testing.assert_allclose(report["per_task"], curve.values.mean(2))
     np.testing.assert_allclose(report["mean"], curve.values.mean((1, 2)))
+
+
+class Trying(Collector):
+    """Trajectories of one step; after k steps of adaptation the first 1 + k of every four are successes."""
+
+    silent = False
+
+    def support(self, tasks: Sequence[Level], learner: Any, state: Any, seeds: Seeds, *, step: int) -> Any:
+        return self._try(tasks, 1 + step)
+
+    def query(self, tasks: Sequence[Level], learner: Any, state: Any, seeds: Seeds) -> Any:
+        return self._try(tasks, 4)
+
+    def _try(self, tasks: Sequence[Level], count: int) -> Trajectories:
+        one = torch.ones(len(tasks), 4, 1)
+        success = (torch.arange(4) < count).expand(len(tasks), 4) & torch.tensor([[task.value < 9] for task in tasks])
+        none = torch.zeros_like(success)
+        return Trajectories(
+            observations=one.unsqueeze(-1),
+            actions=one.unsqueeze(-1),
+            rewards=one,
+            terminated=one > 0,
+            truncated=one < 0,
+            mask=one,
+            log_probs=one,
+            last_observations=one,
+            diverged=none,
+            state=None,
+            success=None if self.silent and not success.any() else success,
+        )
+
+
+class Idle(Halving):
+    def adapt(self, state: Tensor, support: Any, *, step: int, differentiable: bool = False) -> Tensor:
+        return state
+
+    def score(self, state: Tensor, query: Any) -> Tensor:
+        return state
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 3])
+@pytest.mark.parametrize("silent", [False, True])
+def test_success_is_a_curve_beside_the_score(batch_size: int | None, silent: bool) -> None:
+    collector = Trying()
+    collector.silent = silent  # speaks of success only where there was one
+    curve = evaluate(Idle(), collector, Levels(1.0, 9.0), num_tasks=6, num_steps=3, batch_size=batch_size)
+    assert curve.success is not None
+    np.testing.assert_array_equal(curve.success[:, 0], [[0.25] * 3, [0.5] * 3, [0.75] * 3, [1.0] * 3])
+    np.testing.assert_array_equal(curve.success[:, 1], 0.0)
+    report = curve.to_json()
+    assert report["success"] == [0.125, 0.25, 0.375, 0.5]
+    assert report.keys() == COMMON | FINITE | {"success", "success_ci_low", "success_ci_high"}
+
+
+def test_the_interval_of_success_resamples_as_that_of_the_score() -> None:
+    values = np.random.default_rng(0).uniform(size=(3, 8, 1))
+    report = curve_of(values, success=values).to_json()
+    for name in ("ci_low", "ci_high"):
+        assert report[f"success_{name}"] == report[name]
 
 
 @pytest.mark.parametrize("replicates", [1, 15])

@@ -40,6 +40,7 @@ WORKINGS = {
     "evaluation",
     "gymnasium_tasks",
     "nonfinite",
+    "paths",
     "plots",
     "report",
     "rollout",

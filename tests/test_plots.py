@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Rectangle
 from PIL import Image
 
 from metarl import plots
 from metarl.errors import InputError
-from metarl.plots import adaptation_figure, learning_figure, save_figure
+from metarl.plots import adaptation_figure, learning_figure, paths_figure, save_figure
 
 
 def curve(num_tasks: int, num_replicates: int, **entries: Any) -> dict[str, Any]:
@@ -125,6 +126,79 @@ def test_controls_stand_below_the_matrix() -> None:
     axes = adaptation_figure(curve(2, 20, cross_adaptation=cross)).axes[1]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a", "b", "zero\nreward", "nothing"]
     assert [text.get_text() for text in axes.texts[4:]] == ["4", "5", "2", "3"]
+
+
+def test_success_is_a_panel_between_the_curve_and_the_matrix() -> None:
+    rates = {"success": [0.0, 0.5, 0.9, 1.0], "success_ci_low": [0.0] * 4, "success_ci_high": [0.1, 0.6, 1.0, 1.0]}
+    cross = {"tasks": ["a", "b"], "matrix": [[9.0, 1.0], [1.0, 9.0]]}
+    figure = adaptation_figure(curve(40, 1, **rates, cross_adaptation=cross))
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        "return per trajectory",
+        "success rate, 95 % interval",
+        "adapted on",
+    ]
+    (rate,) = figure.axes[1].get_lines()
+    assert rate.get_ydata().tolist() == rates["success"]
+    band = figure.axes[1].collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == (0.0, 1.0)
+
+
+def paths(*, unit: str = "gradient steps", steps: tuple[int, ...] = (0, 3), **scene: Any) -> dict[str, Any]:
+    """Two tasks, two ways each at every step; those of step k go to (k, 1) and (k, 2)."""
+    plain = {"walls": [], "start": None, "goal": None, "goal_radius": 0.0, "extent": None, **scene}
+    ways = [[[[0.0, 0.0], [float(k), float(end)]] for end in (1, 2)] for k in steps]
+    tasks = [{"task": f"Goal(x=0.{number}23456)", "scene": plain, "ways": ways} for number in (1, 2)]
+    return {"schema_version": 1, "unit": unit, "steps": [*steps], "tasks": tasks}
+
+
+def test_ways_are_drawn_per_task_before_and_after() -> None:
+    figure = paths_figure(paths())
+    assert [axes.get_title() for axes in figure.axes] == ["before adaptation", "after adaptation", "", ""]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["Goal(x=0.123)", "", "Goal(x=0.223)", ""]
+    for axes, k in zip(figure.axes, (0, 3, 0, 3), strict=True):
+        lines = [line for line in axes.get_lines() if len(line.get_xdata()) == 2]
+        ends = [line for line in axes.get_lines() if len(line.get_xdata()) == 1]
+        assert [line.get_xydata().tolist()[1] for line in lines] == [[k, 1.0], [k, 2.0]]
+        assert [line.get_xydata().tolist() for line in ends] == [[[k, 1.0]], [[k, 2.0]]]
+        colours = [line.get_color() for line in lines]
+        assert colours == [line.get_color() for line in ends]
+        assert len({*colours}) == 2
+        assert lines[0].get_linewidth() > lines[1].get_linewidth()
+
+
+def test_columns_are_called_as_the_unit_wants() -> None:
+    figure = paths_figure(paths(unit="trajectories"))
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["first trajectory", "last trajectory"]
+    assert len(paths_figure(paths(steps=(0,))).axes) == 2  # nothing was adapted: one column
+
+
+def test_a_scene_shows_walls_start_and_goal_to_scale() -> None:
+    walls = [[-2.0, -1.0, 1.0, 6.0], [4.0, -1.0, 0.5, 0.25]]
+    figure = paths_figure(paths(walls=walls, start=[0.0, 0.0], goal=[3.0, 1.5], goal_radius=0.5))
+    for axes in figure.axes:
+        assert axes.get_aspect() == 1.0
+        boxes = [patch.get_bbox().bounds for patch in axes.patches if isinstance(patch, Rectangle)]
+        assert boxes == [tuple(wall) for wall in walls]
+        (goal,) = (patch for patch in axes.patches if isinstance(patch, Circle))
+        assert (tuple(goal.center), goal.radius) == ((3.0, 1.5), 0.5)
+        assert [(0.0, 0.0)] in [[tuple(point) for point in line.get_xydata()] for line in axes.get_lines()]
+        (x_low, x_high), (y_low, y_high) = axes.get_xlim(), axes.get_ylim()
+        assert (x_low < -2.0, x_high > 4.5, y_low < -1.0, y_high > 5.0) == (True,) * 4
+        assert x_high - x_low == pytest.approx(y_high - y_low)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["start", "goal", "end of a trajectory"]
+
+
+def test_what_a_scene_lacks_is_not_explained_and_its_extent_is_shown() -> None:
+    figure = paths_figure(paths(extent=[-5.0, 1.0, 0.0, 1.0]))
+    assert figure.axes[0].get_xlim()[0] < -5.0
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["end of a trajectory"]
+    assert not figure.axes[0].patches
+    empty = paths()
+    for task in empty["tasks"]:
+        task["ways"] = [[], []]  # every trajectory broke down in its first step
+    assert len(paths_figure(empty).axes) == 4
 
 
 def test_labels_are_shortened_or_numbered_where_they_would_not_fit() -> None:

@@ -91,6 +91,8 @@ def test_a_finite_family_is_told_task_by_task() -> None:
         "adaptation curve: return after 0..2 gradient steps, all 2 tasks of a finite family, 5 replicates each "
         "(trained and tested on the same tasks: adaptation, not generalisation)"
     )
+    disjoint = next(report_lines({**report, "splits": "disjoint"}))
+    assert disjoint.endswith("5 replicates each (splits: disjoint)")
     assert cells(lines[1])[6:] == ["Direction(sign=1)", "Direction(sign=-1)"]
     low, high = report["per_task_ci_low"], report["per_task_ci_high"]
     for k in range(3):
@@ -116,6 +118,16 @@ def test_an_infinite_family_says_what_its_splits_are() -> None:
     assert lines[5:] == [
         f"paired gain of step 1 over step 0: {gain['mean'][1]:+.3g} {bounds(gain['ci_low'][1], gain['ci_high'][1])}"
     ]
+
+
+@pytest.mark.parametrize("report", [finite(), infinite()])
+def test_success_is_a_column_where_it_is_known(report: dict[str, Any]) -> None:
+    rates = {"success": [0.0, 0.25, 1.0], "success_ci_low": [0.0, 0.1, 1.0], "success_ci_high": [0.0, 0.5, 1.0]}
+    lines, plain = ([*report_lines(known)] for known in (report | rates, report))
+    assert cells(lines[1])[6] == "success"
+    told = ["0.000 [0.000, 0.000]", "0.250 [0.100, 0.500]", "1.000 [1.000, 1.000]"]
+    assert [cells(line)[6] for line in lines[2:5]] == told
+    assert [cells(line)[:6] + cells(line)[7:] for line in lines[1:5]] == [cells(line) for line in plain[1:5]]
 
 
 def test_many_tasks_get_no_column_each_but_a_line_for_their_gain() -> None:

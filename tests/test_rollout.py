@@ -406,6 +406,90 @@ def test_enough_live_steps_in_whole_trajectories_and_no_more(min_live_steps: int
             assert not torch.equal(data.actions[task, k], data.actions[task, k - 1])
 
 
+class SeekingEnv(WalkEnv):
+    """A walk whose aim is to be above 0.8; which the ended ones meet."""
+
+    def step(self, actions: NDArray[Any]) -> Any:
+        ended = self._ended.copy()
+        *rest, infos = super().step(actions)
+        return *rest, {**infos, "success": (self.positions > 0.8) | ended}
+
+
+class Seeking(Walks):
+    def make_vector_env(self, num_envs: int, *, num_threads: int = 0) -> TaskVectorEnv:
+        return SeekingEnv(num_envs, horizon=self.horizon)
+
+
+@pytest.mark.parametrize("min_live_steps", [None, 15])
+def test_a_trajectory_is_a_success_if_a_live_step_was(min_live_steps: int | None) -> None:
+    data = collect(Seeking(horizon=5), [-5.0, 0.2, 3.0, 100.0], min_live_steps=min_live_steps)
+    assert data.success is not None
+    assert data.success.dtype == torch.bool
+    expected = ((data.rewards > 0.8) & (data.mask > 0)).any(-1)  # the reward is the position
+    assert torch.equal(data.success & (data.mask[..., 0] > 0), expected)
+    assert 0 < int(expected.sum()) < int((data.mask[..., 0] > 0).sum())
+    lost = (data.rewards <= 0.8) & (data.mask > 0)
+    assert (expected & lost.any(-1) & lost.int().argmax(-1).gt(0)).any()  # one that went away again is one
+    assert collect(Walks(), [3.0]).success is None
+
+
+def test_a_step_that_breaks_the_simulation_is_no_success() -> None:
+    class Triumphant(SilentlyBreaking):
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            *rest, infos = super().step(action)
+            return *rest, {**infos, "success": self.elapsed >= 3}  # type: ignore[return-value]
+
+    data = collect(family_of(Triumphant), [None])
+    assert data.success is not None
+    assert not data.success.any()
+
+
+@pytest.mark.parametrize("told", [1.0, 1, True, np.True_, np.float32(1.0), np.ones(1)], ids=repr)
+def test_gymnasium_environments_tell_success_in_their_own_way(told: Any) -> None:
+    class Lucky(SilentlyBreaking):
+        """Succeeds in its second step if it starts well, ends in its fourth."""
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+            assert seed is not None
+            self.well = seed % 2 == 0
+            return super().reset(seed=seed)
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            observation, *_ = super().step(action)
+            success = told if self.well and self.elapsed == 2 else 0 * told
+            return observation, float(self.well), self.elapsed == 4, False, {"success": success}
+
+    data = collect(family_of(Lucky), [None] * 4)
+    assert data.success is not None
+    assert torch.equal(data.success, data.rewards[:, :, 0] > 0)
+    assert data.success.any()
+    assert not data.success.all()
+
+
+def test_an_environment_may_speak_of_success_only_when_there_was_one() -> None:
+    class Rare(SilentlyBreaking):
+        made = 0
+
+        def __init__(self) -> None:
+            Rare.made += 1
+            self.number, self.resets = Rare.made, 0
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+            self.resets += 1
+            return super().reset(seed=seed)
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            observation, *_ = super().step(action)
+            lucky = (self.number, self.resets, self.elapsed) == (3, 2, 1)
+            return observation, 1.0, False, False, {"success": True} if lucky else {}
+
+    assert collect(family_of(Rare), [None]).success is None
+    Rare.made = 0
+    data = collect(family_of(Rare), [None], min_live_steps=5 * K + 1)
+    assert data.success is not None
+    assert data.success.tolist() == [[False] * K + [False, True, False]]
+
+
 def test_torch_acts_on_one_thread_and_gets_its_own_back() -> None:
     before = torch.get_num_threads()
     try:

@@ -154,6 +154,20 @@ def test_the_picture_is_a_png(run_dir: Path) -> None:
         assert min(image.size) > 300
 
 
+def test_where_tasks_have_scenes_the_agents_ways_are_kept_and_drawn(tmp_path: Path) -> None:
+    train(config("--iterations=1", "--evaluation.no-controls", "--task.horizon=3", task="point-nav"), tmp_path)
+    paths = json.loads((tmp_path / "paths.json").read_text())
+    assert (paths["unit"], paths["steps"], len(paths["tasks"])) == ("gradient steps", [0, 2], 4)
+    report = json.loads((tmp_path / "adaptation.json").read_text())
+    for task in paths["tasks"]:
+        assert task["task"] in report["tasks"]
+        assert [[len(way) for way in ways] for ways in task["ways"]] == [[4, 4]] * 2  # three steps, two trajectories
+    with Image.open(tmp_path / "paths.png") as image:
+        assert image.height > image.width > 500
+    assert [image.step for image in events(tmp_path).Images("meta_test/paths")] == [1]
+    assert runs.read_report(tmp_path, "paths.json") == paths
+
+
 @pytest.mark.usefixtures("_blank_pictures")
 def test_controls_can_be_left_out_and_are_at_most_five_tasks(tmp_path: Path) -> None:
     short = ("--iterations", "1", "--evaluation.num-tasks", "7", "--evaluation.num-adaptation-steps", "1")

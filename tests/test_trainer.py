@@ -3,7 +3,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -271,7 +271,11 @@ def test_an_iterations_scalars(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row["adapt/gain"] == pytest.approx(row["adapt/step_2"] - row["adapt/step_0"])
     assert trainer.env_steps == row["time/env_steps"] == 4 * 4 * 3  # iterations, tasks, two supports and a query
     assert (row["time/sample_s"], row["time/learn_s"], row["time/fps"]) == (2.0, 2.0, 48 / 32)
-    assert curve_scalars(curve) == pytest.approx({f"meta_test/step_{k}": curve.mean[k] for k in range(4)})
+    scores = {f"meta_test/step_{k}": curve.mean[k] for k in range(4)}
+    assert curve_scalars(curve) == pytest.approx(scores)
+    success = np.repeat([[0.0, 0.5], [0.5, 0.5], [0.5, 1.0], [1.0, 1.0]], 3, axis=1)[..., None]
+    rates = {f"meta_test/success_step_{k}": rate for k, rate in enumerate((0.25, 0.5, 0.75, 1.0))}
+    assert curve_scalars(replace(curve, success=success)) == pytest.approx(scores | rates)
 
 
 def test_another_collector_may_serve_the_evaluation() -> None:

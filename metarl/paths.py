@@ -1,0 +1,116 @@
+"""The agent's ways through a few test tasks, before and after adaptation: what `paths.json` and `paths.png` show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metarl.episodes import Trajectories
+from metarl.tasks import EnvTaskDistribution, Scene, TaskDistribution
+
+SCHEMA_VERSION = 1
+NUM_TASKS = 4
+NUM_TRAJECTORIES = 5
+MAX_POINTS = 300  # of one way; a longer one is thinned out
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Ways through one task's scene.
+
+    Attributes:
+        task: the task.
+        scene: what is to be seen of it.
+        ways: adaptation step -> positions [num_points, 2] of each trajectory, from its start to what followed its end.
+    """
+
+    task: Any
+    scene: Scene
+    ways: dict[int, list[NDArray[np.float64]]]
+
+
+class PathRecorder:
+    """Keeps of an evaluation's data what is drawn: ways before the first and after the last adaptation step.
+
+    Args:
+        distribution: whose tasks are evaluated; without scenes nothing is kept.
+        tasks: the distinct tasks.
+        num_replicates: episodes of each, which come one after another; the first is drawn.
+        num_steps: the last adaptation step.
+    """
+
+    def __init__(
+        self, distribution: TaskDistribution[Any], tasks: Sequence[Any], *, num_replicates: int, num_steps: int
+    ) -> None:
+        self._steps = {0, num_steps}
+        self._paths: dict[int, Paths] = {}
+        if not isinstance(distribution, EnvTaskDistribution):
+            return
+        self._positions = distribution.positions
+        for number in _spread(len(tasks)):
+            scene = distribution.scene(tasks[number])
+            if scene is not None:
+                self._paths[number * num_replicates] = Paths(tasks[number], scene, {})
+
+    def record(self, step: int, data: Trajectories, *, first: int) -> None:
+        """Looks at the data that scores the state after `step` steps of the episodes from number `first` on."""
+        if step not in self._steps:
+            return
+        for episode, paths in self._paths.items():
+            if first <= episode < first + data.num_tasks:
+                paths.ways[step] = self._ways(data, episode - first)
+
+    def paths(self) -> tuple[Paths, ...]:
+        """What was kept, in the order of the tasks."""
+        return tuple(paths for paths in self._paths.values() if paths.ways)
+
+    def _ways(self, data: Trajectories, row: int) -> list[NDArray[np.float64]]:
+        lengths = data.mask[row].sum(-1).long().tolist()
+        lived = [number for number, length in enumerate(lengths) if length][:NUM_TRAJECTORIES]
+        ways = []
+        for number in lived:
+            seen = data.observations[row, number, : lengths[number]].cpu().numpy()
+            seen = np.concatenate([seen, data.last_observations[row, number, None].cpu().numpy()])
+            kept = np.linspace(0, len(seen) - 1, min(len(seen), MAX_POINTS)).round().astype(int)
+            ways.append(np.asarray(self._positions(seen[kept]), np.float64))
+        return ways
+
+
+def paths_to_json(paths: Sequence[Paths], *, unit: str) -> dict[str, Any]:
+    """The schema of `paths.json`: coordinates with four decimals; `steps` are the adaptation steps of each task's
+    `ways`."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "unit": unit,
+        "steps": sorted(paths[0].ways),
+        "tasks": [
+            {
+                "task": str(one.task),
+                "scene": _scene_to_json(one.scene),
+                "ways": [[way.round(4).tolist() for way in one.ways[step]] for step in sorted(one.ways)],
+            }
+            for one in paths
+        ],
+    }
+
+
+def _scene_to_json(scene: Scene) -> dict[str, Any]:
+    def plain(numbers: Sequence[float] | None) -> list[float] | None:
+        return None if numbers is None else [float(number) for number in numbers]
+
+    return {
+        "walls": [plain(wall) for wall in scene.walls],
+        "start": plain(scene.start),
+        "goal": plain(scene.goal),
+        "goal_radius": float(scene.goal_radius),
+        "extent": plain(scene.extent),
+    }
+
+
+def _spread(count: int) -> list[int]:
+    """Up to `NUM_TASKS` numbers below `count`, evenly spread: a finite family is listed in some order."""
+    return sorted({round(i * (count - 1) / (NUM_TASKS - 1)) for i in range(NUM_TASKS)})
