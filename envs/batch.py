@@ -179,7 +179,7 @@ def make_simulator(model: Any, num_simulations: int, num_threads: int) -> AnySim
     if num_threads < 0:
         raise ValueError(f"num_threads = {num_threads}: must be 0 (all cores) or more")
     _log_mujoco_warnings()
-    threads = min(num_threads or _num_cores(), num_simulations)
+    threads = min(num_threads or num_cores(), num_simulations)
     kind = LoopSimulator if _batch_class() is None else Simulator
     return kind(model, num_simulations, threads)
 
@@ -213,7 +213,8 @@ def _batch_class() -> Any:
     return Batch
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
+    """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -242,6 +243,9 @@ def _make_renderer(model: Any, width: int, height: int) -> Any:
 
 class BatchEnv(TaskBatchEnv):
     """A MuJoCo model as a batch of environments with tasks.
+
+    A simulation that MuJoCo finds broken, or in which a number is not finite, has diverged: its trajectory is
+    truncated, with reward 0.
 
     A family implements `_assign_tasks` and `_rewards`, and overrides `_initial_states`, `_tracked_positions`,
     `_terminated` and `_observe` where the defaults do not fit.
@@ -346,6 +350,9 @@ class BatchEnv(TaskBatchEnv):
         self.simulator.ctrl[ids] = controls
         before = self._tracked_positions(ids).copy()
         diverged = self.simulator.step(self.frame_skip, ids)
+        # MuJoCo checks at the start of a physics step, and not the inner stages of RK4: it misses the last one's.
+        for state in (self.simulator.qpos, self.simulator.qvel):
+            diverged = diverged | ~np.isfinite(state[ids]).all(1)
         velocities = (self._tracked_positions(ids) - before) / self.dt
         return self._rewards(ids, velocities, controls), self._terminated(ids), diverged
 

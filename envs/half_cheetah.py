@@ -8,7 +8,6 @@ mass); the paper's rllab model takes 0.01 s per step, so returns over equally ma
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from metarl.envs.batch import BatchEnv
+from metarl.envs.locomotion import TargetTasks, Velocity, check_settings
 from metarl.envs.vector import Floats, Ids
-from metarl.errors import require
 from metarl.tasks import EnvTaskDistribution, Split
 
 CONTROL_COST = 0.05
@@ -38,17 +37,6 @@ class Direction:
     """
 
     sign: int
-
-
-@dataclass(frozen=True)
-class Velocity:
-    """Run at a speed.
-
-    Attributes:
-        target: metres per second.
-    """
-
-    target: float
 
 
 class HalfCheetahEnv(BatchEnv):
@@ -143,7 +131,7 @@ class HalfCheetahDir(EnvTaskDistribution[Direction]):
     splits = "identical"
 
     def __post_init__(self) -> None:
-        _check_common(self.horizon, self.action_limit)
+        check_settings(self.horizon, self.action_limit)
 
     def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Direction]:
         return [Direction(int(sign)) for sign in 2 * rng.integers(0, 2, num_tasks) - 1]
@@ -158,7 +146,7 @@ class HalfCheetahDir(EnvTaskDistribution[Direction]):
 
 
 @dataclass(frozen=True)
-class HalfCheetahVel(EnvTaskDistribution[Velocity]):
+class HalfCheetahVel(TargetTasks[Velocity]):
     """Target speeds drawn uniformly from [low, high) m/s.
 
     Source: Finn et al. 2017, arXiv:1703.03400 (0 to 2 m/s; ProMP, PEARL and VariBAD use 0 to 3 m/s).
@@ -173,41 +161,12 @@ class HalfCheetahVel(EnvTaskDistribution[Velocity]):
         test_high: highest test target, m/s, above `test_low`; given together with it, outside the training interval.
     """
 
-    horizon: int = 200
-    action_limit: float = 1.0
-    low: float = 0.0
     high: float = 2.0
-    test_low: float | None = None
-    test_high: float | None = None
-
-    def __post_init__(self) -> None:
-        _check_common(self.horizon, self.action_limit)
-        require(math.isfinite(self.low), "task.low", self.low, "finite")
-        require(self.low < self.high < math.inf, "task.high", self.high, f"finite and above task.low = {self.low}")
-        if self.test_low is None or self.test_high is None:
-            missing = "task.test_low" if self.test_low is None else "task.test_high"
-            require(self.test_low is self.test_high, missing, None, "given with the other end of the test interval")
-            return
-        require(math.isfinite(self.test_low), "task.test_low", self.test_low, "finite")
-        above = f"finite and above task.test_low = {self.test_low}"
-        require(self.test_low < self.test_high < math.inf, "task.test_high", self.test_high, above)
-        apart = self.test_high <= self.low or self.high <= self.test_low
-        outside = f"such that test targets lie outside the training interval [{self.low}, {self.high})"
-        require(apart, "task.test_low, task.test_high", (self.test_low, self.test_high), outside)
-        object.__setattr__(self, "splits", "disjoint")
 
     def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Velocity]:
-        low, high = self.low, self.high
-        if split == "test" and self.test_low is not None and self.test_high is not None:
-            low, high = self.test_low, self.test_high
-        return [Velocity(float(target)) for target in rng.uniform(low, high, num_tasks)]
+        return [Velocity(target) for target in self._draw(num_tasks, rng, split)]
 
     def make_vector_env(self, num_envs: int, *, num_threads: int = 0) -> HalfCheetahVelEnv:
         return HalfCheetahVelEnv(
             num_envs, horizon=self.horizon, action_limit=self.action_limit, num_threads=num_threads
         )
-
-
-def _check_common(horizon: int, action_limit: float) -> None:
-    require(horizon >= 1, "task.horizon", horizon, "at least 1")
-    require(0.0 < action_limit < math.inf, "task.action_limit", action_limit, "finite and above 0")

@@ -25,10 +25,10 @@ ALL = slice(None)
 class TaskBatchEnv(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], ABC):
     """A `gymnasium.vector.VectorEnv` whose sub-environments each have a task of their own.
 
-    A family implements `_assign_tasks`, `_reset`, `_advance` and `_observe`, vectorised over the sub-environments, and
-    may read `_elapsed`, the steps [num_envs] since each one's reset. Every step is one of three: it ends nothing, it
-    ends the MDP (`terminated`), or it stops an MDP that would go on (`truncated`: at the horizon, or because the
-    simulation broke); a step at the horizon that ends the MDP is only `terminated`.
+    A family implements `_assign_tasks`, `_reset`, `_advance` and `_observe`, vectorised over the sub-environments, may
+    add `_infos`, and may read `_elapsed`, the steps [num_envs] since each one's reset. Every step is one of three: it
+    ends nothing, it ends the MDP (`terminated`), or it stops an MDP that would go on (`truncated`: at the horizon, or
+    because the simulation broke); a step at the horizon that ends the MDP is only `terminated`.
 
     Autoreset is gymnasium's, with `DISABLED` as the default: a sub-environment that has ended then stays frozen (same
     observation, reward 0, neither terminated nor truncated, nothing simulated) until it is reset.
@@ -138,8 +138,9 @@ class TaskBatchEnv(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
 
         Returns:
             Observations, rewards float64, terminated and truncated bool, each [num_envs, ...], and infos: `diverged`
-            bool [num_envs], whether the step broke the simulation (it is then truncated, with reward 0); in `SAME_STEP`
-            mode also gymnasium's `final_obs`, `final_info` and their masks.
+            bool [num_envs], whether the step broke the simulation (it is then truncated, with reward 0); what the
+            family adds, 0 or False where nothing was simulated or the simulation broke; in `SAME_STEP` mode also
+            gymnasium's `final_obs`, `final_info` and their masks.
 
         Raises:
             gymnasium.error.ResetNeeded: before the first reset.
@@ -164,12 +165,13 @@ class TaskBatchEnv(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
             self._elapsed[ids] += 1
             truncated[ids] = self._elapsed[ids] >= self.horizon
             truncated = (truncated | diverged) & ~terminated
+        told = {"diverged": diverged} | self._told(ids, ~diverged)
         over = terminated | truncated
         self._ended |= over
         observations = self._observe()
-        infos = {"diverged": diverged, "_diverged": np.ones(self.num_envs, bool)}
+        infos: dict[str, Any] = told | {f"_{name}": np.ones(self.num_envs, bool) for name in told}
         if self.autoreset_mode == AutoresetMode.SAME_STEP and over.any():
-            infos |= self._final_infos(observations, diverged, over)
+            infos |= self._final_infos(observations, told, over)
             self._begin(np.flatnonzero(over))
             observations = self._observe()
         return observations, rewards, terminated, truncated, infos
@@ -203,6 +205,24 @@ class TaskBatchEnv(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
     def _observe(self) -> NDArray[Any]:
         """A new array of all observations, [num_envs, ...], in the observation space's dtype."""
 
+    def _infos(self, ids: Ids) -> dict[str, NDArray[Any]]:
+        """What the step just made of the sub-environments `ids`, for `step`'s infos: the same names in every step.
+
+        Args:
+            ids: `ALL`, or some, perhaps none.
+
+        Returns:
+            Numbers or bools [len(ids)] by name, such as "success".
+        """
+        return {}
+
+    def _told(self, ids: Ids, sound: Bools) -> dict[str, NDArray[Any]]:
+        told = {}
+        for name, values in self._infos(ids).items():
+            told[name] = np.zeros(self.num_envs, values.dtype)
+            told[name][ids] = np.where(sound[ids], values, told[name][ids])
+        return told
+
     def _begin(self, ids: NDArray[np.intp]) -> None:
         unassigned = ids[self._unassigned[ids]]
         if unassigned.size:
@@ -221,11 +241,12 @@ class TaskBatchEnv(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
             self._rngs[i] = np.random.default_rng(int(self._seeds[i]))
         return self._rngs[i]
 
-    def _final_infos(self, observations: NDArray[Any], diverged: Bools, over: Bools) -> dict[str, Any]:
+    def _final_infos(self, observations: NDArray[Any], told: dict[str, NDArray[Any]], over: Bools) -> dict[str, Any]:
         final_obs = np.full(self.num_envs, None, object)
         for i in np.flatnonzero(over):
             final_obs[i] = observations[i]
-        final_info = {"diverged": diverged & over, "_diverged": over.copy()}
+        final_info = {name: np.where(over, values, np.zeros_like(values)) for name, values in told.items()}
+        final_info |= {f"_{name}": over.copy() for name in told}
         return {"final_obs": final_obs, "_final_obs": over.copy(), "final_info": final_info, "_final_info": over.copy()}
 
     def _given_seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:

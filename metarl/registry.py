@@ -22,10 +22,21 @@ Kind = Literal["task", "agent", "learner"]
 TASKS: dict[str, str] = {
     "half-cheetah-dir": "metarl.envs.half_cheetah:HalfCheetahDir",
     "half-cheetah-vel": "metarl.envs.half_cheetah:HalfCheetahVel",
+    "ant-dir": "metarl.envs.ant:AntDir",
+    "ant-vel": "metarl.envs.ant:AntVel",
+    "ant-goal": "metarl.envs.ant:AntGoal",
+    "humanoid-dir": "metarl.envs.humanoid:HumanoidDir",
+    "walker2d-params": "metarl.envs.random_params:Walker2dParams",
+    "hopper-params": "metarl.envs.random_params:HopperParams",
+    "point-maze-goal": "metarl.envs.point_maze:PointMazeGoal",
+    "point-maze-layout": "metarl.envs.point_maze:PointMazeLayout",
+    "ant-maze-goal": "metarl.envs.ant_maze:AntMazeGoal",
     "point-nav": "metarl.envs.point_nav:PointNav",
+    "point-nav-sparse": "metarl.envs.point_nav:PointNavSparse",
     "bandit": "metarl.envs.bandit:Bandit",
     "tabular-mdp": "metarl.envs.tabular_mdp:TabularMDP",
     "grid-nav": "metarl.envs.grid_nav:GridNav",
+    "grid-maze": "metarl.envs.grid_maze:GridMaze",
 }
 AGENTS: dict[str, str] = {
     "maml": "metarl.agents.maml:MAML",

@@ -3,9 +3,11 @@
 Full collection on half-cheetah-dir (policy acting, resets and recording included; 64x64 tanh, 40 tasks x 20
 trajectories x 200 steps), against an open-loop replay of the very same controls from the very same states through
 `mujoco.rollout` with one thread per core; beside gymnasium's vector environments and SB3's SubprocVecEnv with the same
-policy; and its growth with the number of tasks.
+policy; its growth with the number of tasks; and the same ratio for other families, with as many tasks, each simulation
+with the model of its own task (nothing terminates here, so that collection and replay are of equally many steps); and
+200 mazes in one batch against 200 copies of one of them, all with equally many walls, under the same controls.
 
-    python scripts/benchmark_sampling.py                 four minutes on two cores
+    python scripts/benchmark_sampling.py                 ten minutes on two cores
     python scripts/benchmark_sampling.py --quick         a noisier answer within a minute
 """
 
@@ -27,12 +29,18 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from metarl.agents.maml import MAML, MAMLConfig
-from metarl.envs.half_cheetah import FRAME_SKIP, HalfCheetahDir
+from metarl.envs.half_cheetah import HalfCheetahDir
+from metarl.envs.maze_robots import wall_boxes
+from metarl.envs.mazes import MazeTask
+from metarl.envs.point_maze import PointMazeLayout
+from metarl.registry import load_task
 from metarl.rollout import RolloutCollector, one_torch_thread
 from metarl.seeds import Seeds
 
 WIDTH, TASKS, GROWTH = 20, 40, (10, 20, 40, 80, 160)
 PROCESSES, ROUNDS = 8, 4
+NUM_LAYOUTS = 200
+FAMILIES = ("ant-goal", "walker2d-params", "point-maze-layout", "ant-maze-goal")
 
 
 @dataclass
@@ -45,8 +53,9 @@ class Collection:
     learner: MAML
 
     @staticmethod
-    def of(num_tasks: int, horizon: int) -> Collection:
-        collector = RolloutCollector(HalfCheetahDir(horizon=horizon), num_trajectories=WIDTH)
+    def of(num_tasks: int, horizon: int, *, family: Callable[..., Any] = HalfCheetahDir) -> Collection:
+        collector = RolloutCollector(family(horizon=horizon), num_trajectories=WIDTH)
+        collector._env(num_tasks * WIDTH)._terminated = lambda _: False  # type: ignore[attr-defined]
         config = MAMLConfig(hidden_sizes=(64, 64), activation="tanh")
         learner = MAML(config, collector.spaces, generator=torch.Generator().manual_seed(0))
         return Collection(num_tasks, horizon, collector, learner)
@@ -65,19 +74,21 @@ class Replay:
     """The physics of a collection and nothing else."""
 
     def __init__(self, collection: Collection) -> None:
-        self._simulator = collection.collector._env(collection.num_tasks * WIDTH).simulator  # type: ignore[attr-defined]
+        env: Any = collection.collector._env(collection.num_tasks * WIDTH)
+        self._simulator = env.simulator
         controls = self._record(collection)
-        model = self._simulator.model
+        models = [self._simulator.snapshot(index)[0] for index in range(len(controls))]
         self._pool = Rollout(nthread=num_cores())
+        num_steps = collection.horizon * env.frame_skip
         self._inputs: dict[str, Any] = {
-            "model": [model] * len(controls),
-            "data": [mujoco.MjData(model) for _ in range(num_cores())],
+            "model": models,
+            "data": [mujoco.MjData(models[0]) for _ in range(num_cores())],
             "initial_state": self._initial,
-            "control": np.ascontiguousarray(controls.repeat(FRAME_SKIP, axis=1)),
-            "nstep": collection.horizon * FRAME_SKIP,
+            "control": np.ascontiguousarray(controls.repeat(env.frame_skip, axis=1)),
+            "nstep": num_steps,
             "initial_warmstart": self._warmstart,
-            "state": np.zeros((len(controls), collection.horizon * FRAME_SKIP, self._initial.shape[1])),
-            "sensordata": np.zeros((len(controls), collection.horizon * FRAME_SKIP, model.nsensordata)),
+            "state": np.zeros((len(controls), num_steps, self._initial.shape[1])),
+            "sensordata": np.zeros((len(controls), num_steps, models[0].nsensordata)),
             "skip_checks": True,
         }
         self()
@@ -164,6 +175,54 @@ def compare(lines: Lines, collection: Collection, replay: Replay, repeats: int, 
         env.close()
 
 
+def compare_family(lines: Lines, name: str, horizon: int, repeats: int) -> None:
+    collection = Collection.of(TASKS, horizon, family=load_task(name))
+    seconds = alternate({"ours": collection, "raw": Replay(collection)}, repeats)
+    lines.add(
+        f"metarl collection of {name}",
+        statistics.median(collection.num_steps / second for second in seconds["ours"]),
+        "environment steps/s",
+        against="mujoco.rollout, one thread per core",
+        ratio=ratio(seconds["raw"], seconds["ours"]),
+        repeats=repeats,
+        work=f"{collection.num_steps} steps",
+    )
+
+
+def compare_layouts(lines: Lines, repeats: int) -> None:
+    family, rng = PointMazeLayout(num_rows=9, num_columns=9), np.random.default_rng(0)
+    first = family.sample(1, rng)[0]
+    mazes = {first.layout: first}
+    while len(mazes) < NUM_LAYOUTS:
+        task = family.sample(1, rng)[0]
+        if len(wall_boxes(task.layout, 1.0, 1.0)) == len(wall_boxes(first.layout, 1.0, 1.0)):
+            mazes.setdefault(task.layout, task)
+    controls = rng.uniform(-1.0, 1.0, (family.horizon, NUM_LAYOUTS, 2)).astype(np.float32)
+
+    def stepped(tasks: list[MazeTask]) -> Callable[[], None]:
+        env = family.make_vector_env(NUM_LAYOUTS)
+        env.set_tasks(tasks)
+
+        def run() -> None:
+            env.reset(seed=0)
+            for control in controls:
+                env.step(control)
+
+        return run
+
+    ours, one = f"{NUM_LAYOUTS} layouts in one batch", f"{NUM_LAYOUTS} copies of one layout"
+    seconds = alternate({ours: stepped([*mazes.values()]), one: stepped([first] * NUM_LAYOUTS)}, repeats)
+    per_step = [second / family.horizon / NUM_LAYOUTS * 1e6 for second in seconds[ours]]
+    lines.add(
+        ours,
+        statistics.median(per_step),
+        "us per environment step",
+        against=one,
+        ratio=ratio(seconds[ours], seconds[one]),
+        repeats=repeats,
+    )
+
+
 def grow(lines: Lines, horizon: int, repeats: int, sizes: tuple[int, ...]) -> None:
     collections = {str(size): Collection.of(size, horizon) for size in sizes}
     seconds = alternate(collections, repeats)
@@ -186,6 +245,9 @@ def main() -> None:
     collection = Collection.of(TASKS, 50 if parsed.quick else 200)
     compare(lines, collection, Replay(collection), repeats, 1 if parsed.quick else ROUNDS)
     grow(lines, 20 if parsed.quick else 100, repeats, GROWTH[::2] if parsed.quick else GROWTH)
+    for family in FAMILIES:
+        compare_family(lines, family, 10 if parsed.quick else 50, repeats)
+    compare_layouts(lines, repeats)
     lines.close()
 
 

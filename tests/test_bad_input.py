@@ -70,7 +70,7 @@ CASES = [
     # Names and flags.
     Case("own", "trian bandit", "command = 'trian': unknown; did you mean 'train'\\?"),
     Case("own", "''", "argument = '': must be printable text, and not empty"),
-    Case("own", "train", "task: missing; metarl train TASKS, one of bandit, grid-nav, half-cheetah-dir,"),
+    Case("own", "train", "task: missing; metarl train TASKS, one of ant-dir, ant-goal, ant-maze-goal,"),
     Case("own", "train ''", "argument = '': must be printable text, and not empty"),
     Case("1", "train half-cheeta-dir", "task = 'half-cheeta-dir': unknown; did you mean 'half-cheetah-dir' or"),
     Case("2", "train bandit --agent mamll", "agent = 'mamll': unknown; did you mean 'maml'"),
@@ -344,14 +344,22 @@ def test_a_device_that_is_not_there_is_named_with_its_reason(metarl: CommandLine
         ("TooMany", 2, r"family:TooMany: sample\(split='train'\) = '9 tasks': must be a list of 8 tasks, .*\n"),
         ("OtherSpaces", 2, r"family:OtherSpaces: observation and action space of Shift.*\n"),
         ("Longer", 2, r"family:Longer: horizon = 501: must be at most 500, .*\n"),
+        (
+            "NotFinite",
+            2,
+            r"family:NotFinite: sample\(split='train'\) = Shift\(size=nan\): must be a task with finite .*\n",
+        ),
+        ("Overlapping", 2, r"family:Overlapping: splits = 'disjoint', but Shift\(size=\d.0\) is in both\n"),
+        ("LosesItsTask", 2, r"family:LosesItsTask: .* gave equal episodes: the task does not reach the environment\n"),
         ("WordsForRewards", 2, r"family:WordsForRewards: .*step returned the reward 'much': must be .*\n"),
-        ("ForgetsItsSeed", 2, r".*differ between two episodes with one seed: reset ignores it\n.*"),
+        ("ForgetsItsSeed", 2, r"\S+ observations and rewards under .* differ between .* one seed: reset ignores it\n"),
+        ("IgnoresGenerator", 2, r"(\S+ sample\(split='\w+'\) gave the same 8 tasks from .*: it ignores `rng`\n){2}"),
     ],
 )
 def test_check_tasks_reports_what_it_finds(name: str, code: int, expected: str, metarl: CommandLine) -> None:
     said = metarl(f"check-tasks family:{name}")
     assert (said.code, said.err) == (code, "")
-    assert re.fullmatch(expected, said.out, re.DOTALL)
+    assert re.fullmatch(expected, said.out)
     assert all(line.startswith(f"family:{name}: ") for line in said.out.splitlines())
 
 

@@ -1,0 +1,245 @@
+"""A point mass in a maze that must find a goal it cannot see: in one layout, or in layouts that it has not seen either.
+
+The tasks and rewards are those of `metarl.envs.maze_robots`, which says what they differ in from Gymnasium-Robotics'.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mujoco
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from metarl.envs.maze_robots import (
+    FIXED_LAYOUTS,
+    FixedLayout,
+    FixedMazeTasks,
+    MazeEnv,
+    MazeTasks,
+    Reward,
+    check_settings,
+    wall_boxes,
+)
+from metarl.envs.mazes import MazeTask, generate
+from metarl.envs.vector import ALL, Bools, Floats
+from metarl.errors import require
+from metarl.tasks import Split
+
+RADIUS = 0.15
+WALL_HEIGHT = 0.5
+FRAME_SKIP = 5
+
+# 10 N against 4 N s/m on 1 kg: up to 2.5 m/s along each axis, within half a second. At 0.02 s per physics step a point
+# at full speed enters a wall by 4 cm and is pushed out; 0.01 s would make that 1 cm and a step twice as dear.
+# Without midphase: its tree of boxes is compiled, and walls that move would be missed.
+_MODEL = """
+<mujoco model="point maze">
+  <option timestep="0.02" jacobian="dense"><flag midphase="disable"/></option>
+  <default><geom condim="1"/></default>
+  <worldbody>
+    {walls}
+    <geom name="floor" type="plane" size="{extent} {extent} 1" contype="0" conaffinity="0" rgba="0.9 0.9 0.9 1"/>
+    <site name="goal" type="cylinder" pos="0 0 -9" size="{goal_radius} 0.01" rgba="0.2 0.7 0.3 1"/>
+    <light pos="0 0 {camera}" dir="0 0 -1" directional="true" diffuse="0.4 0.4 0.4"/>
+    <camera name="above" pos="0 0 {camera}"/>
+    <body name="point" pos="0 0 {radius}">
+      <joint name="x" type="slide" axis="1 0 0" damping="4"/>
+      <joint name="y" type="slide" axis="0 1 0" damping="4"/>
+      <geom name="point" type="sphere" size="{radius}" mass="1" rgba="0.2 0.4 0.8 1"/>
+    </body>
+  </worldbody>
+  <actuator>
+    <motor joint="x" gear="10" ctrllimited="true" ctrlrange="-1 1"/>
+    <motor joint="y" gear="10" ctrllimited="true" ctrlrange="-1 1"/>
+  </actuator>
+</mujoco>
+"""
+_UNUSED_WALL = '<geom type="box" pos="0 0 -9" size="0.5 0.5 0.25" contype="0" rgba="0.3 0.3 0.35 1"/>'
+
+
+class PointMazeEnv(MazeEnv):
+    """Pushes a point mass about, with forces of up to 10 N along x and y for 0.1 s per step.
+
+    Observations are x, y, their velocities, and the distances to the walls along rays. A ray's length is from the
+    point's centre; ray k points k / num_rays of a turn anticlockwise from the x axis. Tasks must be set.
+    """
+
+    cell_size = 1.0
+    goal_radius = 0.4
+
+    def __init__(
+        self,
+        num_envs: int,
+        *,
+        shape: tuple[int, int],
+        reward: Reward = "dense",
+        num_rays: int = 0,
+        horizon: int = 100,
+        num_threads: int = 0,
+        autoreset_mode: AutoresetMode = AutoresetMode.DISABLED,
+    ) -> None:
+        """
+        Args:
+            num_envs: number of simulations.
+            shape: rows and columns of every task's layout.
+            reward: "dense" or "sparse", as in `MazeEnv`.
+            num_rays: how many distances to walls are observed.
+            horizon: steps of 0.1 s after which a trajectory is truncated.
+            num_threads: threads of the simulator, 0 for all cores; does not change the results.
+            autoreset_mode: as in `TaskBatchEnv`.
+        """
+        self._num_walls = 2 + (shape[0] - 2) * math.ceil(shape[1] / 2)  # the most runs of walls that fit
+        super().__init__(
+            mujoco.MjModel.from_xml_string(
+                _MODEL.format(
+                    walls=_UNUSED_WALL * self._num_walls,
+                    radius=RADIUS,
+                    goal_radius=self.goal_radius,
+                    extent=max(shape) / 2 * self.cell_size,
+                    camera=1.4 * max(shape) * self.cell_size,
+                )
+            ),
+            num_envs,
+            shape=shape,
+            reward=reward,
+            frame_skip=FRAME_SKIP,
+            horizon=horizon,
+            observation_size=4 + num_rays,
+            num_threads=num_threads,
+            autoreset_mode=autoreset_mode,
+        )
+        self._walls = np.ones((num_envs, *shape), bool)
+        angles = 2.0 * np.pi * np.arange(num_rays) / max(num_rays, 1)
+        self._rays = np.stack((-np.sin(angles), np.cos(angles)), 1)
+
+    def _assign_tasks(self, ids: NDArray[np.intp], tasks: Sequence[MazeTask]) -> None:
+        super()._assign_tasks(ids, tasks)
+        self._walls[ids] = [task.layout.walls for task in tasks]
+        model, count = self.simulator.model, self._num_walls
+        layouts = {layout: number for number, layout in enumerate(dict.fromkeys(task.layout for task in tasks))}
+        pos, size, rbound = (
+            np.repeat(field[np.newaxis], len(layouts), 0)
+            for field in (model.geom_pos, model.geom_size, model.geom_rbound)
+        )
+        for layout, number in layouts.items():
+            boxes = wall_boxes(layout, self.cell_size, WALL_HEIGHT)
+            pos[number, : len(boxes)], size[number, : len(boxes)] = boxes[:, 0], boxes[:, 1]
+        rbound[:, :count] = np.linalg.norm(size[:, :count], axis=-1)  # derived when a model is compiled, not later
+        which = [layouts[task.layout] for task in tasks]
+        for name, values in (("geom_pos", pos), ("geom_size", size), ("geom_rbound", rbound)):
+            self.simulator.set_model_field(name, ids, values[which])
+
+    def _observe(self) -> NDArray[Any]:
+        state = super()._observe()
+        if not len(self._rays):
+            return state
+        right, up = (self._positions(ALL) / self.cell_size).T
+        rows, columns = self._shape
+        places = np.stack((rows / 2.0 - up, columns / 2.0 + right), 1)
+        return np.concatenate((state, self.cell_size * ray_lengths(self._walls, places, self._rays)), 1)
+
+
+@dataclass(frozen=True)
+class PointMazeGoal(FixedMazeTasks):
+    """A goal to be found in a maze that stays the same.
+
+    Starts in the first free cell. The goals are the other free cells; every third, row by row, is for test alone.
+
+    Attributes:
+        horizon: steps per trajectory, of 0.1 s each, >= 1.
+        layout: "u" (a U of 7 cells) or "medium" (8 by 8 with its border).
+        reward: "dense": minus the length of the way to the goal, in metres; "sparse": 1 within 0.4 m of it, else 0.
+    """
+
+    horizon: int = 100
+    layout: FixedLayout = "medium"
+    reward: Reward = "dense"
+
+    env = PointMazeEnv
+
+    def make_vector_env(self, num_envs: int, *, num_threads: int = 0) -> PointMazeEnv:
+        shape = FIXED_LAYOUTS[self.layout].walls.shape
+        return PointMazeEnv(num_envs, shape=shape, reward=self.reward, horizon=self.horizon, num_threads=num_threads)
+
+
+@dataclass(frozen=True)
+class PointMazeLayout(MazeTasks):
+    """A goal to be found in a maze never seen before; the walls are felt along rays.
+
+    Layouts are generated (`metarl.envs.mazes.generate`); those of the test split never occur in training. Start and
+    goal are two free cells, drawn uniformly.
+
+    Attributes:
+        horizon: steps per trajectory, of 0.1 s each, >= 1.
+        num_rows: of the maze with its border, odd, >= 5.
+        num_columns: likewise.
+        num_rays: directions in which the distance to the next wall is observed, >= 0.
+        reward: as in `PointMazeGoal`.
+    """
+
+    horizon: int = 100
+    num_rows: int = 7
+    num_columns: int = 7
+    num_rays: int = 8
+    reward: Reward = "dense"
+
+    env = PointMazeEnv
+
+    def __post_init__(self) -> None:
+        check_settings(self.horizon, self.reward)
+        for name in ("num_rows", "num_columns"):
+            number = getattr(self, name)
+            require(number >= 5 and number % 2 == 1, f"task.{name}", number, "odd and at least 5")
+        require(self.num_rays >= 0, "task.num_rays", self.num_rays, "at least 0")
+
+    def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[MazeTask]:
+        tasks = []
+        for _ in range(num_tasks):
+            layout = generate(rng, self.num_rows, self.num_columns, split=split)
+            (row, column), goal = rng.choice(layout.free_cells, 2, replace=False).tolist()
+            tasks.append(MazeTask(layout, (row, column), (goal[0], goal[1])))
+        return tasks
+
+    def make_vector_env(self, num_envs: int, *, num_threads: int = 0) -> PointMazeEnv:
+        return PointMazeEnv(
+            num_envs,
+            shape=(self.num_rows, self.num_columns),
+            reward=self.reward,
+            num_rays=self.num_rays,
+            horizon=self.horizon,
+            num_threads=num_threads,
+        )
+
+
+def ray_lengths(walls: Bools, places: Floats, rays: Floats) -> Floats:
+    """How far rays go before they meet a wall.
+
+    Args:
+        walls: [n, num_rows, num_columns], with a border of walls.
+        places: where rays start, [n, 2]: cell (r, c) reaches from (r, c) to (r + 1, c + 1).
+        rays: directions [num_rays, 2] of length 1 in the same coordinates.
+
+    Returns:
+        In cells, [n, num_rays].
+    """
+    lengths = np.full((len(places), len(rays)), np.inf)
+    mazes = np.arange(len(places))[:, np.newaxis, np.newaxis]
+    rays = np.where(np.abs(rays) < 1e-9, 1e-9, rays)
+    for axis in range(2):
+        ahead = rays[:, axis] > 0.0
+        first = np.floor(places[:, axis, np.newaxis]) + ahead
+        lines = first[..., np.newaxis] + np.where(ahead, 1, -1)[:, np.newaxis] * np.arange(walls.shape[1 + axis])
+        reached = (lines - places[:, axis, np.newaxis, np.newaxis]) / rays[:, axis, np.newaxis]
+        entered = lines - ~ahead[:, np.newaxis]
+        beside = np.floor(places[:, 1 - axis, np.newaxis, np.newaxis] + reached * rays[:, 1 - axis, np.newaxis])
+        pair = (entered, beside) if axis == 0 else (beside, entered)
+        row, column = (
+            np.clip(index, 0, limit - 1).astype(np.intp) for index, limit in zip(pair, walls.shape[1:], strict=True)
+        )
+        lengths = np.minimum(lengths, np.where(walls[mazes, row, column], reached, np.inf).min(-1))
+    return lengths

@@ -1,0 +1,224 @@
+"""A walker and a hopper whose masses, inertias, frictions and dampings differ from task to task.
+
+Source: Rothfuss, Lee, Clavera, Asfour, Abbeel, "ProMP: Proximal Meta-Policy Search", 2018, arXiv:1810.06784, and its
+environments, github.com/dennisl88/rand_param_envs, which PEARL (arXiv:1903.08254) and VariBAD (arXiv:1910.08348) use.
+Differs from the source: the robots are those of Gymnasium's Walker2d-v5 and Hopper-v5, and what MuJoCo derives from
+masses and inertias follows the task (`mj_setConst`), where the source leaves it at the values of the robot as built.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from metarl.envs.locomotion import ASSETS, FallingEnv, check_settings
+from metarl.envs.vector import Bools, Floats, Ids
+from metarl.errors import require
+from metarl.tasks import EnvTaskDistribution, Split
+
+FRAME_SKIP = 4
+RESET_NOISE = 5e-3
+CONTROL_COST = 1e-3
+SURVIVAL = 1.0
+MAX_SPEED_SEEN = 10.0
+BASES = {"body_mass": 1.5, "body_inertia": 1.5, "geom_friction": 1.5, "dof_damping": 1.3}
+LARGEST_LIMIT = 20.0  # factors of 3,300: beyond it is a slip, and far beyond it numbers overflow
+
+
+@dataclass(frozen=True)
+class Physics:
+    """Factors on fields of the robot's `MjModel`, each field's in MuJoCo's order. It prints as sizes and a checksum.
+
+    Fields that are 0 stay 0, such as the mass of the world and the damping of the robot's free movement.
+
+    Every principal moment of inertia has a factor of its own, as in the source, and the three of a body may violate the
+    triangle inequality. MuJoCo minds it only where it compiles a model. It has no effect here: the robots move in a
+    plane, and only the moment about the plane's normal counts.
+
+    Of the coefficients of friction only the sliding one counts, and in a contact the larger of the two geoms'.
+
+    Attributes:
+        body_mass: [num_bodies], the world's first.
+        body_inertia: [3 * num_bodies], three for each body.
+        geom_friction: [3 * num_geoms], the floor's first: sliding, torsional and rolling friction of each geom.
+        dof_damping: [num_dofs].
+    """
+
+    body_mass: tuple[float, ...]
+    body_inertia: tuple[float, ...]
+    geom_friction: tuple[float, ...]
+    dof_damping: tuple[float, ...]
+
+    def __repr__(self) -> str:
+        checksum = zlib.crc32(np.concatenate(astuple(self)).tobytes())
+        return f"Physics({len(self.body_mass)} bodies, {len(self.dof_damping)} dofs, checksum {checksum:08x})"
+
+
+def as_built(num_bodies: int, num_dofs: int) -> Physics:
+    """The task that changes nothing, for a robot of as many bodies, with the world, as geoms."""
+    return Physics((1.0,) * num_bodies, (1.0,) * 3 * num_bodies, (1.0,) * 3 * num_bodies, (1.0,) * num_dofs)
+
+
+class RandomParamsEnv(FallingEnv):
+    """A robot in a plane that runs ahead. Reward per step: dx/dt + 1 - 0.001 * |control|^2.
+
+    Observations are all positions but x, then all velocities, clipped to [-10, 10].
+
+    Attributes:
+        asset: file name of the model.
+        heights: the MDP ends unless the height, in metres, lies between these.
+        max_angle: the MDP ends unless the torso leans less than this, in radians.
+        max_state: the MDP ends unless angles and velocities are below this in size.
+    """
+
+    asset: str
+    max_angle: float
+    max_state: float = math.inf
+
+    def __init__(
+        self,
+        num_envs: int,
+        *,
+        horizon: int = 200,
+        action_limit: float = 1.0,
+        num_threads: int = 0,
+        autoreset_mode: AutoresetMode = AutoresetMode.DISABLED,
+    ) -> None:
+        """
+        Args:
+            num_envs: number of simulations.
+            horizon: steps of 0.008 s after which a trajectory is truncated.
+            action_limit: actions in [-action_limit, action_limit] are scaled onto the controls [-1, 1] and clipped.
+            num_threads: threads of the simulator, 0 for all cores; does not change the results.
+            autoreset_mode: as in `TaskBatchEnv`.
+        """
+        super().__init__(
+            ASSETS / self.asset,
+            num_envs,
+            frame_skip=FRAME_SKIP,
+            horizon=horizon,
+            observation_size=2 * len(self.default_task.dof_damping) - 1,
+            action_limit=action_limit,
+            reset_noise=RESET_NOISE,
+            num_threads=num_threads,
+            autoreset_mode=autoreset_mode,
+        )
+
+    def _assign_tasks(self, ids: NDArray[np.intp], tasks: Sequence[Physics]) -> None:
+        for name in BASES:
+            built = getattr(self.simulator.model, name)  # simulations have copies: this one never changes
+            factors = np.array([getattr(task, name) for task in tasks])
+            self.simulator.set_model_field(name, ids, built * factors.reshape(-1, *built.shape))
+        self.simulator.set_constants(ids)
+
+    def _initial_states(self, rngs: Sequence[np.random.Generator]) -> tuple[Floats, Floats]:
+        noise, nq = self.reset_noise, self.simulator.model.nq
+        drawn = np.stack([rng.uniform(-noise, noise, nq + self.simulator.model.nv) for rng in rngs])
+        return self._initial_qpos + drawn[:, :nq], self._initial_qvel + drawn[:, nq:]
+
+    def _rewards(self, ids: Ids, velocities: Floats, controls: Floats) -> Floats:
+        rewards: Floats = velocities[:, 0] + SURVIVAL - CONTROL_COST * np.square(controls).sum(1)
+        return rewards
+
+    def _terminated(self, ids: Ids) -> Bools | bool:
+        low, high = self.heights
+        qpos, qvel = self.simulator.qpos[ids], self.simulator.qvel[ids]
+        z, angle = qpos[:, 1], qpos[:, 2]
+        bounded = (np.abs(np.concatenate((qpos[:, 2:], qvel), 1)) < self.max_state).all(1)
+        healthy: Bools = (low < z) & (z < high) & (np.abs(angle) < self.max_angle) & bounded
+        return ~healthy
+
+    def _observe(self) -> NDArray[Any]:
+        seen = np.clip(self.simulator.qvel, -MAX_SPEED_SEEN, MAX_SPEED_SEEN)
+        return np.concatenate((self.simulator.qpos[:, 1:], seen), 1)
+
+
+class Walker2dParamsEnv(RandomParamsEnv):
+    """Gymnasium's two-legged walker: 17 observations, 6 controls."""
+
+    asset = "walker2d_v5.xml"
+    default_task = as_built(8, 9)
+    heights = (0.8, 2.0)
+    max_angle = 1.0
+
+
+class HopperParamsEnv(RandomParamsEnv):
+    """Gymnasium's one-legged hopper: 11 observations, 3 controls."""
+
+    asset = "hopper.xml"
+    default_task = as_built(5, 6)
+    heights = (0.7, math.inf)
+    max_angle = 0.2
+    max_state = 100.0
+
+
+@dataclass(frozen=True)
+class RandomParams(EnvTaskDistribution[Physics]):
+    """Random factors: 1.3^u on dampings and 1.5^u on the rest, each with its own u, uniform between two limits.
+
+    Attributes:
+        horizon: steps per trajectory, of 0.008 s each, >= 1.
+        action_limit: the policy's action range, > 0: actions in [-action_limit, action_limit] are scaled onto the
+            controls [-1, 1] and clipped.
+        log_scale_limit: u of training tasks lies in [-log_scale_limit, log_scale_limit], > 0, <= 20. At 3, factors lie
+            between 0.30 and 3.4, those on dampings between 0.46 and 2.2.
+        test_log_scale_limit: above `log_scale_limit`, <= 20: every u of a test task lies beyond that one and within
+            this; None: test tasks are drawn like training tasks.
+    """
+
+    horizon: int = 200
+    action_limit: float = 1.0
+    log_scale_limit: float = 3.0
+    test_log_scale_limit: float | None = None
+
+    _env: ClassVar[type[RandomParamsEnv]]
+
+    def __post_init__(self) -> None:
+        check_settings(self.horizon, self.action_limit)
+        low, high = self.log_scale_limit, self.test_log_scale_limit
+        require(0.0 < low <= LARGEST_LIMIT, "task.log_scale_limit", low, f"above 0 and at most {LARGEST_LIMIT}")
+        if high is not None:
+            allowed = f"above task.log_scale_limit = {low} and at most {LARGEST_LIMIT}"
+            require(low < high <= LARGEST_LIMIT, "task.test_log_scale_limit", high, allowed)
+            object.__setattr__(self, "splits", "disjoint")
+
+    def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Physics]:
+        low, high = 0.0, self.log_scale_limit
+        if split == "test" and self.test_log_scale_limit is not None:
+            low, high = high, self.test_log_scale_limit
+        sizes = [len(getattr(self._env.default_task, name)) for name in BASES]
+        exponents = rng.uniform(low - high, high - low, (num_tasks, sum(sizes)))
+        exponents += np.copysign(low, exponents)
+        factors = np.repeat([*BASES.values()], sizes) ** exponents
+        parts = np.split(factors, np.cumsum(sizes)[:-1], axis=1)
+        return [Physics(*map(tuple, task)) for task in zip(*(part.tolist() for part in parts), strict=True)]
+
+    def make_vector_env(self, num_envs: int, *, num_threads: int = 0) -> RandomParamsEnv:
+        return self._env(num_envs, horizon=self.horizon, action_limit=self.action_limit, num_threads=num_threads)
+
+
+@dataclass(frozen=True)
+class Walker2dParams(RandomParams):
+    """A walker with random masses, inertias, frictions and dampings; a fall or a leap ends the MDP.
+
+    Source: Rothfuss et al. 2018, arXiv:1810.06784. Settings: see `RandomParams`.
+    """
+
+    _env = Walker2dParamsEnv
+
+
+@dataclass(frozen=True)
+class HopperParams(RandomParams):
+    """A hopper with random masses, inertias, frictions and dampings; a fall ends the MDP.
+
+    Source: Rothfuss et al. 2018, arXiv:1810.06784. Settings: see `RandomParams`.
+    """
+
+    _env = HopperParamsEnv

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from metarl.envs.locomotion import Direction, TargetTasks, unit_vectors
+from metarl.errors import InputError
+
+
+class Distances(TargetTasks[float]):
+    _limits = (0.0, 5.0)
+
+    def sample(self, num_tasks, rng, *, split="train"):
+        return self._draw(num_tasks, rng, split)
+
+
+@pytest.mark.parametrize(
+    ("settings", "splits", "train", "test"),
+    [
+        ({"low": 1.0, "high": 3.0}, "same distribution", (1.0, 3.0), (1.0, 3.0)),
+        ({"high": 2.0, "test_low": 2.0, "test_high": 5.0}, "disjoint", (0.0, 2.0), (2.0, 5.0)),
+        ({"low": 4.0, "high": 5.0, "test_low": 0.0, "test_high": 4.0}, "disjoint", (4.0, 5.0), (0.0, 4.0)),
+    ],
+)
+def test_targets_fill_the_interval_of_their_split(settings, splits, train, test):
+    family = Distances(**settings)
+    assert family.splits == splits
+    for split, (low, high) in (("train", train), ("test", test)):
+        targets = family.sample(500, np.random.default_rng(0), split=split)
+        assert low <= min(targets) < low + 0.05
+        assert high - 0.05 < max(targets) < high
+        assert type(targets[0]) is float
+        assert targets == family.sample(500, np.random.default_rng(0), split=split)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"low": -1.0}, r"task\.low = -1\.0: must be finite and at least 0\.0"),
+        ({"high": 6.0}, r"task\.high = 6\.0: must be finite and above task\.low = 0\.0, at most 5\.0"),
+        ({"high": math.nan}, r"task\.high = nan"),
+        ({"test_low": -1.0, "test_high": 0.0}, r"task\.test_low = -1\.0"),
+        ({"test_low": 2.0, "test_high": 6.0}, r"task\.test_high = 6\.0: .* above task\.test_low = 2\.0, at most 5\.0"),
+        ({"test_low": 0.5, "test_high": 2.0}, r"task\.test_low, task\.test_high = \(0\.5, 2\.0\): .* \[0\.0, 1\.0\)"),
+        ({"test_high": 2.0}, r"task\.test_low = None: must be given with"),
+        ({"horizon": 0}, r"task\.horizon = 0"),
+    ],
+)
+def test_bad_intervals_are_named(settings, message):
+    with pytest.raises(InputError, match=message):
+        Distances(**settings)
+
+
+def test_unit_vectors_point_along_their_angles():
+    vectors = unit_vectors([Direction(0.0), Direction(math.pi / 2), Direction(math.pi)])
+    np.testing.assert_allclose(vectors, [[1, 0], [0, 1], [-1, 0]], atol=1e-15)
