@@ -157,31 +157,27 @@ def _check_environments(distribution: EnvTaskDistribution[Any], seed: int) -> li
         return collector.query([task], learner, None, Seeds.first(1, seed=number))
 
     try:
-        first, again = run(tasks[0], seed), run(tasks[0], seed)
-        problems = []
-        for name in ("observations", "rewards"):
-            if not torch.equal(getattr(first, name), getattr(again, name)):
-                problems.append(
-                    f"{name} under {tasks[0]!r} differ between two episodes with one seed: reset ignores it"
-                )
-        if problems or len(tasks) < 2:
-            return problems
-        differs = any(
-            not torch.equal(getattr(run(tasks[1], number), name), getattr(run(tasks[0], number), name))
-            for number in range(seed, seed + 5)
-            for name in ("observations", "rewards")
-        )
-        if not differs:
-            problems.append(
-                f"{tasks[0]!r} and {tasks[1]!r} gave equal episodes: the task does not reach the environment"
-            )
-        return problems
+        names = _differences(run(tasks[0], seed), run(tasks[0], seed))
+        if names:
+            what = f"{' and '.join(names)} under {tasks[0]!r} differ between two episodes with one seed"
+            return [f"{what}: reset ignores it"]
+        if len(tasks) < 2:
+            return []
+        numbers = range(seed, seed + 5)
+        if not any(_differences(run(tasks[0], number), run(tasks[1], number)) for number in numbers):
+            return [f"{tasks[0]!r} and {tasks[1]!r} gave equal episodes: the task does not reach the environment"]
+        return []
     except EnvironmentFaultError as error:
         if error.__cause__ is not None:  # what the environment raised is worth its traceback
             raise
         return [str(error)]
     finally:
         collector.close()
+
+
+def _differences(left: Trajectories, right: Trajectories) -> list[str]:
+    names = ("observations", "rewards")
+    return [name for name in names if not torch.equal(getattr(left, name), getattr(right, name))]
 
 
 def _shortened(distribution: EnvTaskDistribution[Any]) -> EnvTaskDistribution[Any]:

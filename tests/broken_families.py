@@ -94,6 +94,18 @@ class NoList(Sound):
         return None
 
 
+class IgnoresGenerator(Sound):
+    def sample(self, num_tasks, rng, *, split="train"):
+        return [Shift(float(number)) for number in range(num_tasks)]
+
+
+class Overlapping(Sound):
+    splits = "disjoint"
+
+    def sample(self, num_tasks, rng, *, split="train"):
+        return [Shift(float(size)) for size in rng.integers(5, size=num_tasks)]
+
+
 class NotFinite(Sound):
     def sample(self, num_tasks, rng, *, split="train"):
         return [Shift(float("nan"))] * num_tasks
@@ -172,3 +184,8 @@ class ForgetsItsSeed(Sound):
         env = Drifting()
         env.reset = lambda *, seed=None, options=None: Drifting.reset(env)
         return env
+
+
+class LosesItsTask(Sound):
+    def set_task(self, env, task):
+        pass

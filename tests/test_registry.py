@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from metarl import registry
+from metarl.cli import main
 from metarl.errors import InputError
 from metarl.learner import Actor, Learner
 from metarl.tasks import EnvTaskDistribution, TaskDistribution
@@ -150,6 +152,29 @@ def test_installed_packages_add_names_but_cannot_take_built_in_ones(
     assert registry.load_task("installed").__name__ == "Whole"
     assert registry.names("task")["bandit"] == registry.TASKS["bandit"]
     assert "installed" in [entry["name"] for entry in registry.entries()["tasks"]]
+
+
+def test_an_installed_distribution_is_listed_and_loads(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the command line adds the folder it is called in
+    added = {"tasks": ("my-family", "Whole"), "agents": ("my-agent", "Agent"), "learners": ("my-learner", "Agent")}
+    groups = [f"[metarl.{kind}]\n{name} = {module}:{value}\n" for kind, (name, value) in added.items()]
+    installed = tmp_path / "my_package-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("\n".join(groups))
+    assert registry.load_task("my-family").__name__ == "Whole"
+    assert registry.load_agent("my-agent").__name__ == registry.load_learner("my-learner").__name__ == "Agent"
+    assert main(["list", "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    found = {kind: row["name"] for kind, rows in entries.items() for row in rows if row["module"] == module}
+    assert found == {kind: name for kind, (name, _) in added.items()}
+    assert main(["list"]) == 0
+    listed = capsys.readouterr().out.split("agents:\n")
+    assert "  my-family            A whole family.\n" in listed[0]
+    assert "  my-agent " in listed[1].split("learners:\n")[0]
+    assert "  my-learner " in listed[1].split("learners:\n")[1]
 
 
 def test_presets_are_listed_default_first_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
