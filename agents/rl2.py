@@ -371,7 +371,7 @@ class RL2:
         if self._network.prediction is None:
             return None
         weights, bias = self._network.prediction(outputs).tensor_split([-1], dim=-1)
-        predicted = (weights * self._encoded(trials.actions, outputs.dtype)).sum(-1) + bias.squeeze(-1)
+        predicted: Tensor = (weights * self._encoded(trials.actions, outputs.dtype)).sum(-1) + bias.squeeze(-1)
         return (predicted - trials.rewards).square()
 
     def _trials(self, parts: tuple[Trajectories, ...]) -> tuple[Trials, Tensor]:
