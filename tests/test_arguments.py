@@ -153,7 +153,7 @@ def test_a_family_without_settings_and_one_that_is_not_frozen_are_parsed() -> No
         (["family", "--seed"], "--seed/--trainer.seed: needs a value"),
         (["famly"], "task = 'famly': unknown; did you mean 'family'?"),
         (["--run-dir", "x", "3", "--seed", "1"], "task = '3': unknown"),
-        (["--seed", "3"], "task: missing; metarl train TASKS, one of bandit, family"),
+        (["--seed", "3"], "task: missing; metarl train TASKS, one of ant-dir, ant-goal"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(argv: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
