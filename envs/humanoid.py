@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from metarl.envs.locomotion import ASSETS, FULL_TURN, Direction, FallingEnv, TargetTasks, unit_vectors
+from metarl.envs.locomotion import ASSETS, FULL_TURN, Direction, TargetTasks, UniformStartEnv, unit_vectors
 from metarl.envs.vector import Floats, Ids
 from metarl.tasks import Split
 
@@ -27,7 +27,7 @@ CONTROL_COST = 0.1
 SURVIVAL = 5.0
 
 
-class HumanoidDirEnv(FallingEnv):
+class HumanoidDirEnv(UniformStartEnv):
     """Reward per step: 1.25 * (dx/dt, dy/dt) . (cos angle, sin angle) - 0.1 * |control|^2 + 5, of the centre of mass.
 
     Observations are 45 numbers, all positions but x and y and all velocities: the physical state. The other 303 of
@@ -72,11 +72,6 @@ class HumanoidDirEnv(FallingEnv):
 
     def _assign_tasks(self, ids: NDArray[np.intp], tasks: Sequence[Direction]) -> None:
         self._goals[ids] = unit_vectors(tasks)
-
-    def _initial_states(self, rngs: Sequence[np.random.Generator]) -> tuple[Floats, Floats]:
-        noise, nq = self.reset_noise, self.simulator.model.nq
-        drawn = np.stack([rng.uniform(-noise, noise, nq + self.simulator.model.nv) for rng in rngs])
-        return self._initial_qpos + drawn[:, :nq], self._initial_qvel + drawn[:, nq:]
 
     def _tracked_positions(self, ids: Ids) -> Floats:
         """The centre of mass's x and y, as Humanoid-v5 measures them: from the last physics step's bodies."""

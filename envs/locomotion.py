@@ -129,3 +129,12 @@ class FallingEnv(BatchEnv):
 
     def _observe(self) -> NDArray[Any]:
         return np.concatenate((self.simulator.qpos[:, 2:], self.simulator.qvel), 1)
+
+
+class UniformStartEnv(FallingEnv):
+    """Starts with noise that is uniform in velocities too."""
+
+    def _initial_states(self, rngs: Sequence[np.random.Generator]) -> tuple[Floats, Floats]:
+        noise, nq = self.reset_noise, self.simulator.model.nq
+        drawn = np.stack([rng.uniform(-noise, noise, nq + self.simulator.model.nv) for rng in rngs])
+        return self._initial_qpos + drawn[:, :nq], self._initial_qvel + drawn[:, nq:]

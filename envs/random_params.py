@@ -18,7 +18,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from metarl.envs.locomotion import ASSETS, FallingEnv, check_settings
+from metarl.envs.locomotion import ASSETS, UniformStartEnv, check_settings
 from metarl.envs.vector import Bools, Floats, Ids
 from metarl.errors import require
 from metarl.tasks import EnvTaskDistribution, Split
@@ -66,7 +66,7 @@ def as_built(num_bodies: int, num_dofs: int) -> Physics:
     return Physics((1.0,) * num_bodies, (1.0,) * 3 * num_bodies, (1.0,) * 3 * num_bodies, (1.0,) * num_dofs)
 
 
-class RandomParamsEnv(FallingEnv):
+class RandomParamsEnv(UniformStartEnv):
     """A robot in a plane that runs ahead. Reward per step: dx/dt + 1 - 0.001 * |control|^2.
 
     Observations are all positions but x, then all velocities, clipped to [-10, 10].
@@ -117,11 +117,6 @@ class RandomParamsEnv(FallingEnv):
             factors = np.array([getattr(task, name) for task in tasks])
             self.simulator.set_model_field(name, ids, built * factors.reshape(-1, *built.shape))
         self.simulator.set_constants(ids)
-
-    def _initial_states(self, rngs: Sequence[np.random.Generator]) -> tuple[Floats, Floats]:
-        noise, nq = self.reset_noise, self.simulator.model.nq
-        drawn = np.stack([rng.uniform(-noise, noise, nq + self.simulator.model.nv) for rng in rngs])
-        return self._initial_qpos + drawn[:, :nq], self._initial_qvel + drawn[:, nq:]
 
     def _rewards(self, ids: Ids, velocities: Floats, controls: Floats) -> Floats:
         rewards: Floats = velocities[:, 0] + SURVIVAL - CONTROL_COST * np.square(controls).sum(1)

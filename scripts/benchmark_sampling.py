@@ -8,7 +8,7 @@ with the model of its own task (nothing terminates here, so that collection and 
 200 mazes in one batch against 200 copies of one of them, all with equally many walls, under the same controls.
 
     python scripts/benchmark_sampling.py                 ten minutes on two cores
-    python scripts/benchmark_sampling.py --quick         a noisier answer within a minute
+    python scripts/benchmark_sampling.py --quick         a noisier answer within four minutes
 """
 
 from __future__ import annotations
