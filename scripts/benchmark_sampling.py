@@ -31,7 +31,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 from metarl.agents.maml import MAML, MAMLConfig
 from metarl.envs.half_cheetah import HalfCheetahDir
 from metarl.envs.maze_robots import wall_boxes
-from metarl.envs.mazes import MazeTask
+from metarl.envs.mazes import Layout, MazeTask
 from metarl.envs.point_maze import PointMazeLayout
 from metarl.registry import load_task
 from metarl.rollout import RolloutCollector, one_torch_thread
@@ -191,12 +191,13 @@ def compare_family(lines: Lines, name: str, horizon: int, repeats: int) -> None:
 
 def compare_layouts(lines: Lines, repeats: int) -> None:
     family, rng = PointMazeLayout(num_rows=9, num_columns=9), np.random.default_rng(0)
-    first = family.sample(1, rng)[0]
-    mazes = {first.layout: first}
+    by_walls: dict[int, dict[Layout, MazeTask]] = {}
+    mazes: dict[Layout, MazeTask] = {}
     while len(mazes) < NUM_LAYOUTS:
         task = family.sample(1, rng)[0]
-        if len(wall_boxes(task.layout, 1.0, 1.0)) == len(wall_boxes(first.layout, 1.0, 1.0)):
-            mazes.setdefault(task.layout, task)
+        mazes = by_walls.setdefault(len(wall_boxes(task.layout, 1.0, 1.0)), {})
+        mazes.setdefault(task.layout, task)
+    first = next(iter(mazes.values()))
     controls = rng.uniform(-1.0, 1.0, (family.horizon, NUM_LAYOUTS, 2)).astype(np.float32)
 
     def stepped(tasks: list[MazeTask]) -> Callable[[], None]:
