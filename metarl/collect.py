@@ -83,6 +83,7 @@ def run_episodes(
     num_steps: int,
     transform_support: Callable[[Data], Data] | None = None,
     on_scored: Callable[[int, Data], None] | None = None,
+    adapting: bool = True,
 ) -> Episodes[State, Batch]:
     """Meets `tasks`, adapts to each `num_steps` times, and collects the query by the adapted state.
 
@@ -98,6 +99,8 @@ def run_episodes(
         num_steps: adaptation steps, >= 0.
         transform_support: applied to support data before the learner sees it (controls such as zero reward).
         on_scored: called with k and the data that scores the state after k steps, tasks in slot order.
+        adapting: false, where data is given, brings the data alone: the state stays that before adaptation, and
+            `scores` is empty. For a learner with `adapts_in_update`, whose update adapts and scores by itself.
 
     Returns:
         The episodes in slot order; `scores[k]` is the learner's score after k steps.
@@ -105,6 +108,8 @@ def run_episodes(
     order = sorted(range(len(tasks)), key=lambda i: seeds.slots[i])
     tasks, seeds = [tasks[i] for i in order], seeds.take(order)
     state = learner.begin(len(tasks))
+    if not adapting and collector.acts:
+        raise ValueError("adapting = False: the learner's experience depends on what it has adapted to")
     query = None if collector.acts else collector.query(tasks, learner, state, seeds)
     fixed = None if query is None else learner.prepare(query)
     support: list[Batch] = []
@@ -116,18 +121,21 @@ def run_episodes(
         learned_from.append(learned_from[-1] + _experience(learner, data))
         diverged += data.num_diverged
         batch = learner.prepare(data if transform_support is None else transform_support(data))
+        support.append(batch)
+        if not adapting:
+            continue
         scores.append(learner.score(state, batch if fixed is None else fixed))
         if on_scored is not None:
             on_scored(step, data if query is None else query)
         state = learner.adapt(state, batch, step=step)
-        support.append(batch)
     if query is None or fixed is None:
         query = collector.query(tasks, learner, state, seeds)
         diverged += query.num_diverged
         fixed = learner.prepare(query)
-    scores.append(learner.score(state, fixed))
-    if on_scored is not None:
-        on_scored(num_steps, query)
+    if adapting:
+        scores.append(learner.score(state, fixed))
+        if on_scored is not None:
+            on_scored(num_steps, query)
     return Episodes(
         tasks=tuple(tasks),
         slots=seeds.slots,

@@ -1,5 +1,7 @@
 """Configuration of a run: frozen dataclasses filled from a preset, a TOML file and the command line, in this order.
 
+Before the preset come the `defaults` that a task family or a learner's `Config` may have: tables as in a preset.
+
 Settings files and presets are TOML with the tables [task], [agent], [trainer] and [evaluation]; the command line spells
 the same settings `--agent.inner-lr 0.1`. What a run used in the end stands in its `config.json`.
 """
@@ -10,7 +12,7 @@ import dataclasses
 import json
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -144,7 +146,9 @@ def resolve(
         preset = "default"
     tables = {} if preset is None else registry.preset_table(task_name, agent_name, preset)
     agent_class = registry.load_agent_for(task_class, task_name, agent_name)  # last: importing it takes seconds
-    config = _build(task_name, agent_name, preset, (task_class, agent_class.Config), tables)
+    classes = (task_class, agent_class.Config)
+    layers = [*(getattr(kind, "defaults", {}) for kind in classes), tables]
+    config = _build(task_name, agent_name, preset, classes, _merged(layers))
     if config_file is None:
         return config
     try:
@@ -208,6 +212,11 @@ def load_config(run_dir: Path, *, trusted: bool = False) -> RunConfig:
         InputError: not a run folder, or as `from_dict`.
     """
     return from_dict(read_saved(Path(run_dir)), trusted=trusted)
+
+
+def _merged(layers: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Tables of settings, later ones over earlier ones."""
+    return {name: {key: value for layer in layers for key, value in layer.get(name, {}).items()} for name in TABLES}
 
 
 def _build(

@@ -96,6 +96,9 @@ class Learner(Protocol[State, Data_contra, Batch]):
     def meta_update(self, episodes: Episodes[State, Batch]) -> dict[str, float]:
         """Improves the meta-parameters; returns scalars to log, without the `train/` prefix.
 
+        A learner of given data may have an attribute `adapts_in_update`, true: `episodes` then holds data alone, which
+        spares a second adaptation, and the scalars `adapt/step_0`, ..., as far as known, are the mean scores.
+
         Where a loss or gradient is not finite, a scalar must show it by not being finite either: the trainer then
         undoes the update, as it does for parameters and state, and `health/nonfinite_skips` counts it.
         """

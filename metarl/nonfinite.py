@@ -203,7 +203,8 @@ def _per_task(episodes: Episodes[Any, Any]) -> Iterator[tuple[str, Tensor]]:
             value = getattr(batch, field, None)
             if isinstance(value, Tensor):
                 yield f"{field} of {name}", value
-        yield f"the score after {k} steps", episodes.scores[k]
+        if k < len(episodes.scores):  # a learner that adapts in its update has its scores among the metrics
+            yield f"the score after {k} steps", episodes.scores[k]
 
 
 def _tensors(tree: Any, name: str) -> Iterator[tuple[str, Tensor]]:

@@ -37,6 +37,9 @@ TASKS: dict[str, str] = {
     "tabular-mdp": "metarl.envs.tabular_mdp:TabularMDP",
     "grid-nav": "metarl.envs.grid_nav:GridNav",
     "grid-maze": "metarl.envs.grid_maze:GridMaze",
+    "sinusoid": "metarl.fewshot.data.sinusoid:Sinusoid",
+    "glyphs": "metarl.fewshot.data.packed:Glyphs",
+    "omniglot": "metarl.fewshot.data.omniglot:Omniglot",
 }
 AGENTS: dict[str, str] = {
     "maml": "metarl.agents.maml:MAML",
@@ -48,7 +51,12 @@ AGENTS: dict[str, str] = {
     "cavia": "metarl.agents.cavia:CAVIA",
     "rl2": "metarl.agents.rl2:RL2",
 }
-LEARNERS: dict[str, str] = {}
+LEARNERS: dict[str, str] = {
+    "maml": "metarl.fewshot.maml:MAML",
+    "fomaml": "metarl.fewshot.fomaml:FOMAML",
+    "meta-sgd": "metarl.fewshot.meta_sgd:MetaSGD",
+    "proto": "metarl.fewshot.proto:Proto",
+}
 
 LEARNER_METHODS = ("begin", "prepare", "adapt", "score", "meta_update", "state_dict", "load_state_dict", "to")
 ACTING_METHODS = (*LEARNER_METHODS, "act", "observe")

@@ -16,12 +16,14 @@ from metarl.collect import ShuffledTasks
 from metarl.config import RunConfig, load_config, read_saved, to_dict
 from metarl.errors import InputError, require
 from metarl.evaluation import AdaptationCurve, adaptation_controls
+from metarl.examples import ExampleCollector
 from metarl.files import WriteError, write_atomically, writing
 from metarl.learner import Learner
 from metarl.paths import paths_to_json
 from metarl.rollout import RolloutCollector
 from metarl.run_folder import RunFolder, best_iteration, claimed, decisive_settings, what_is_left
 from metarl.seeds import Purpose, generator
+from metarl.tasks import EnvTaskDistribution
 from metarl.trainer import Callback, Trainer
 
 MAX_CONTROL_TASKS = 5
@@ -39,6 +41,8 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
     agent = config.agent
     if hasattr(agent, "check_trainer"):
         agent.check_trainer(config.trainer)
+    if not isinstance(config.task, EnvTaskDistribution):
+        return _build_few_shot(config, device, callbacks)
 
     def collector_of(num_trajectories: int, min_live_steps: int | None = None) -> RolloutCollector:
         return RolloutCollector(
@@ -55,10 +59,7 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
     evaluation_collector = collector_of(
         config.evaluation.num_trajectories or agent.num_trajectories, config.evaluation.min_live_steps
     )
-    seed = int(generator(config.trainer.seed, 0, Purpose.INITIALISE).integers(2**63))
-    learner = registry.load_agent_for(type(config.task), config.task_name, config.agent_name)(
-        agent, collector.spaces, generator=torch.Generator().manual_seed(seed)
-    )
+    learner = _learner(config, collector.spaces)
     least = config.evaluation.min_live_steps
     own_memory = learner.unit == "trajectories"
     allowed = f"left out for {config.agent_name}: each of its trajectories has a memory of its own"
@@ -73,6 +74,28 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
         callbacks=callbacks,
         evaluation_collector=evaluation_collector,
     )
+
+
+def _build_few_shot(config: RunConfig, device: torch.device, callbacks: tuple[Callback, ...]) -> Trainer:
+    for name in ("num_trajectories", "min_live_steps"):
+        value = getattr(config.evaluation, name)
+        require(value is None, f"evaluation.{name}", value, f"left out: the tasks of {config.task_name} are given")
+    collector = ExampleCollector(config.task, device=device)
+    return Trainer(
+        learner=_learner(config, collector.spaces).to(device),
+        collector=collector,
+        distribution=config.task,
+        config=config.trainer,
+        evaluation=config.evaluation,
+        callbacks=callbacks,
+    )
+
+
+def _learner(config: RunConfig, spaces: Any) -> Any:
+    """A new learner, its weights drawn by the run's seed."""
+    seed = int(generator(config.trainer.seed, 0, Purpose.INITIALISE).integers(2**63))
+    kind = registry.load_agent_for(type(config.task), config.task_name, config.agent_name)
+    return kind(config.agent, spaces, generator=torch.Generator().manual_seed(seed))
 
 
 def train(

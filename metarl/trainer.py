@@ -27,6 +27,9 @@ from metarl.report import endpoints
 from metarl.seeds import Purpose, Seeds, generator
 from metarl.tasks import TaskDistribution
 
+PRE_ADAPT, POST_ADAPT = "rollout/pre_adapt/ep_rew_mean", "rollout/post_adapt/ep_rew_mean"
+STEP = "adapt/step_"  # what an update reports under it are scores after so many steps
+
 _logger = logging.getLogger(__name__)
 
 
@@ -144,10 +147,14 @@ class Trainer:
         tasks = self.distribution.sample(config.meta_batch_size, rng, split="train")
         seeds = Seeds.first(len(tasks), seed=config.seed, iteration=self.iteration)
         before = tree_map(lambda tensor: tensor.detach().clone(), learner.state_dict())
-        episodes = run_episodes(learner, self.collector, tasks, seeds, num_steps=learner.num_adaptation_steps)
+        in_update = getattr(learner, "adapts_in_update", False)
+        episodes = run_episodes(
+            learner, self.collector, tasks, seeds, num_steps=learner.num_adaptation_steps, adapting=not in_update
+        )
         sampled = time.monotonic()
         metrics = learner.meta_update(episodes)
         finding = nonfinite.find(learner, episodes, metrics)
+        steps = _step_scores(episodes, metrics)
         learned = time.monotonic()
         self.iteration += 1
         if finding is None:
@@ -158,8 +165,8 @@ class Trainer:
             self._report(finding, before, episodes, metrics)
         self.env_steps += episodes.num_steps
         scalars = {
-            **_score_scalars(episodes),
-            **{f"train/{name}": value for name, value in metrics.items()},
+            **_score_scalars(steps),
+            **{f"train/{name}": value for name, value in metrics.items() if not name.startswith(STEP)},
             "time/sample_s": sampled - started,
             "time/learn_s": learned - sampled,
             "time/env_steps": float(self.env_steps),
@@ -230,14 +237,18 @@ def curve_scalars(curve: AdaptationCurve) -> dict[str, float]:
     return scores | {f"meta_test/success_step_{step}": float(rate) for step, rate in enumerate(rates)}
 
 
-def _score_scalars(episodes: Episodes[Any, Any]) -> dict[str, float]:
-    steps = [float(score.mean()) for score in episodes.scores]
-    return {
-        "rollout/pre_adapt/ep_rew_mean": steps[0],
-        "rollout/post_adapt/ep_rew_mean": steps[-1],
-        "adapt/gain": steps[-1] - steps[0],
-        **{f"adapt/step_{step}": value for step, value in enumerate(steps)},
-    }
+def _step_scores(episodes: Episodes[Any, Any], metrics: Mapping[str, float]) -> dict[int, float]:
+    """The mean score after each step, as far as it is known: some updates look at the last one alone."""
+    told = {int(name.removeprefix(STEP)): value for name, value in metrics.items() if name.startswith(STEP)}
+    return told or {step: float(score.mean()) for step, score in enumerate(episodes.scores)}
+
+
+def _score_scalars(steps: Mapping[int, float]) -> dict[str, float]:
+    last = steps[max(steps)]
+    scalars = {POST_ADAPT: last, **{f"{STEP}{step}": value for step, value in steps.items()}}
+    if 0 in steps:
+        scalars |= {PRE_ADAPT: steps[0], "adapt/gain": last - steps[0]}
+    return scalars
 
 
 class ProgressCallback(Callback):
@@ -267,9 +278,9 @@ class ProgressCallback(Callback):
 
     def on_iteration(self, trainer: Trainer, progressed: Progressed) -> None:
         name = trainer.learner.score_name
-        before, after = (progressed.scalars[f"rollout/{when}_adapt/ep_rew_mean"] for when in ("pre", "post"))
-        first, last = endpoints(trainer.learner.unit)
-        scores = f"{name} {first} {before:.4g}, {last} {after:.4g}"
+        told = zip(endpoints(trainer.learner.unit), (PRE_ADAPT, POST_ADAPT), strict=True)
+        known = [f"{when} {progressed.scalars[tag]:.4g}" for when, tag in told if tag in progressed.scalars]
+        scores = f"{name} {', '.join(known)}"
         if self._bar is not None:
             self._bar.update(self._task, completed=progressed.iteration, scores=scores)
             return

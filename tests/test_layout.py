@@ -24,6 +24,7 @@ CORE = {
     "adam",
     "config",
     "episodes",
+    "examples",
     "inner_loop",
     "learner",
     "memory",

@@ -1,0 +1,119 @@
+"""Few-shot tasks: small labelled data sets, drawn from a distribution and handed to a learner.
+
+The counterpart of environments and `metarl.rollout`: here data is given, not collected by acting.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from metarl.episodes import Examples
+from metarl.learner import Learner
+from metarl.seeds import Seeds
+from metarl.tasks import Task, TaskDistribution
+
+Tables = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class ExampleSpaces:
+    """What a few-shot learner must know of the tasks to build its networks.
+
+    Attributes:
+        input_shape: of one input, such as (1, 28, 28).
+        num_outputs: classes of a test task (its ways), or the length of a regression target.
+        discrete: whether targets are class numbers instead of vectors.
+        train_ways: classes of a training task; equal to `num_outputs` where that is not said otherwise.
+        train_classes: global numbers of the classes that training tasks are made of; empty for regression.
+    """
+
+    input_shape: tuple[int, ...]
+    num_outputs: int
+    discrete: bool
+    train_ways: int = 0
+    train_classes: tuple[int, ...] = ()
+
+
+class ExampleTaskDistribution(TaskDistribution[Task]):
+    """A distribution of supervised tasks: the input of every few-shot learner.
+
+    All random numbers come from `seeds`: a task's support and query are the same for every adaptation step and every
+    learner, and share no example. Whether training's or evaluation's sizes apply says `seeds.evaluation`.
+
+    Attributes:
+        defaults: what few-shot tasks set otherwise in [trainer] and [evaluation]; presets, files and flags come after.
+        baseline_name: what `baseline` is called in a report.
+    """
+
+    defaults: ClassVar[Tables] = {"evaluation": {"num_tasks": 600, "num_adaptation_steps": 1, "controls": False}}
+    baseline_name: ClassVar[str] = "baseline"
+
+    @property
+    @abstractmethod
+    def spaces(self) -> ExampleSpaces:
+        """What inputs and targets look like."""
+
+    @abstractmethod
+    def support(
+        self, tasks: Sequence[Task], seeds: Seeds, *, shot: int | None = None, device: torch.device | str = "cpu"
+    ) -> Examples:
+        """What may be learned of each task.
+
+        Args:
+            tasks: one per slot of `seeds`.
+            seeds: of the episode.
+            shot: only the example of this number, from 0, of every class; None for all of them.
+            device: where the examples are wanted.
+        """
+
+    @abstractmethod
+    def query(self, tasks: Sequence[Task], seeds: Seeds, *, device: torch.device | str = "cpu") -> Examples:
+        """What is asked of each task."""
+
+    def baseline(self, support: Examples, query: Examples) -> Tensor | None:
+        """[num_tasks]: the score of a method that learns nothing, for comparison; None where there is none."""
+        return None
+
+
+class ExampleCollector:
+    """Hands a learner the examples of its tasks.
+
+    A learner whose unit is "shots" gets the k-th example of every class in step k; others get the whole support in
+    every step.
+
+    Args:
+        tasks: the distribution.
+        device: where the learner is.
+    """
+
+    acts = False
+
+    def __init__(self, tasks: ExampleTaskDistribution[Any], *, device: torch.device | str = "cpu") -> None:
+        self.tasks = tasks
+        self.device = torch.device(device)
+        self._last: tuple[Any, Examples] | None = None
+
+    @property
+    def spaces(self) -> ExampleSpaces:
+        """Of the distribution."""
+        return self.tasks.spaces
+
+    def support(
+        self, tasks: Sequence[Any], learner: Learner[Any, Any, Any], state: Any, seeds: Seeds, *, step: int
+    ) -> Examples:
+        """As in `metarl.collect.Collector`."""
+        wanted = (tuple(tasks), seeds, step if learner.unit == "shots" else None)
+        if self._last is None or self._last[0] != wanted:
+            examples = self.tasks.support(tasks, seeds, shot=wanted[2], device=self.device)
+            self._last = (wanted, examples)
+        return self._last[1]
+
+    def query(self, tasks: Sequence[Any], learner: Any, state: Any, seeds: Seeds) -> Examples:
+        """As in `metarl.collect.Collector`."""
+        return self.tasks.query(tasks, seeds, device=self.device)

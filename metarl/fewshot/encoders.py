@@ -1,0 +1,294 @@
+"""Encoders, and normalisation by statistics that are handed over instead of kept.
+
+Networks are written for ONE task: `Network` makes a module a function of parameters, inputs and batch statistics.
+
+Shape legend: B examples, C channels, H height, X width, D features.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from metarl.errors import InputError, raised, require, unknown_name
+from metarl.inner_loop import Parameters
+from metarl.networks import MLP
+
+BatchNormMode = Literal["transductive", "support", "running", "none"]
+BATCH_NORM_MODES = ("transductive", "support", "running", "none")
+Statistics = dict[str, Tensor]
+Record = Literal["no", "constants", "differentiable"]
+
+EPSILON = 1e-5
+MOMENTUM = 0.1  # of running averages
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Settings of the network that turns an input into features."""
+
+    encoder: str = "auto"
+    """conv4 (four blocks of convolution, batch norm, max-pooling and ReLU: Vinyals et al. 2016), conv4-strided (stride
+    2 instead of pooling, and a mean over space: MAML's own for Omniglot), mlp, or module:Class of your own, which is
+    called with the input's shape; auto = conv4 for images, else mlp."""
+    num_filters: int = 64
+    """Channels of a convolutional encoder."""
+    hidden_sizes: tuple[int, ...] = (40, 40)
+    """Widths of the mlp encoder's layers, ReLU after each."""
+    batch_norm: BatchNormMode = "transductive"
+    """Whose statistics normalise the query: transductive = the query batch's own; support = the support's; running =
+    averages over meta-training (training itself uses the batch's); none = each example by its own (layer norm)."""
+
+    def __post_init__(self) -> None:
+        known = ("auto", *ENCODERS)
+        if ":" not in self.encoder and self.encoder not in known:
+            raise InputError(f"{unknown_name('agent.encoder', self.encoder, known)}; module:Class for one of your own")
+        require(self.num_filters >= 1, "agent.num_filters", self.num_filters, "an integer >= 1")
+        require(all(w >= 1 for w in self.hidden_sizes), "agent.hidden_sizes", self.hidden_sizes, "positive integers")
+        allowed = "one of " + ", ".join(map(repr, BATCH_NORM_MODES))
+        require(self.batch_norm in BATCH_NORM_MODES, "agent.batch_norm", self.batch_norm, allowed)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation of [B, C, ...] by the batch's own statistics, or by those it is given.
+
+    Attributes:
+        given: [2, C], mean and variance to normalise by; None = the batch's own.
+        record: keep the batch's own in `used`, as constants (free) or differentiably.
+        used: [2, C], of the last batch.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.given: Tensor | None = None
+        self.record: Record = "no"
+        self.used: Tensor | None = None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.given is not None:
+            shape = (1, -1, *(1,) * (inputs.dim() - 2))
+            scale = self.weight * (self.given[1] + EPSILON).rsqrt()
+            return inputs * scale.view(shape) + (self.bias - self.given[0] * scale).view(shape)
+        if self.record == "constants":
+            arguments = (self.weight, self.bias, None, None, True, MOMENTUM, EPSILON)
+            output, mean, inverse_deviation = torch.native_batch_norm(inputs, *arguments)
+            self.used = torch.stack([mean, inverse_deviation.square().reciprocal() - EPSILON]).detach()
+            return output
+        if self.record == "differentiable":
+            variance, mean = torch.var_mean(inputs, (0, *range(2, inputs.dim())), correction=0)
+            self.used = torch.stack([mean, variance])
+        return functional.batch_norm(inputs, None, None, self.weight, self.bias, training=True, eps=EPSILON)
+
+
+class ConvBlock(nn.Module):
+    """Convolution of 3 by 3, normalisation, ReLU; with max-pooling of 2 by 2 or stride 2, or neither.
+
+    Pooling stands before the ReLU: the two commute, and the ReLU then has a quarter of the work.
+    """
+
+    def __init__(
+        self, channels: int, filters: int, *, shrink: Literal["pool", "stride", "none"], norm: bool, padding: int = 1
+    ) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, filters, 3, stride=2 if shrink == "stride" else 1, padding=padding)
+        self.norm: nn.Module = BatchNorm(filters) if norm else nn.GroupNorm(1, filters)
+        self.pool = shrink == "pool"
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.norm(self.convolution(inputs))
+        return torch.relu(functional.max_pool2d(hidden, 2) if self.pool else hidden)
+
+
+class Conv4(nn.Module):
+    """Four blocks of 64 filters: Vinyals et al. 2016, arXiv:1606.04080; Finn et al. 2017, arXiv:1703.03400.
+
+    Args:
+        input_shape: (C, H, X).
+        filters: of every block.
+        batch_norm: batch normalisation, else layer normalisation.
+        shrink: for each block, by what its output is smaller than its input.
+        spatial_mean: features are the mean over space, else all of it.
+        generator: draws the Xavier-uniform weights; biases are zero.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        filters: int,
+        *,
+        batch_norm: bool,
+        shrink: Sequence[Literal["pool", "stride", "none"]] = ("pool",) * 4,
+        spatial_mean: bool = False,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        sizes = [input_shape[0], *[filters] * len(shrink)]
+        self.blocks = nn.ModuleList(
+            ConvBlock(channels, filters, shrink=by, norm=batch_norm)
+            for channels, by in zip(sizes, shrink, strict=False)
+        )
+        self.spatial_mean = spatial_mean
+        for block in self.blocks:
+            assert isinstance(block, ConvBlock)
+            nn.init.xavier_uniform_(block.convolution.weight, generator=generator)
+            bias = block.convolution.bias
+            assert bias is not None
+            nn.init.zeros_(bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        # Channels last is the layout that a CPU's convolutions and pooling are fast in. A copy, since an image of one
+        # channel has both layouts at once and would be taken for one of the other.
+        hidden = inputs.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return hidden.mean((2, 3)) if self.spatial_mean else hidden.flatten(1)
+
+
+class FeatureMLP(nn.Module):
+    """A multilayer perceptron whose last layer has a ReLU too."""
+
+    def __init__(self, input_shape: Sequence[int], widths: Sequence[int], *, generator: torch.Generator) -> None:
+        super().__init__()
+        sizes = [int(torch.Size(input_shape).numel()), *widths]
+        self.layers = MLP(sizes, activation="relu", generator=generator)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.relu(self.layers(inputs.flatten(1)))
+
+
+def _conv4(shape: Sequence[int], config: EncoderConfig, generator: torch.Generator) -> nn.Module:
+    return Conv4(shape, config.num_filters, batch_norm=config.batch_norm != "none", generator=generator)
+
+
+def _conv4_strided(shape: Sequence[int], config: EncoderConfig, generator: torch.Generator) -> nn.Module:
+    norm = config.batch_norm != "none"
+    shrink: tuple[Literal["stride"], ...] = ("stride",) * 4
+    return Conv4(shape, config.num_filters, batch_norm=norm, shrink=shrink, spatial_mean=True, generator=generator)
+
+
+def _mlp(shape: Sequence[int], config: EncoderConfig, generator: torch.Generator) -> nn.Module:
+    return FeatureMLP(shape, config.hidden_sizes, generator=generator)
+
+
+ENCODERS: dict[str, Callable[[Sequence[int], EncoderConfig, torch.Generator], nn.Module]] = {
+    "conv4": _conv4,
+    "conv4-strided": _conv4_strided,
+    "mlp": _mlp,
+}
+
+
+def make_encoder(config: EncoderConfig, input_shape: Sequence[int], *, generator: torch.Generator) -> nn.Module:
+    """The encoder that `config` names: [B, *input_shape] -> [B, D], or a feature map where it is your own.
+
+    Raises:
+        InputError: the input's shape does not fit, or your own cannot be imported or made.
+    """
+    name = config.encoder
+    if name == "auto":
+        name = "conv4" if len(input_shape) == 3 else "mlp"
+    if ":" in name:
+        return _foreign(name, input_shape)
+    require(name == "mlp" or len(input_shape) == 3, "agent.encoder", name, f"'mlp' for inputs of shape {input_shape}")
+    if name == "conv4":
+        fits = min(input_shape[1:]) >= 16
+        require(
+            fits, "agent.encoder", name, f"another for images of {tuple(input_shape[1:])}: it halves them four times"
+        )
+    return ENCODERS[name](input_shape, config, generator)
+
+
+def _foreign(name: str, input_shape: Sequence[int]) -> nn.Module:
+    module_name, _, attribute = name.partition(":")
+    try:
+        made = getattr(importlib.import_module(module_name), attribute)(tuple(input_shape))
+    except Exception as error:  # foreign code: whatever stops it is the answer
+        raise InputError(f"agent.encoder = {name!r}: {raised(error)}") from error
+    require(isinstance(made, nn.Module), "agent.encoder", name, "a torch.nn.Module when called with the input's shape")
+    return with_own_batch_norm(made)
+
+
+def with_own_batch_norm(module: nn.Module) -> nn.Module:
+    """`module` with every batch norm of torch's exchanged for `BatchNorm`, weights and biases kept."""
+    for name, child in module.named_children():
+        if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+            own = BatchNorm(child.num_features)
+            if child.affine:
+                own.load_state_dict({"weight": child.weight, "bias": child.bias})
+            setattr(module, name, own)
+        else:
+            with_own_batch_norm(child)
+    return module
+
+
+class Network:
+    """A module as a function of parameters and batch statistics, for ONE task.
+
+    Every thread works on a copy of its own: parameters are exchanged while the module runs.
+
+    Args:
+        module: the network.
+        name: stands before the names of its parameters and batch norms: "encoder.blocks.0.norm".
+
+    Attributes:
+        parameters: the module's initial parameters by name.
+    """
+
+    def __init__(self, module: nn.Module, *, name: str) -> None:
+        self._module = module
+        self._local = threading.local()
+        self._prefix = f"{name}."
+        norms = {place: part for place, part in module.named_modules() if isinstance(part, BatchNorm)}
+        self._norms = {self._prefix + place: (place, len(part.weight)) for place, part in norms.items()}
+        self._names = {self._prefix + place: place for place, _ in module.named_parameters()}
+        self.parameters: Parameters = {
+            self._prefix + place: value.detach().clone() for place, value in module.named_parameters()
+        }
+
+    def __call__(
+        self, parameters: Mapping[str, Tensor], *inputs: Tensor, statistics: Statistics | None = None
+    ) -> Tensor:
+        """The module's output.
+
+        Args:
+            parameters: by their names; others are left out.
+            *inputs: of the module.
+            statistics: [2, C] for every batch norm; None = the batch's own.
+        """
+        return self._run(parameters, inputs, statistics, record="no")[0]
+
+    def recorded(
+        self, parameters: Mapping[str, Tensor], *inputs: Tensor, differentiable: bool = False
+    ) -> tuple[Tensor, Statistics]:
+        """The module's output by the batch's own statistics, and those, as constants unless `differentiable`."""
+        return self._run(parameters, inputs, None, record="differentiable" if differentiable else "constants")
+
+    def no_statistics(self) -> Statistics:
+        """Mean 0 and variance 1 for every batch norm."""
+        return {name: torch.stack([torch.zeros(size), torch.ones(size)]) for name, (_, size) in self._norms.items()}
+
+    def _run(
+        self, parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...], given: Statistics | None, *, record: Record
+    ) -> tuple[Tensor, Statistics]:
+        if not hasattr(self._local, "module"):
+            self._local.module = copy.deepcopy(self._module)
+        norms: dict[str, BatchNorm] = {
+            name: self._local.module.get_submodule(place) for name, (place, _) in self._norms.items()
+        }
+        for name, norm in norms.items():
+            norm.given, norm.record = None if given is None else given[name], record
+        own = {place: parameters[name] for name, place in self._names.items()}
+        output: Tensor = torch.func.functional_call(self._local.module, own, inputs, tie_weights=False)
+        used = {name: norm.used for name, norm in norms.items() if norm.used is not None}
+        for norm in norms.values():
+            norm.given = norm.used = None
+        return output, used

@@ -1,0 +1,261 @@
+"""What all few-shot learners share: parameters, their optimiser, batch statistics, and one update on a meta-batch.
+
+An algorithm is a subclass that says what a task's state is and what the loss of one episode is.
+
+Shape legend: N num_tasks, E examples, W ways, D features.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from metarl.adam import Moments, adam_step, no_moments
+from metarl.episodes import Episodes, Examples, to_device, tree_map, tree_zip
+from metarl.errors import require
+from metarl.examples import ExampleSpaces
+from metarl.fewshot.encoders import MOMENTUM, EncoderConfig, Network, Statistics, make_encoder
+from metarl.inner_loop import Parameters, over_tasks
+from metarl.learner import ScoreName, Unit
+
+Execution = Literal["auto", "loop", "vmap"]
+State = TypeVar("State")
+
+
+@dataclass(frozen=True)
+class FewShotConfig(EncoderConfig):
+    """Settings of the network and of meta-training."""
+
+    outer_lr: float = 1e-3
+    """Step size of Adam in meta-training."""
+    halve_lr_every: int | None = None
+    """Updates after which outer_lr is halved, again and again; None = never."""
+    clip_gradient: float | None = None
+    """Elements of the meta-gradient are cut off at plus and minus this; None = not."""
+    execution: Execution = "auto"
+    """How the tasks of a meta-batch are computed: loop = one by one, side by side on the cores of a CPU; vmap = in
+    batched operations; auto = loop for convolutions on a CPU, which batched would be grouped and slow, else vmap."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0.0 < self.outer_lr < math.inf, "agent.outer_lr", self.outer_lr, "a positive number")
+        every = self.halve_lr_every
+        require(every is None or every >= 1, "agent.halve_lr_every", every, "an integer >= 1, or left out")
+        clip = self.clip_gradient
+        require(clip is None or 0.0 < clip < math.inf, "agent.clip_gradient", clip, "a positive number, or left out")
+        allowed = "'auto', 'loop' or 'vmap'"
+        require(self.execution in ("auto", "loop", "vmap"), "agent.execution", self.execution, allowed)
+
+
+class ExampleBatch(NamedTuple):
+    """Prepared examples; of ONE task, the same without the leading axis.
+
+    Attributes:
+        inputs: [N, E, ...].
+        targets: [N, E] int64 labels, or [N, E, num_outputs].
+        classes: [N, E] int64 global class numbers; zeros where there are none.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    classes: Tensor
+
+
+class Outcome(NamedTuple):
+    """What one task's loss came from.
+
+    Attributes:
+        loss: scalar.
+        score: scalar, after adaptation.
+        statistics: of the batch norms, where running averages of them are kept.
+    """
+
+    loss: Tensor
+    score: Tensor
+    statistics: Statistics
+
+
+class FewShotLearner(ABC, Generic[State]):
+    """A learner but for its adapted state and its loss.
+
+    Args:
+        config: settings.
+        spaces: of the tasks.
+        generator: draws the initial weights.
+
+    Attributes:
+        adapts_in_update: data is given, so `meta_update` adapts by itself, once, and reports the score: see
+            `metarl.collect.run_episodes`.
+    """
+
+    unit: Unit
+    config: Any
+    adapts_in_update = True
+    num_adaptation_steps: int
+
+    def __init__(self, config: FewShotConfig, spaces: ExampleSpaces, *, generator: torch.Generator) -> None:
+        self.config = config
+        self.spaces = spaces
+        self.score_name: ScoreName = "accuracy" if spaces.discrete else "mse"
+        self.encoder = Network(self._make_encoder(generator), name="encoder")
+        with torch.no_grad():
+            example = torch.zeros(2, *spaces.input_shape)
+            self.feature_shape = tuple(self.encoder(self.encoder.parameters, example).shape[1:])
+        self._parameters: Parameters = {}
+        self._statistics: Statistics = {}
+        self._add(self.encoder)
+        self._add_networks(generator)
+        self._moments = no_moments(self._parameters)
+        self._num_updates = 0
+
+    def _make_encoder(self, generator: torch.Generator) -> nn.Module:
+        return make_encoder(self.config, self.spaces.input_shape, generator=generator)
+
+    def _add_networks(self, generator: torch.Generator) -> None:
+        """Adds what the learner has beside the encoder: networks with `_add`, or plain parameters."""
+
+    def _add(self, network: Network) -> Network:
+        self._parameters |= network.parameters
+        self._statistics |= network.no_statistics()
+        return network
+
+    @abstractmethod
+    def episode_loss(
+        self, parameters: Parameters, support: tuple[ExampleBatch, ...], query: ExampleBatch
+    ) -> tuple[Tensor, Outcome]:
+        """Of ONE task in meta-training: what the meta-update descends, and all of the outcome."""
+
+    @abstractmethod
+    def begin(self, num_tasks: int, *, parameters: Mapping[str, Tensor] | None = None) -> State:
+        """As in `metarl.learner.Learner`."""
+
+    @abstractmethod
+    def adapt(self, state: State, support: ExampleBatch, *, step: int, differentiable: bool = False) -> State:
+        """As in `metarl.learner.Learner`, as at test time."""
+
+    @abstractmethod
+    def score(self, state: State, query: ExampleBatch) -> Tensor:
+        """[N]: accuracy, or mean squared error, as at test time."""
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        return self._parameters
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self._parameters.values())).device
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What must stand beside a score of this learner."""
+        return {"batch_norm": self.config.batch_norm} if self._statistics else {}
+
+    def to(self, device: torch.device | str) -> Self:
+        self._parameters, self._statistics, self._moments = to_device(
+            (self._parameters, self._statistics, self._moments), device
+        )
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "parameters": dict(self._parameters),
+            "statistics": dict(self._statistics),
+            "adam": self._moments._asdict(),
+            "num_updates": self._num_updates,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name in ("parameters", "statistics"):
+            expected = {key: tuple(value.shape) for key, value in getattr(self, f"_{name}").items()}
+            found = {key: tuple(value.shape) for key, value in state[name].items()}
+            if expected != found:
+                raise ValueError(f"{name} do not fit the network: expected {expected}, found {found}")
+        loaded = (state["parameters"], state["statistics"], Moments(**state["adam"]))
+        # Copied into memory of torch's own: where a file's bytes lie, the last bits of a matrix product may differ.
+        copied = tree_map(lambda value: value.to(self.device, copy=True), loaded)
+        self._parameters, self._statistics, self._moments = copied
+        self._num_updates = int(state["num_updates"])
+
+    def prepare(self, data: Examples) -> ExampleBatch:
+        numbers = data.classes
+        classes = torch.zeros(data.inputs.shape[:2], dtype=torch.int64, device=data.inputs.device)
+        return ExampleBatch(data.inputs, data.targets, classes if numbers is None else numbers)
+
+    def meta_update(self, episodes: Episodes[State, ExampleBatch]) -> dict[str, float]:
+        """One step of Adam on the mean loss of the meta-batch."""
+        gradients, outcome = self.meta_gradient(episodes.support, episodes.query)
+        norm = self._descend(gradients)
+        self._remember(outcome.statistics)
+        last = f"adapt/step_{len(episodes.support)}"
+        return {"loss": float(outcome.loss.mean()), "gradient_norm": norm, last: float(outcome.score.mean())}
+
+    def meta_gradient(self, support: tuple[ExampleBatch, ...], query: ExampleBatch) -> tuple[Parameters, Outcome]:
+        """The mean over tasks of the loss's gradient, and each task's outcome, task axis leading."""
+        differentiate = torch.func.grad(self.episode_loss, has_aux=True)
+        shared = self._expanded(len(query.inputs))
+        per_task, outcome = self._lift(differentiate, shared, support, query)
+        return {name: value.mean(0) for name, value in per_task.items()}, tree_map(Tensor.detach, outcome)
+
+    def _expanded(self, num_tasks: int, parameters: Mapping[str, Tensor] | None = None) -> Parameters:
+        source = self._parameters if parameters is None else parameters
+        return {name: value.expand(num_tasks, *value.shape) for name, value in source.items()}
+
+    def _lift(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`function`, written for one task, over the leading axis of all tensors in `arguments`."""
+        mode, on_cpu = self.config.execution, self.device.type == "cpu"
+        if mode == "auto":
+            mode = "loop" if on_cpu and len(self.spaces.input_shape) > 1 else "vmap"
+        if mode == "vmap" or on_cpu:
+            return over_tasks(function, *arguments, chunk_size=1 if mode == "loop" else None)
+        count = len(next(iter(arguments[0].values())))
+        parts = [over_tasks(function, *tree_map(lambda t, i=i: t[i : i + 1], arguments)) for i in range(count)]
+        return tree_zip(torch.cat, parts)
+
+    def _descend(self, gradients: Parameters) -> float:
+        """One step down; returns the gradient's norm."""
+        clip, every = self.config.clip_gradient, self.config.halve_lr_every
+        norm = math.sqrt(sum(float(value.square().sum()) for value in gradients.values()))
+        if clip is not None:
+            gradients = {name: value.clamp(-clip, clip) for name, value in gradients.items()}
+        lr = self.config.outer_lr * 0.5 ** (0 if every is None else self._num_updates // every)
+        moving = {name: self._parameters[name] for name in gradients}
+        stepped, self._moments = adam_step(moving, gradients, self._moments, lr)
+        self._parameters = {**self._parameters, **stepped}
+        self._num_updates += 1
+        return norm
+
+    def _remember(self, statistics: Statistics) -> None:
+        """Moves the running averages towards the tasks' `statistics`, task axis leading."""
+        for name, value in statistics.items():
+            self._statistics[name] = (1.0 - MOMENTUM) * self._statistics[name] + MOMENTUM * value.mean(0)
+
+
+def loss_of(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of logits [E, W] and labels [E], or mean squared error of [E, num_outputs]."""
+    if targets.dtype == torch.int64:
+        return functional.cross_entropy(outputs, targets)
+    return functional.mse_loss(outputs, targets)
+
+
+def score_of(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Accuracy, or mean squared error."""
+    if targets.dtype == torch.int64:
+        return (outputs.argmax(-1) == targets).to(outputs.dtype).mean()
+    return functional.mse_loss(outputs, targets)
+
+
+def joined(batches: Sequence[ExampleBatch]) -> ExampleBatch:
+    """All examples of some batches of ONE task as one batch."""
+    return ExampleBatch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+
+
+def one_hot(labels: Tensor, num_ways: int) -> Tensor:
+    """[..., W] float32 of labels [...] from 0 to W - 1."""
+    return (labels.unsqueeze(-1) == torch.arange(num_ways, device=labels.device)).float()

@@ -1,0 +1,47 @@
+"""MAML for examples: weights from which a few gradient steps on the support lead far.
+
+Chelsea Finn, Pieter Abbeel, Sergey Levine: Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks.
+ICML 2017, arXiv:1703.03400. The inner step is that of the RL agents (`metarl.inner_loop.gradient_step`) on a supervised
+loss; the meta-step is Adam on the mean query loss, through all inner steps.
+
+Differs from the paper: the last layer starts Xavier-uniform instead of from N(0, 1); stride 2 pads both sides of an
+image, TensorFlow's one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from metarl.examples import Tables
+from metarl.fewshot.gradient import GradientConfig, GradientLearner
+from metarl.fewshot.learner import ExampleBatch, Outcome
+from metarl.inner_loop import Parameters, gradient_step
+
+
+@dataclass(frozen=True)
+class MAMLConfig(GradientConfig):
+    """Settings of MAML."""
+
+    defaults: ClassVar[Tables] = {"trainer": {"meta_batch_size": 32}, "evaluation": {"num_adaptation_steps": 3}}
+
+
+class MAML(GradientLearner):
+    """Gradient steps on the support, from weights that were learned for it.
+
+    Attributes:
+        first_order: whether the inner gradient counts as a constant where the adaptation is differentiated.
+    """
+
+    Config = MAMLConfig
+    first_order = False
+
+    def episode_loss(
+        self, parameters: Parameters, support: tuple[ExampleBatch, ...], query: ExampleBatch
+    ) -> tuple[Tensor, Outcome]:
+        for step, batch in enumerate(support):
+            size = self.step_size(step)
+            parameters = gradient_step(self.inner_loss, parameters, batch, size, first_order=self.first_order)
+        return self.query_outcome(parameters, support[-1], query)

@@ -1,0 +1,56 @@
+"""Meta-SGD for examples: MAML with a learned step size for every weight.
+
+Zhenguo Li, Fengwei Zhou, Fei Chen, Hang Li: Meta-SGD: Learning to Learn Quickly for Few-Shot Learning. 2017,
+arXiv:1707.09835. The inner step is theta' = theta - alpha * gradient, elementwise; theta and alpha are meta-learned
+together. As in the paper nothing bounds alpha: where an element turns negative, the inner step ascends along it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from metarl.episodes import Episodes
+from metarl.errors import require
+from metarl.fewshot.gradient import Adapted
+from metarl.fewshot.learner import ExampleBatch
+from metarl.fewshot.maml import MAML, MAMLConfig
+from metarl.inner_loop import LEARNED_STEP_SIZE
+
+
+@dataclass(frozen=True)
+class MetaSGDConfig(MAMLConfig):
+    """Settings of Meta-SGD; `inner_lr` is a factor on all step sizes."""
+
+    inner_lr: float = 1.0
+    initial_step_sizes: tuple[float, float] = (0.005, 0.1)
+    """Bounds of the uniform distribution that the step sizes start from, one number for each weight tensor."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.initial_step_sizes
+        allowed = "two finite numbers, the first at most the second"
+        require(-math.inf < low <= high < math.inf, "agent.initial_step_sizes", (low, high), allowed)
+
+
+class MetaSGD(MAML):
+    """MAML that also learns its step sizes."""
+
+    Config = MetaSGDConfig
+    config: MetaSGDConfig
+
+    def _add_networks(self, generator: torch.Generator) -> None:
+        super()._add_networks(generator)
+        low, high = self.config.initial_step_sizes
+        for name, value in list(self._parameters.items()):
+            size = low + (high - low) * torch.rand((), generator=generator)
+            self._parameters[LEARNED_STEP_SIZE + name] = torch.ones_like(value) * size
+
+    def meta_update(self, episodes: Episodes[Adapted, ExampleBatch]) -> dict[str, float]:
+        metrics = super().meta_update(episodes)
+        learned = [value.flatten() for name, value in self._parameters.items() if name.startswith(LEARNED_STEP_SIZE)]
+        sizes = torch.cat(learned)
+        metrics |= {f"step_size_{name}": float(getattr(sizes, name)()) for name in ("mean", "std", "min", "max")}
+        return metrics

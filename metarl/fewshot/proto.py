@@ -1,0 +1,67 @@
+"""Prototypical networks: a class is the mean of its examples' features.
+
+Jake Snell, Kevin Swersky, Richard Zemel: Prototypical Networks for Few-shot Learning. NeurIPS 2017, arXiv:1703.05175.
+Probabilities are a softmax over negative squared Euclidean distances to the prototypes.
+
+Differs from the paper: episodes of a meta-batch are averaged, two by default, where the paper updates after each.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+from torch.nn import functional
+
+from metarl.errors import require
+from metarl.fewshot.encoders import Statistics
+from metarl.fewshot.learner import one_hot
+from metarl.fewshot.metric import MetricConfig, MetricLearner
+from metarl.inner_loop import Parameters
+
+
+@dataclass(frozen=True)
+class ProtoConfig(MetricConfig):
+    """Settings of a prototypical network."""
+
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+    """euclidean = squared Euclidean, the paper's better one; cosine = `cosine_scale` times the cosine."""
+    cosine_scale: float = 10.0
+    """Factor on the cosine: from -1 to 1 alone, it would leave the softmax nearly flat."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        distances = ("euclidean", "cosine")
+        require(self.distance in distances, "agent.distance", self.distance, "'euclidean' or 'cosine'")
+        require(0.0 < self.cosine_scale < math.inf, "agent.cosine_scale", self.cosine_scale, "a positive number")
+
+
+class Proto(MetricLearner):
+    """The nearest mean of a class's features; its state holds prototypes [N, W, D]."""
+
+    Config = ProtoConfig
+    config: ProtoConfig
+
+    def remember(self, parameters: Parameters, features: Tensor, targets: Tensor, num_ways: int) -> Tensor:
+        return class_means(features.flatten(1), targets, num_ways)
+
+    def compare(
+        self, parameters: Parameters, memory: Tensor, features: Tensor, statistics: Statistics | None
+    ) -> Tensor:
+        if self.config.distance == "cosine":
+            normal = functional.normalize(features.flatten(1), dim=-1)
+            return self.config.cosine_scale * (normal @ functional.normalize(memory, dim=-1).mT)
+        return -squared_distances(features.flatten(1), memory)
+
+
+def class_means(features: Tensor, targets: Tensor, num_ways: int) -> Tensor:
+    """[W, D]: the mean of features [E, D] for each label 0..W-1; zero where a label has none."""
+    members = one_hot(targets, num_ways).to(features.dtype)
+    return (members.mT @ features) / members.sum(0).clamp_min(1.0).unsqueeze(-1)
+
+
+def squared_distances(left: Tensor, right: Tensor) -> Tensor:
+    """[A, B]: squared Euclidean distances between the rows of [A, D] and [B, D]."""
+    return left.square().sum(-1, keepdim=True) + right.square().sum(-1) - 2.0 * (left @ right.mT)
