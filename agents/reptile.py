@@ -22,7 +22,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from metarl.adam import Moments, adam_step, no_moments
+from metarl.adam import Moments, no_moments, packed, packed_step
 from metarl.config import TrainerConfig
 from metarl.episodes import Episodes, to_device
 from metarl.errors import require
@@ -88,7 +88,7 @@ class Reptile(AdaptivePolicy):
 
     def __init__(self, config: ReptileConfig, spaces: Spaces, *, generator: torch.Generator) -> None:
         super().__init__(config, spaces, generator=generator)
-        self._carried = _packed(no_moments(self._parameters, momentum=False))
+        self._carried = packed(no_moments(self._parameters, momentum=False))
         self._num_updates = 0
 
     def to(self, device: torch.device | str) -> Self:
@@ -120,10 +120,7 @@ class Reptile(AdaptivePolicy):
         parameters = {name: state[name] for name in self._policy_names}
         if self.config.inner_optimizer == "sgd":
             return {**state, **gradient_step(self.inner_loss, parameters, batch, lr)}
-        gradients = torch.func.grad(self.inner_loss)(parameters, batch)
-        moments = Moments(state["num_steps"], {}, {name: state[f"second.{name}"] for name in parameters})
-        parameters, moments = adam_step(parameters, gradients, moments, lr)
-        return {**parameters, **_packed(moments)}
+        return packed_step(state, torch.func.grad(self.inner_loss)(parameters, batch), lr)
 
     def step_size(self, step: int) -> float:
         """Of update `step`; the query's is one of meta-training's."""
@@ -139,7 +136,7 @@ class Reptile(AdaptivePolicy):
         self._num_updates += 1
         if not self.config.reset_moments:
             second = {name: trained[f"second.{name}"].mean(0) for name in self._policy_names}
-            self._carried = _packed(Moments(trained["num_steps"][0].clone(), {}, second))
+            self._carried = packed(Moments(trained["num_steps"][0].clone(), {}, second))
         metrics = {"meta_step_size": meta_step_size, "move_norm": float(flatten(moves).norm())}
         if "log_std" in self._parameters:
             metrics["std"] = float(self._parameters["log_std"].exp().mean())
@@ -150,7 +147,3 @@ class Reptile(AdaptivePolicy):
         schedule = self.config.schedule_iterations
         left = 1.0 if schedule is None else max(0.0, 1.0 - self._num_updates / schedule)
         return self.config.meta_step_size * left
-
-
-def _packed(moments: Moments) -> Parameters:
-    return {"num_steps": moments.num_steps, **{f"second.{name}": value for name, value in moments.second.items()}}

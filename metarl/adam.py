@@ -55,3 +55,17 @@ def adam_step(
         mean = (first or gradients)[name] / weight1
         stepped[name] = value - lr * mean / ((second[name] / weight2).sqrt() + epsilon)
     return stepped, Moments(num_steps, first, second)
+
+
+def packed(moments: Moments) -> Parameters:
+    """The moments of Adam without momentum as tensors that can stand beside the parameters: `num_steps`,
+    `second.<name>`."""
+    return {"num_steps": moments.num_steps, **{f"second.{name}": value for name, value in moments.second.items()}}
+
+
+def packed_step(state: Mapping[str, Tensor], gradients: Mapping[str, Tensor], lr: float) -> Parameters:
+    """`state`, which holds parameters and beside them their packed moments, one step down `gradients`."""
+    parameters = {name: state[name] for name in gradients}
+    moments = Moments(state["num_steps"], {}, {name: state[f"second.{name}"] for name in gradients})
+    parameters, moments = adam_step(parameters, gradients, moments, lr)
+    return {**state, **parameters, **packed(moments)}

@@ -118,7 +118,8 @@ def run_episodes(
     for step in range(num_steps):
         data = collector.support(tasks, learner, state, seeds, step=step)
         collected += data.num_steps
-        learned_from.append(learned_from[-1] + _experience(learner, data))
+        fresh = collector.acts or learner.unit != "gradient steps"  # steps on given data all see the same
+        learned_from.append(learned_from[-1] * fresh + _experience(learner, data))
         diverged += data.num_diverged
         batch = learner.prepare(data if transform_support is None else transform_support(data))
         support.append(batch)

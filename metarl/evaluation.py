@@ -16,6 +16,7 @@ from torch import Tensor
 
 from metarl.collect import Collector, run_episodes
 from metarl.episodes import Trajectories
+from metarl.examples import ExampleTaskDistribution
 from metarl.learner import Learner, ScoreName, Unit
 from metarl.paths import PathRecorder, Paths
 from metarl.seeds import Purpose, Seeds, generator
@@ -196,6 +197,32 @@ def evaluate(
         success=success.reshape(-1, len(tasks), replicates) if told else None,
         paths=recorder.paths(),
     )
+
+
+def evaluate_baseline(
+    distribution: ExampleTaskDistribution[Any], tasks: Sequence[Any], *, seed: int = 0, batch_size: int = 20
+) -> dict[str, Any] | None:
+    """The score of the distribution's baseline on the test episodes of `evaluate`, or None where there is none.
+
+    Returns:
+        JSON-ready: `name`, `mean`, `ci_low`, `ci_high`.
+    """
+    scores = []
+    for start in range(0, len(tasks), batch_size):
+        batch = tasks[start : start + batch_size]
+        seeds = Seeds(seed, EVALUATION_SEED, tuple(range(start, start + len(batch))), evaluation=True)
+        score = distribution.baseline(distribution.support(batch, seeds), distribution.query(batch, seeds))
+        if score is None:
+            return None
+        scores.append(score.double().numpy())
+    values = np.concatenate(scores)
+    low, high = bootstrap(values, generator(seed, 0, Purpose.BOOTSTRAP))
+    return {
+        "name": distribution.baseline_name,
+        "mean": float(values.mean()),
+        "ci_low": float(low),
+        "ci_high": float(high),
+    }
 
 
 def adaptation_controls(

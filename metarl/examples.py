@@ -31,6 +31,7 @@ class ExampleSpaces:
         discrete: whether targets are class numbers instead of vectors.
         train_ways: classes of a training task; equal to `num_outputs` where that is not said otherwise.
         train_classes: global numbers of the classes that training tasks are made of; empty for regression.
+        description_size: length of the vectors that describe classes, where these are the support (zero-shot), else 0.
     """
 
     input_shape: tuple[int, ...]
@@ -38,6 +39,7 @@ class ExampleSpaces:
     discrete: bool
     train_ways: int = 0
     train_classes: tuple[int, ...] = ()
+    description_size: int = 0
 
 
 class ExampleTaskDistribution(TaskDistribution[Task]):
@@ -48,11 +50,16 @@ class ExampleTaskDistribution(TaskDistribution[Task]):
 
     Attributes:
         defaults: what few-shot tasks set otherwise in [trainer] and [evaluation]; presets, files and flags come after.
+        protocol: what a score on these tasks means, for people: "5-way 1-shot".
         baseline_name: what `baseline` is called in a report.
     """
 
     defaults: ClassVar[Tables] = {"evaluation": {"num_tasks": 600, "num_adaptation_steps": 1, "controls": False}}
     baseline_name: ClassVar[str] = "baseline"
+
+    @property
+    def protocol(self) -> str:
+        return ""
 
     @property
     @abstractmethod

@@ -171,6 +171,9 @@ def _draw_curve(axes: Axes, curve: Mapping[str, Any]) -> None:
     axes.plot(steps, _floats(curve["iqm"]), color=colour, linestyle=(0, (4, 2)), linewidth=1.4, label="IQM", zorder=4)
     if not named and per_task.shape[1] > 1:
         axes.plot([], [], color="#9A9A9A", linewidth=0.8, label=f"each of {per_task.shape[1]} tasks")
+    if "baseline" in curve:
+        baseline = curve["baseline"]
+        axes.axhline(baseline["mean"], color=COLOURS[1], linestyle=":", label=baseline["name"], zorder=2)
     better = "" if curve["higher_is_better"] else " (lower is better)"
     axes.set_ylabel(SCORE_LABELS.get(curve["score"], curve["score"]) + better)
     _label_steps(axes, curve)

@@ -55,7 +55,14 @@ LEARNERS: dict[str, str] = {
     "maml": "metarl.fewshot.maml:MAML",
     "fomaml": "metarl.fewshot.fomaml:FOMAML",
     "meta-sgd": "metarl.fewshot.meta_sgd:MetaSGD",
+    "reptile": "metarl.fewshot.reptile:Reptile",
     "proto": "metarl.fewshot.proto:Proto",
+    "proto-zero-shot": "metarl.fewshot.zero_shot:ZeroShotProto",
+    "matching": "metarl.fewshot.matching:Matching",
+    "relation": "metarl.fewshot.relation:Relation",
+    "siamese": "metarl.fewshot.siamese:Siamese",
+    "fine-tune": "metarl.fewshot.fine_tune:FineTune",
+    "multi-task": "metarl.fewshot.multi_task:MultiTask",
 }
 
 LEARNER_METHODS = ("begin", "prepare", "adapt", "score", "meta_update", "state_dict", "load_state_dict", "to")

@@ -20,7 +20,8 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """Lines that show the content of `adaptation.json`."""
     finite = report["num_replicates"] > 1
     yield _headline(report, finite)
-    header = ["step", "env steps", "mean", "95 % interval", "IQM", "worst decile"]
+    spent = "env steps" if report["score"] == "return" else "examples"
+    header = ["step", spent, "mean", "95 % interval", "IQM", "worst decile"]
     rows = [
         [
             str(step),
@@ -47,12 +48,20 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
                 row.append(f"{_number(report['per_task'][k][i])} {interval}")
     yield from _table(header, rows)
     yield from _gains(report, finite)
+    if "baseline" in report:
+        baseline = report["baseline"]
+        interval = _interval(baseline["ci_low"], baseline["ci_high"])
+        yield f"{baseline['name']} on the same episodes: {report['score']} {_number(baseline['mean'])} {interval}"
     if "cross_adaptation" in report:
         yield from _controls(report["cross_adaptation"], report["score"], endpoints(report["unit"])[0])
 
 
 def _headline(report: Mapping[str, Any], finite: bool) -> str:
     what = f"adaptation curve: {report['score']} after 0..{report['steps'][-1]} {report['unit']}"
+    stated = [report["protocol"]] if report.get("protocol") else []
+    stated += [f"{name} = {value}" for name, value in report.get("settings", {}).items()]
+    if stated:
+        what = f"{what} ({', '.join(stated)})"
     if finite:
         identical = "trained and tested on the same tasks: adaptation, not generalisation"
         splits = identical if report["splits"] == "identical" else f"splits: {report['splits']}"

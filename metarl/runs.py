@@ -15,8 +15,8 @@ from metarl import checkpoint, plots, registry
 from metarl.collect import ShuffledTasks
 from metarl.config import RunConfig, load_config, read_saved, to_dict
 from metarl.errors import InputError, require
-from metarl.evaluation import AdaptationCurve, adaptation_controls
-from metarl.examples import ExampleCollector
+from metarl.evaluation import AdaptationCurve, adaptation_controls, evaluate_baseline
+from metarl.examples import ExampleCollector, ExampleTaskDistribution
 from metarl.files import WriteError, write_atomically, writing
 from metarl.learner import Learner
 from metarl.paths import paths_to_json
@@ -212,8 +212,14 @@ def load_trainer(
 
 
 def describe(trainer: Trainer, curve: AdaptationCurve, *, controls: bool) -> dict[str, Any]:
-    """`curve` as JSON-ready data, with the controls on up to five test tasks."""
+    """`curve` as JSON-ready data, with the controls on up to five test tasks, and what few-shot scores stand beside."""
     report = curve.to_json()
+    report["settings"] = dict(getattr(trainer.learner, "settings", {}))
+    if isinstance(trainer.distribution, ExampleTaskDistribution):
+        report["protocol"] = trainer.distribution.protocol
+        baseline = evaluate_baseline(trainer.distribution, curve.tasks, seed=trainer.config.seed)
+        if baseline is not None:
+            report["baseline"] = baseline
     if controls and trainer.learner.num_adaptation_steps > 0:
         tasks = list(curve.tasks)[:MAX_CONTROL_TASKS]
         report["cross_adaptation"] = adaptation_controls(

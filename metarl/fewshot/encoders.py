@@ -12,7 +12,7 @@ import importlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +118,7 @@ class Conv4(nn.Module):
         batch_norm: batch normalisation, else layer normalisation.
         shrink: for each block, by what its output is smaller than its input.
         spatial_mean: features are the mean over space, else all of it.
+        flat: features are a vector, else maps.
         generator: draws the Xavier-uniform weights; biases are zero.
     """
 
@@ -129,6 +130,7 @@ class Conv4(nn.Module):
         batch_norm: bool,
         shrink: Sequence[Literal["pool", "stride", "none"]] = ("pool",) * 4,
         spatial_mean: bool = False,
+        flat: bool = True,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
@@ -137,7 +139,7 @@ class Conv4(nn.Module):
             ConvBlock(channels, filters, shrink=by, norm=batch_norm)
             for channels, by in zip(sizes, shrink, strict=False)
         )
-        self.spatial_mean = spatial_mean
+        self.spatial_mean, self.flat = spatial_mean, flat
         for block in self.blocks:
             assert isinstance(block, ConvBlock)
             nn.init.xavier_uniform_(block.convolution.weight, generator=generator)
@@ -151,7 +153,9 @@ class Conv4(nn.Module):
         hidden = inputs.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
         for block in self.blocks:
             hidden = block(hidden)
-        return hidden.mean((2, 3)) if self.spatial_mean else hidden.flatten(1)
+        if self.spatial_mean:
+            return hidden.mean((2, 3))
+        return hidden.flatten(1) if self.flat else hidden
 
 
 class FeatureMLP(nn.Module):

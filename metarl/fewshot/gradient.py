@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,10 @@ class GradientLearner(FewShotLearner[Adapted]):
         """Of ONE task, by the batch's own statistics."""
         return loss_of(self.outputs(parameters, batch.inputs), batch.targets)
 
+    def test_loss(self, parameters: Parameters, batch: ExampleBatch) -> Tensor:
+        """Of ONE task's support at test time."""
+        return loss_of(self.outputs(parameters, batch.inputs, self._test_statistics()), batch.targets)
+
     def begin(self, num_tasks: int, *, parameters: Mapping[str, Tensor] | None = None) -> Adapted:
         statistics = self._expanded(num_tasks, self._unseen_statistics())
         return Adapted(self._expanded(num_tasks, parameters), statistics)
@@ -123,12 +127,7 @@ class GradientLearner(FewShotLearner[Adapted]):
 
     def _step(self, parameters: Parameters, batch: ExampleBatch, step: int) -> Parameters:
         """One step of ONE task at test time."""
-        given = self._test_statistics()
-
-        def loss(parameters: Parameters, batch: ExampleBatch) -> Tensor:
-            return loss_of(self.outputs(parameters, batch.inputs, given), batch.targets)
-
-        return gradient_step(loss, parameters, batch, self.step_size(step))
+        return gradient_step(self.test_loss, parameters, batch, self.step_size(step))
 
     def _test_statistics(self) -> Statistics | None:
         """What normalises support and query at test time; None = other statistics."""

@@ -8,6 +8,7 @@ Shape legend: N num_tasks, E examples, W ways, D features.
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -215,8 +216,8 @@ class FewShotLearner(ABC, Generic[State]):
         if mode == "vmap" or on_cpu:
             return over_tasks(function, *arguments, chunk_size=1 if mode == "loop" else None)
         count = len(next(iter(arguments[0].values())))
-        parts = [over_tasks(function, *tree_map(lambda t, i=i: t[i : i + 1], arguments)) for i in range(count)]
-        return tree_zip(torch.cat, parts)
+        slices = [operator.itemgetter(slice(i, i + 1)) for i in range(count)]
+        return tree_zip(torch.cat, [over_tasks(function, *tree_map(part, arguments)) for part in slices])
 
     def _descend(self, gradients: Parameters) -> float:
         """One step down; returns the gradient's norm."""

@@ -95,8 +95,13 @@ class MetricLearner(FewShotLearner[Known]):
         loss = self.loss(logits, query.targets)
         return loss, Outcome(loss, score_of(logits, query.targets), seen)
 
+    def encode_support(self, parameters: Parameters, inputs: Tensor, statistics: Statistics | None) -> Tensor:
+        """Features of ONE task's support at test time."""
+        return self.encoder(parameters, inputs, statistics=statistics)
+
     def begin(self, num_tasks: int, *, parameters: Mapping[str, Tensor] | None = None) -> Known:
-        nothing = torch.zeros(num_tasks, 0, *self.spaces.input_shape, device=self.device)
+        shape = (self.spaces.description_size,) if self.spaces.description_size else self.spaces.input_shape
+        nothing = torch.zeros(num_tasks, 0, *shape, device=self.device)
         none = torch.zeros(num_tasks, 0, dtype=torch.int64, device=self.device)
         return Known(self._expanded(num_tasks, parameters), ExampleBatch(nothing, none, none), (), {})
 
@@ -106,7 +111,7 @@ class MetricLearner(FewShotLearner[Known]):
             if self.config.batch_norm == "support":
                 features, used = self.encoder.recorded(parameters, batch.inputs, differentiable=True)
             else:
-                features = self.encoder(parameters, batch.inputs, statistics=self._test_statistics())
+                features = self.encode_support(parameters, batch.inputs, self._test_statistics())
             memory = self.remember(parameters, features, batch.targets, self.spaces.num_outputs)
             if self.config.batch_norm == "support":
                 used = {**used, **self.comparison_statistics(parameters, memory, features)}

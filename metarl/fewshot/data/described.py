@@ -1,0 +1,52 @@
+"""Zero-shot tasks: the support of an image task is exchanged for a description of its classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from metarl.episodes import Examples
+from metarl.examples import ExampleSpaces, ExampleTaskDistribution
+from metarl.fewshot.data.classes import Classes, ImageTasks
+from metarl.seeds import Seeds
+from metarl.tasks import Split, Splits
+
+
+class DescribedTasks(ExampleTaskDistribution[Classes]):
+    """Tasks that are told what their classes are like instead of being shown examples.
+
+    Args:
+        images: the tasks whose queries are asked.
+        descriptions: [num_classes, description_size], by class number, such as attributes.
+    """
+
+    def __init__(self, images: ImageTasks, descriptions: NDArray[Any]) -> None:
+        if len(descriptions) != len(images.data.counts):
+            raise ValueError(f"{len(descriptions)} descriptions do not fit {len(images.data.counts)} classes")
+        self.images = images
+        self.splits: Splits = images.splits
+        self._descriptions = torch.from_numpy(np.asarray(descriptions, dtype=np.float32))
+
+    @property
+    def spaces(self) -> ExampleSpaces:
+        return replace(self.images.spaces, description_size=self._descriptions.shape[1])
+
+    def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Classes]:
+        return self.images.sample(num_tasks, rng, split=split)
+
+    def support(
+        self, tasks: Sequence[Classes], seeds: Seeds, *, shot: int | None = None, device: torch.device | str = "cpu"
+    ) -> Examples:
+        """One description of every class, in an order of chance."""
+        order = np.stack([rng.permutation(len(t.ids)) for t, rng in zip(tasks, seeds.support(0), strict=True)])
+        classes = torch.from_numpy(np.take_along_axis(np.array([task.ids for task in tasks]), order, axis=1))
+        described = self._descriptions[classes % len(self._descriptions)]
+        return Examples(described.to(device), torch.from_numpy(order).to(device), classes.to(device))
+
+    def query(self, tasks: Sequence[Classes], seeds: Seeds, *, device: torch.device | str = "cpu") -> Examples:
+        return self.images.query(tasks, seeds, device=device)

@@ -1,0 +1,116 @@
+"""Fine-tuning: the transfer baseline. Train one network on all training classes, then tune it on the support.
+
+For classification the encoder is trained with one output per training class; at test time it stays as it is, and a new
+linear layer, from zero, takes gradient steps on the support: Wei-Yu Chen, Yen-Cheng Liu, Zsolt Kira, Yu-Chiang Wang,
+Jia-Bin Huang: A Closer Look at Few-shot Classification. ICLR 2019, arXiv:1904.04232 (`head = "cosine"` is its
+Baseline++). For regression the network is trained on the points of all tasks together and tuned as a whole: the
+"pretrained" baseline of Finn et al. 2017, arXiv:1703.03400.
+
+Differs from the paper: plain gradient descent at test time; batches are those of episodes, support and query together.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from metarl.errors import require
+from metarl.examples import Tables
+from metarl.fewshot.encoders import BatchNormMode, Network, Statistics
+from metarl.fewshot.gradient import GradientConfig, GradientLearner
+from metarl.fewshot.learner import ExampleBatch, Outcome, joined, loss_of, score_of
+from metarl.inner_loop import Parameters, StepSize
+
+
+@dataclass(frozen=True)
+class FineTuneConfig(GradientConfig):
+    """Settings of fine-tuning."""
+
+    inner_lr: float = 0.5
+    """Step size at test time."""
+    batch_norm: BatchNormMode = "running"
+    head: Literal["linear", "cosine"] = "linear"
+    """The last layer of a classifier: linear, or `cosine_scale` times the cosine of weights and features."""
+    cosine_scale: float = 10.0
+    """Factor on the cosine."""
+    tuned: Literal["auto", "head", "all"] = "auto"
+    """What takes steps at test time; auto = the last layer of a classifier, all of a network for values."""
+
+    defaults: ClassVar[Tables] = {"trainer": {"meta_batch_size": 4}, "evaluation": {"num_adaptation_steps": 10}}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.head in ("linear", "cosine"), "agent.head", self.head, "'linear' or 'cosine'")
+        require(0.0 < self.cosine_scale < math.inf, "agent.cosine_scale", self.cosine_scale, "a positive number")
+        require(self.tuned in ("auto", "head", "all"), "agent.tuned", self.tuned, "'auto', 'head' or 'all'")
+
+
+class FineTune(GradientLearner):
+    """Joint training, then gradient steps on the support.
+
+    The parameters "classes" hold a row per training class, "head" the new layer, which meta-training leaves at zero.
+    """
+
+    Config = FineTuneConfig
+    config: FineTuneConfig
+    free_train_ways = True
+
+    def _add_networks(self, generator: torch.Generator) -> None:
+        super()._add_networks(generator)
+        self._rows = torch.zeros(0, dtype=torch.int64)
+        if not self.spaces.discrete:
+            return
+        for name in self.head.parameters:
+            self._parameters[name] = torch.zeros_like(self._parameters[name])
+        if self.config.head == "cosine":
+            # At zero a cosine has no gradient; that of any other start is of the same size for all of them.
+            weight = self._parameters["head.weight"]
+            self._parameters["head.weight"] = nn.init.xavier_uniform_(weight.clone(), generator=generator)
+        classes = nn.Linear(math.prod(self.feature_shape), len(self.spaces.train_classes))
+        nn.init.xavier_uniform_(classes.weight, generator=generator)
+        nn.init.zeros_(classes.bias)
+        self.classes = self._add(Network(classes, name="classes"))
+        self._rows = torch.full((max(self.spaces.train_classes) + 1,), -1)
+        self._rows[torch.tensor(self.spaces.train_classes)] = torch.arange(len(self.spaces.train_classes))
+
+    def outputs(self, parameters: Parameters, inputs: Tensor, statistics: Statistics | None = None) -> Tensor:
+        features = self.encoder(parameters, inputs, statistics=statistics).flatten(1)
+        return self._last_layer(self.head, parameters, features)
+
+    def episode_loss(
+        self, parameters: Parameters, support: tuple[ExampleBatch, ...], query: ExampleBatch
+    ) -> tuple[Tensor, Outcome]:
+        """Joint training: all examples of the episode are one batch, and the loss is that of the training classes."""
+        batch = joined([support[-1], query])
+        features, seen = self.encoder.recorded(parameters, batch.inputs)
+        features = features.flatten(1)
+        if self.spaces.discrete:
+            logits = self._last_layer(self.classes, parameters, features)
+            loss, score = self.class_loss(logits, self._rows.to(batch.classes.device)[batch.classes])
+        else:
+            outputs = self.head(parameters, features)
+            loss, score = loss_of(outputs, batch.targets), score_of(outputs, batch.targets)
+        return loss, Outcome(loss, score.detach(), seen if self.config.batch_norm == "running" else {})
+
+    def class_loss(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and accuracy on training classes: logits [E, num_train_classes], and each example's column [E]."""
+        return functional.cross_entropy(logits, rows), score_of(logits, rows)
+
+    def step_size(self, step: int) -> StepSize:
+        tuned = self.config.tuned
+        if tuned == "auto":
+            tuned = "head" if self.spaces.discrete else "all"
+        names = self.head.parameters if tuned == "head" else {**self.encoder.parameters, **self.head.parameters}
+        return dict.fromkeys(names, self.config.inner_lr)
+
+    def _last_layer(self, layer: Network, parameters: Parameters, features: Tensor) -> Tensor:
+        if self.config.head == "linear":
+            return layer(parameters, features)
+        name = next(name for name in layer.parameters if name.endswith("weight"))
+        weight = functional.normalize(parameters[name], dim=-1)
+        return self.config.cosine_scale * (functional.normalize(features, dim=-1) @ weight.mT)

@@ -1,0 +1,33 @@
+"""Multi-task learning with hard parameter sharing, then a new head: a baseline.
+
+Rich Caruana: Multitask Learning. Machine Learning 28, 1997. The training classes make fixed tasks of `num_ways` classes
+each, cut from their list in order; all tasks share the encoder, each has an output layer of its own, which tells only
+its own classes apart. A test task gets a new output layer, as in fine-tuning.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from metarl.errors import require
+from metarl.examples import ExampleSpaces
+from metarl.fewshot.fine_tune import FineTune, FineTuneConfig
+from metarl.fewshot.learner import score_of
+
+
+class MultiTask(FineTune):
+    """A shared encoder with a head for each of many fixed tasks."""
+
+    def __init__(self, config: FineTuneConfig, spaces: ExampleSpaces, *, generator: torch.Generator) -> None:
+        require(spaces.discrete, "agent", "multi-task", "a learner for values: this one needs classes")
+        super().__init__(config, spaces, generator=generator)
+
+    def class_loss(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and accuracy within each example's own task."""
+        ways = self.spaces.num_outputs
+        groups = torch.arange(logits.shape[-1], device=logits.device) // ways
+        foreign = groups.unsqueeze(0) != (rows // ways).unsqueeze(1)
+        own = logits.masked_fill(foreign, -torch.inf)
+        return functional.cross_entropy(own, rows), score_of(own, rows)

@@ -1,0 +1,144 @@
+"""Reptile for examples: train on a task for a few mini-batches, then move towards where that led.
+
+Alex Nichol, Joshua Achiam, John Schulman: On First-Order Meta-Learning Algorithms. 2018, arXiv:1803.02999. The inner
+optimiser is Adam without momentum. The support alone is trained on; the paper's has more examples of each class in
+training (`task.train_shots`) than in testing.
+
+Differs from the paper: the tasks of a meta-batch train side by side, where the authors' code trains one after another:
+Adam's second moments, which that code carries from task to task, are carried as the mean over the tasks. Their test
+without transduction normalises each query by the support and itself; `batch_norm = "support"` by the support alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from metarl.adam import Moments, no_moments, packed, packed_step
+from metarl.episodes import Episodes, to_device
+from metarl.errors import require
+from metarl.examples import ExampleSpaces, Tables
+from metarl.fewshot.gradient import Adapted, GradientConfig, GradientLearner
+from metarl.fewshot.learner import ExampleBatch, Outcome
+from metarl.inner_loop import Parameters
+
+
+@dataclass(frozen=True)
+class ReptileConfig(GradientConfig):
+    """Settings of Reptile."""
+
+    inner_lr: float = 1e-3
+    """Step size of the inner Adam."""
+    num_adaptation_steps: int = 5
+    """Mini-batches per task in meta-training; with 1, meta-training is joint training."""
+    inner_batch_size: int = 10
+    """Examples of a mini-batch; the support is gone through in order, round and round."""
+    test_batch_size: int | None = 5
+    """Examples of a mini-batch beyond meta-training's steps and at test time; None = inner_batch_size."""
+    reset_moments: bool = False
+    """Start every task with Adam's second moments at zero, instead of the mean of those the last tasks ended with."""
+    meta_step_size: float = 1.0
+    """Share of the way to the mean of the trained weights that the weights go, at the first iteration."""
+    schedule_iterations: int | None = None
+    """Iterations in which meta_step_size falls linearly to zero; None = it does not fall."""
+    outer_lr: float = field(default=1e-3, init=False)
+    halve_lr_every: int | None = field(default=None, init=False)
+    clip_gradient: float | None = field(default=None, init=False)
+
+    defaults: ClassVar[Tables] = {"trainer": {"meta_batch_size": 5}, "evaluation": {"num_adaptation_steps": 50}}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        size, schedule = self.meta_step_size, self.schedule_iterations
+        require(0.0 < size < math.inf, "agent.meta_step_size", size, "a positive number")
+        require(schedule is None or schedule >= 1, "agent.schedule_iterations", schedule, "an integer >= 1")
+        for name in ("inner_batch_size", "test_batch_size"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"agent.{name}", value, "an integer >= 1")
+
+
+class Reptile(GradientLearner):
+    """A few steps of Adam per task, then a move towards where they led.
+
+    The adapted parameters have Adam's state beside them: `num_steps` and `second.<name>`.
+    """
+
+    Config = ReptileConfig
+    config: ReptileConfig
+
+    def __init__(self, config: ReptileConfig, spaces: ExampleSpaces, *, generator: torch.Generator) -> None:
+        super().__init__(config, spaces, generator=generator)
+        self._carried = packed(no_moments(self._parameters, momentum=False))
+
+    def to(self, device: torch.device | str) -> Self:
+        self._carried = to_device(self._carried, device)
+        return super().to(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "carried": dict(self._carried)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        carried = state["carried"]
+        super().load_state_dict(state)
+        self._carried = {name: carried[name].to(self.device, copy=True) for name in self._carried}
+
+    def begin(self, num_tasks: int, *, parameters: Mapping[str, Tensor] | None = None) -> Adapted:
+        source = self._parameters if parameters is None else parameters
+        return super().begin(num_tasks, parameters={**source, **self._carried})
+
+    def meta_update(self, episodes: Episodes[Adapted, ExampleBatch]) -> dict[str, float]:
+        """Trains on each task, then moves towards the mean of the trained weights."""
+        state = self.begin(len(episodes.tasks)).parameters
+        with torch.no_grad():
+            trained, outcome = self._lift(self._train, state, episodes.support, episodes.query)
+        share = self.meta_step_size()
+        moves = {name: share * (trained[name].mean(0) - old) for name, old in self._parameters.items()}
+        self._parameters = {name: old + moves[name] for name, old in self._parameters.items()}
+        self._num_updates += 1
+        if not self.config.reset_moments:
+            second = {name: trained[f"second.{name}"].mean(0) for name in self._parameters}
+            self._carried = packed(Moments(trained["num_steps"][0].clone(), {}, second))
+        self._remember(outcome.statistics)
+        last = f"adapt/step_{len(episodes.support)}"
+        norm = math.sqrt(sum(float(move.square().sum()) for move in moves.values()))
+        scores = {"loss": float(outcome.loss.mean()), last: float(outcome.score.mean())}
+        return {**scores, "move_norm": norm, "meta_step_size": share}
+
+    def episode_loss(
+        self, parameters: Parameters, support: tuple[ExampleBatch, ...], query: ExampleBatch
+    ) -> tuple[Tensor, Outcome]:
+        raise NotImplementedError("Reptile follows no gradient of an episode's loss")
+
+    def meta_step_size(self) -> float:
+        """Of the next meta-update."""
+        schedule = self.config.schedule_iterations
+        left = 1.0 if schedule is None else max(0.0, 1.0 - self._num_updates / schedule)
+        return self.config.meta_step_size * left
+
+    def _train(
+        self, state: Parameters, support: tuple[ExampleBatch, ...], query: ExampleBatch
+    ) -> tuple[Parameters, Outcome]:
+        for step, batch in enumerate(support):
+            chosen = mini_batch(batch, step, self.config.inner_batch_size)
+            state = packed_step(state, torch.func.grad(self.inner_loss)(self._own(state), chosen), self.config.inner_lr)
+        return state, self.query_outcome(state, support[-1], query)[1]
+
+    def _step(self, parameters: Parameters, batch: ExampleBatch, step: int) -> Parameters:
+        size = self.config.test_batch_size or self.config.inner_batch_size
+        gradients = torch.func.grad(self.test_loss)(self._own(parameters), mini_batch(batch, step, size))
+        return packed_step(parameters, gradients, self.config.inner_lr)
+
+    def _own(self, state: Parameters) -> Parameters:
+        return {name: state[name] for name in self._parameters}
+
+
+def mini_batch(batch: ExampleBatch, number: int, size: int) -> ExampleBatch:
+    """The `number`-th mini-batch of ONE task's examples, counting from 0; it starts again where they end."""
+    count = len(batch.targets)
+    places = (torch.arange(min(size, count), device=batch.targets.device) + number * size) % count
+    return ExampleBatch(*(part[places] for part in batch))

@@ -1,0 +1,86 @@
+"""Siamese networks: learn to tell whether two examples are of one class, then ask which support example is like.
+
+Gregory Koch, Richard Zemel, Ruslan Salakhutdinov: Siamese Neural Networks for One-shot Image Recognition. ICML Deep
+Learning Workshop 2015. The probability of "same" is a logistic function of a learned, weighted L1 distance of features.
+
+Differs from the paper: every pair of an episode counts, those of one class together as much as all others together,
+where the paper draws pairs, half of them of one class; the encoder is that of the other learners and not Koch's own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from metarl.fewshot.encoders import Network, Statistics
+from metarl.fewshot.learner import ExampleBatch, Outcome, joined, one_hot, score_of
+from metarl.fewshot.metric import MetricConfig, MetricLearner
+from metarl.inner_loop import Parameters
+
+
+@dataclass(frozen=True)
+class SiameseConfig(MetricConfig):
+    """Settings of a Siamese network."""
+
+
+class Remembered(NamedTuple):
+    """Of ONE task: features [E, D] and label vectors [E, W]."""
+
+    features: Tensor
+    labels: Tensor
+
+
+class Siamese(MetricLearner):
+    """Pairs of the same class or not; a class's score is the mean log-odds of "same" with its examples."""
+
+    Config = SiameseConfig
+    config: SiameseConfig
+
+    def _add_networks(self, generator: torch.Generator) -> None:
+        size = math.prod(self.feature_shape)
+        layer = nn.Linear(size, 1)
+        # Further apart means less likely the same.
+        nn.init.constant_(layer.weight, -1.0 / size)
+        nn.init.zeros_(layer.bias)
+        self.verdict = self._add(Network(layer, name="verdict"))
+
+    def same(self, parameters: Parameters, left: Tensor, right: Tensor) -> Tensor:
+        """[A, B]: log-odds that rows of [A, D] and [B, D] are of one class."""
+        distances = (left.unsqueeze(1) - right.unsqueeze(0)).abs()
+        return self.verdict(parameters, distances).squeeze(-1)
+
+    def remember(self, parameters: Parameters, features: Tensor, targets: Tensor, num_ways: int) -> Remembered:
+        return Remembered(features.flatten(1), one_hot(targets, num_ways))
+
+    def compare(
+        self, parameters: Parameters, memory: Remembered, features: Tensor, statistics: Statistics | None
+    ) -> Tensor:
+        odds = self.same(parameters, features.flatten(1), memory.features)
+        return odds @ memory.labels / memory.labels.sum(0).clamp_min(1.0)
+
+    def episode_loss(
+        self, parameters: Parameters, support: tuple[ExampleBatch, ...], query: ExampleBatch
+    ) -> tuple[Tensor, Outcome]:
+        known = joined(support)
+        known_features, features, _, seen = self._encode_both(parameters, known.inputs, query.inputs)
+        every = torch.cat([known_features, features]).flatten(1)
+        targets = torch.cat([known.targets, query.targets])
+        loss = pair_loss(self.same(parameters, every, every), targets)
+        memory = self.remember(parameters, known_features, known.targets, self.spaces.train_ways)
+        score = score_of(self.compare(parameters, memory, features, None), query.targets)
+        return loss, Outcome(loss, score, seen)
+
+
+def pair_loss(odds: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross-entropy of log-odds of "same" [E, E], over all pairs of two different examples; the pairs of one
+    class weigh as much as all others."""
+    same = (targets.unsqueeze(0) == targets.unsqueeze(1)).to(odds.dtype)
+    apart = 1.0 - same
+    same = same * (1.0 - torch.eye(len(targets), dtype=odds.dtype, device=odds.device))
+    losses = (functional.softplus(-odds) * same).sum() / same.sum().clamp_min(1.0)
+    return 0.5 * (losses + (functional.softplus(odds) * apart).sum() / apart.sum().clamp_min(1.0))

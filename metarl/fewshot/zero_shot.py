@@ -1,0 +1,56 @@
+"""Zero-shot prototypical networks: a class's prototype is made from a description of the class.
+
+Jake Snell, Kevin Swersky, Richard Zemel: Prototypical Networks for Few-shot Learning. NeurIPS 2017, arXiv:1703.05175,
+section 2.7. The support holds one vector of attributes for every class; a linear map of it, normalised to length one
+since it comes from another domain than the features, is the prototype.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from metarl.errors import require
+from metarl.examples import ExampleSpaces
+from metarl.fewshot.encoders import Network, Statistics
+from metarl.fewshot.metric import MetricConfig, MetricLearner
+from metarl.fewshot.proto import class_means, squared_distances
+from metarl.inner_loop import Parameters
+
+
+class ZeroShotProto(MetricLearner):
+    """The nearest described class; its state holds prototypes [N, W, D]. For tasks whose support is descriptions."""
+
+    Config = MetricConfig
+    config: MetricConfig
+
+    def __init__(self, config: MetricConfig, spaces: ExampleSpaces, *, generator: torch.Generator) -> None:
+        allowed = "a learner for tasks whose support are examples: this one needs descriptions of the classes"
+        require(spaces.description_size > 0, "agent", "proto-zero-shot", allowed)
+        mode = config.batch_norm
+        require(mode != "support", "agent.batch_norm", mode, "another: a description gives the encoder no statistics")
+        super().__init__(config, spaces, generator=generator)
+
+    def _add_networks(self, generator: torch.Generator) -> None:
+        layer = nn.Linear(self.spaces.description_size, self.feature_shape[0])
+        nn.init.xavier_uniform_(layer.weight, generator=generator)
+        nn.init.zeros_(layer.bias)
+        self.description = self._add(Network(layer, name="description"))
+
+    def encode_support(self, parameters: Parameters, inputs: Tensor, statistics: Statistics | None) -> Tensor:
+        return functional.normalize(self.description(parameters, inputs), dim=-1)
+
+    def remember(self, parameters: Parameters, features: Tensor, targets: Tensor, num_ways: int) -> Tensor:
+        return class_means(features, targets, num_ways)
+
+    def compare(
+        self, parameters: Parameters, memory: Tensor, features: Tensor, statistics: Statistics | None
+    ) -> Tensor:
+        return -squared_distances(features, memory)
+
+    def _encode_both(
+        self, parameters: Parameters, support: Tensor, query: Tensor
+    ) -> tuple[Tensor, Tensor, Statistics | None, Statistics]:
+        features, seen = self.encoder.recorded(parameters, query)
+        return self.encode_support(parameters, support, None), features, None, seen
