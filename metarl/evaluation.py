@@ -6,6 +6,7 @@ Shape legend: K num_steps, T distinct tasks, R replicates of each.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ from metarl.tasks import TaskDistribution
 
 SCHEMA_VERSION = 1
 EVALUATION_SEED = 1_000_003
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,7 @@ def evaluate(
         steps.extend([done.support_steps] * len(batch))
         if on_batch is not None:
             on_batch(start + len(batch), len(episodes))
-    values = np.concatenate(scores, axis=1)
+    values = _finite(np.concatenate(scores, axis=1), learner.score_name)
     told = not np.isnan(success).all()
     success = np.nan_to_num(success)  # some environments speak of success only where there was one
     spent = np.mean(steps, axis=0) if len(steps[0]) == len(values) else np.arange(float(len(values)))
@@ -197,6 +200,21 @@ def evaluate(
         success=success.reshape(-1, len(tasks), replicates) if told else None,
         paths=recorder.paths(),
     )
+
+
+def _finite(values: Array, score: ScoreName) -> Array:
+    """`values` with the worst float32 number for those of tasks on which adaptation diverged; says how many."""
+    bad = ~np.isfinite(values)
+    if bad.any():
+        step = int(bad.any(1).argmax())
+        count, total = int(bad[step].sum()), values.shape[1]
+        worst = float(np.finfo(np.float32).max) * (1.0 if score == "mse" else -1.0)
+        _logger.warning(
+            "adaptation diverged: from step %d on the %s is not finite on %d of %d test tasks; counted as %.2g",
+            *(step, score, count, total, worst),
+        )
+        values = np.where(bad, worst, values)
+    return values
 
 
 def evaluate_baseline(

@@ -27,10 +27,13 @@ class GradientConfig(FewShotConfig):
     """Step size of the inner loop; MAML's 0.4 on Omniglot, 0.01 on sinusoids and miniImageNet."""
     num_adaptation_steps: int = 1
     """Inner steps in meta-training."""
+    later_step_scale: float = 1.0
+    """Factor on the step size of test-time steps beyond those of meta-training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0.0 < self.inner_lr < math.inf, "agent.inner_lr", self.inner_lr, "a positive number")
+        for name in ("inner_lr", "later_step_scale"):
+            require(0.0 < getattr(self, name) < math.inf, f"agent.{name}", getattr(self, name), "a positive number")
         steps = self.num_adaptation_steps
         require(steps >= 1, "agent.num_adaptation_steps", steps, "an integer >= 1")
 
@@ -109,8 +112,9 @@ class GradientLearner(FewShotLearner[Adapted]):
         return scores
 
     def step_size(self, step: int) -> StepSize:
-        """Of inner step `step`."""
-        return self.config.inner_lr
+        """Of inner step `step`; learned step sizes are multiplied by it."""
+        later = step >= self.config.num_adaptation_steps
+        return self.config.inner_lr * (self.config.later_step_scale if later else 1.0)
 
     def query_outcome(
         self, parameters: Parameters, support: ExampleBatch, query: ExampleBatch

@@ -26,6 +26,8 @@ class Glyphs(ImageTasks):
     `glyphs/manifest.json` says which typefaces they are and what licences these have.
     """
 
+    train_rotations: bool = True
+
     def load(self) -> ImageSet:
         return unpacked(read_packed(GLYPHS), "split")
 

@@ -1,0 +1,258 @@
+"""What one MAML meta-gradient costs beside a plain loop over tasks, and beside TorchOpt and higher.
+
+Omniglot's 5-way 1-shot with 32 tasks and 64 filters, on images of noise: Conv-4 with max-pooling and 15 queries a
+class, and with stride 2 and one query a class. Every contender computes the same meta-gradient on the same cores. The
+plain loop is torch's autograd over one task after another, its convolutions on all cores; ours is each way of
+`--agent.execution`, and the plain loop compiled by torch.compile (where there is a C++ compiler) shows what that would
+give. Rows of peers appear where these are installed (pip install torchopt higher). The last rows say what share of this
+machine's rate for matrix products is reached, and what episodes of characters cost to draw.
+
+    python scripts/benchmark_fewshot.py                    ten minutes on two cores, of which compiling takes two
+    python scripts/benchmark_fewshot.py --quick            8 tasks, without compiling: a noisier answer within a minute
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from benchmarking import Lines, alternate, arguments, ratio, repeats_of
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from metarl.collect import run_episodes
+from metarl.examples import ExampleCollector, ExampleSpaces
+from metarl.fewshot.data.packed import Glyphs
+from metarl.fewshot.learner import ExampleBatch
+from metarl.fewshot.maml import MAML, MAMLConfig
+from metarl.seeds import Purpose, Seeds, generator
+
+WAYS, FILTERS, INNER_LR = 5, 64, 0.4
+NETWORKS = {"max-pool, 15 queries": ("conv4", 15), "stride 2, 1 query": ("conv4-strided", 1)}
+Gradient = list[Tensor]
+
+
+class PlainConv4(nn.Module):
+    """The network as it is usually written: convolution, batch norm, ReLU, pooling."""
+
+    def __init__(self, strided: bool) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for channels in (1, FILTERS, FILTERS, FILTERS):
+            layers += [nn.Conv2d(channels, FILTERS, 3, stride=2 if strided else 1, padding=1)]
+            layers += [nn.BatchNorm2d(FILTERS, track_running_stats=False), nn.ReLU()]
+            layers += [] if strided else [nn.MaxPool2d(2)]
+        self.blocks, self.strided = nn.Sequential(*layers), strided
+        self.head = nn.Linear(FILTERS, WAYS)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.blocks(inputs)
+        return self.head(hidden.mean((2, 3)) if self.strided else hidden.flatten(1))
+
+
+class Case:
+    """One network, its tasks and every contender.
+
+    Args:
+        name: of `NETWORKS`.
+        num_tasks: of the meta-batch.
+    """
+
+    def __init__(self, name: str, num_tasks: int) -> None:
+        encoder, queries = NETWORKS[name]
+        self.spaces = ExampleSpaces((1, 28, 28), WAYS, discrete=True, train_ways=WAYS)
+        self.encoder, self.num_tasks = encoder, num_tasks
+        random = torch.Generator().manual_seed(0)
+        self.support, self.query = (self._batch(count, random) for count in (1, queries))
+        self.learner = self._learner("loop")
+        self.module = PlainConv4(encoder == "conv4-strided")
+        ours = dict(self.learner.parameters)
+        names = [name for name, _ in self.module.named_parameters()]
+        self.module.load_state_dict(dict(zip(names, ours.values(), strict=True)))
+
+    def _batch(self, count: int, random: torch.Generator) -> ExampleBatch:
+        images = torch.rand(self.num_tasks, WAYS * count, 1, 28, 28, generator=random)
+        labels = torch.arange(WAYS).repeat(count).expand(self.num_tasks, -1).contiguous()
+        return ExampleBatch(images, labels, torch.zeros_like(labels))
+
+    def _learner(self, execution: Any) -> MAML:
+        config = MAMLConfig(encoder=self.encoder, inner_lr=INNER_LR, execution=execution)
+        return MAML(config, self.spaces, generator=torch.Generator().manual_seed(0))
+
+    def ours(self, execution: str) -> Callable[[], Gradient]:
+        """The learner's own meta-gradient."""
+        learner = self._learner(execution)
+        return lambda: list(learner.meta_gradient((self.support,), self.query)[0].values())
+
+    def plain(self) -> Gradient:
+        """Autograd over one task after another."""
+        parameters = dict(self.module.named_parameters())
+        return self._summed(lambda i: self._task_gradient(parameters, i))
+
+    def compiled(self) -> Callable[[], Gradient]:
+        """The plain loss of one task, inner gradient included, through torch.compile."""
+        parameters = {name: value.detach() for name, value in self.module.named_parameters()}
+
+        def loss(parameters: dict[str, Tensor], *task: Tensor) -> Tensor:
+            inputs, targets, asked, answers = task
+            inner = torch.func.grad(self._loss)(parameters, inputs, targets)
+            adapted = {name: parameters[name] - INNER_LR * inner[name] for name in parameters}
+            return self._loss(adapted, asked, answers)
+
+        gradient = torch.compile(torch.func.grad(loss))
+        return lambda: self._summed(lambda i: list(gradient(parameters, *self._task(i)).values()))
+
+    def torchopt(self) -> Gradient:
+        """TorchOpt's differentiable SGD."""
+        import torchopt
+
+        optimizer = torchopt.MetaSGD(self.module, lr=INNER_LR)
+        start = torchopt.extract_state_dict(self.module, by="reference")
+        parameters = list(self.module.parameters())
+
+        def of_task(i: int) -> Gradient:
+            inputs, targets, asked, answers = self._task(i)
+            optimizer.step(functional.cross_entropy(self.module(inputs), targets))
+            gradient = torch.autograd.grad(functional.cross_entropy(self.module(asked), answers), parameters)
+            torchopt.recover_state_dict(self.module, start)
+            return list(gradient)
+
+        return self._summed(of_task)
+
+    def higher(self) -> Gradient:
+        """higher's functional modules and differentiable SGD."""
+        import higher
+
+        optimizer = torch.optim.SGD(self.module.parameters(), lr=INNER_LR)
+
+        def of_task(i: int) -> Gradient:
+            inputs, targets, asked, answers = self._task(i)
+            with higher.innerloop_ctx(self.module, optimizer) as (network, steps):
+                steps.step(functional.cross_entropy(network(inputs), targets))
+                loss = functional.cross_entropy(network(asked), answers)
+                return list(torch.autograd.grad(loss, list(self.module.parameters())))
+
+        return self._summed(of_task)
+
+    def _task(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.support.inputs[i], self.support.targets[i], self.query.inputs[i], self.query.targets[i]
+
+    def _loss(self, parameters: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(torch.func.functional_call(self.module, parameters, (inputs,)), targets)
+
+    def _task_gradient(self, parameters: dict[str, Tensor], i: int) -> Gradient:
+        inputs, targets, asked, answers = self._task(i)
+        loss = self._loss(parameters, inputs, targets)
+        inner = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
+        adapted = {name: value - INNER_LR * g for (name, value), g in zip(parameters.items(), inner, strict=True)}
+        return list(torch.autograd.grad(self._loss(adapted, asked, answers), list(parameters.values())))
+
+    def _summed(self, of_task: Callable[[int], Gradient]) -> Gradient:
+        total = of_task(0)
+        for i in range(1, self.num_tasks):
+            total = [a + b for a, b in zip(total, of_task(i), strict=True)]
+        return [value / self.num_tasks for value in total]
+
+
+def installed(*names: str) -> list[str]:
+    """Those that can be imported."""
+    found = []
+    for name in names:
+        try:
+            importlib.import_module(name)
+            found.append(name)
+        except Exception as error:  # a peer that is not made for this torch is not measured
+            print(f"{name} is not measured: {type(error).__name__}: {error}".splitlines()[0], file=sys.stderr)
+    return found
+
+
+def matrix_rate() -> float:
+    """Floating-point operations a second of a product of 2048 by 2048 matrices, on all cores."""
+    left, right = torch.rand(2, 2048, 2048)
+    seconds = alternate({"product": lambda: left @ right}, 5)["product"]
+    return 2 * 2048**3 / statistics.median(seconds)
+
+
+def largest_difference(left: Gradient, right: Gradient) -> float:
+    """Of two gradients, relative to the largest element."""
+    largest = max(float(b.abs().max()) for b in right)
+    return max(float((a - b).abs().max()) for a, b in zip(left, right, strict=True)) / largest
+
+
+def measure(name: str, num_tasks: int, lines: Lines, *, repeats: int, compiling: bool) -> float:
+    """All contenders on one network; returns the seconds of ours."""
+    case = Case(name, num_tasks)
+    contenders: dict[str, Callable[[], Gradient]] = {"plain": case.plain, "loop": case.ours("loop")}
+    contenders["vmap"] = case.ours("vmap")
+    contenders |= {peer: getattr(case, peer) for peer in installed("torchopt", "higher")}
+    more: dict[str, dict[str, Any]] = {}
+    if compiling:
+        contenders["compiled"] = case.compiled()
+        start = time.perf_counter()
+        contenders["compiled"]()
+        more["compiled"] = {"compiling_s": round(time.perf_counter() - start, 1)}
+    reference = case.plain()
+    for contender, run in contenders.items():
+        more.setdefault(contender, {})["difference"] = float(f"{largest_difference(run(), reference):.1e}")
+    seconds = alternate(contenders, repeats)
+    labels = {"loop": "ours, loop", "vmap": "ours, vmap", "compiled": "torch.compile of the plain loss"}
+    for contender, taken in seconds.items():
+        lines.add(
+            f"meta-gradient, {name}, {num_tasks} tasks: {labels.get(contender, contender)}",
+            statistics.median(taken),
+            "s",
+            against="plain autograd loop: how many times as fast",
+            ratio=ratio(seconds["plain"], taken),
+            repeats=repeats,
+            **more[contender],
+        )
+    with FlopCounterMode(display=False) as counter:
+        case.plain()
+    rate, mine = matrix_rate(), statistics.median(seconds["loop"])
+    reached = counter.get_total_flops() / mine
+    against = f"{rate / 1e9:.0f} GFLOP/s of a matrix product"
+    lines.add(
+        f"rate, {name}: ours, loop", reached / 1e9, "GFLOP/s", against=against, ratio=reached / rate, repeats=repeats
+    )
+    return mine
+
+
+def sampling(lines: Lines, num_tasks: int, meta_gradient_s: float, queries: int, repeats: int) -> None:
+    """What the episodes of one meta-batch of characters cost to draw."""
+    tasks = Glyphs(num_queries=queries)
+    collector = ExampleCollector(tasks)
+    learner = MAML(MAMLConfig(), tasks.spaces, generator=torch.Generator().manual_seed(0))
+    numbers = iter(range(10**9))
+
+    def draw() -> object:
+        number = next(numbers)
+        drawn = tasks.sample(num_tasks, generator(0, number, Purpose.TASKS))
+        seeds = Seeds.first(num_tasks, iteration=number)
+        return run_episodes(learner, collector, drawn, seeds, num_steps=1, adapting=False)
+
+    seconds = statistics.median(alternate({"draw": draw}, 3 * repeats)["draw"])
+    case = f"episodes of {num_tasks} tasks, {queries} queries"
+    lines.add(case, seconds, "s", against="one meta-gradient", ratio=seconds / meta_gradient_s, repeats=3 * repeats)
+
+
+def main() -> int:
+    parsed = arguments(__doc__ or "").parse_args()
+    repeats, lines = repeats_of(parsed), Lines(parsed.json)
+    num_tasks = 8 if parsed.quick else 32
+    compiling = not parsed.quick and any(map(shutil.which, ("g++", "clang++", "c++")))
+    for name, (_, queries) in NETWORKS.items():
+        taken = measure(name, num_tasks, lines, repeats=repeats, compiling=compiling)
+        sampling(lines, num_tasks, taken, queries, repeats)
+    lines.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
