@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -169,8 +170,8 @@ def check_settings(horizon: int, reward: str) -> None:
 def numbered(values: Sequence[Value]) -> tuple[list[Value], NDArray[np.intp]]:
     """The different ones of `values`, and which of them each one is, [len(values)]."""
     numbers: dict[Value, int] = {}
-    which = np.array([numbers.setdefault(value, len(numbers)) for value in values])
-    return list(numbers), which
+    runs = [(numbers.setdefault(value, len(numbers)), len([*same])) for value, same in groupby(values)]
+    return list(numbers), np.repeat(*np.array(runs).T)
 
 
 def wall_boxes(layout: Layout, size: float, height: float) -> Floats:
@@ -189,13 +190,10 @@ def wall_boxes(layout: Layout, size: float, height: float) -> Floats:
     ends = np.nonzero(changes == -1)[1]
     shape = layout.walls.shape
     corners = [centres(np.stack((rows, columns), 1), shape, size) for columns in (firsts, ends - 1)]
-    middles = (corners[0] + corners[1]) / 2.0
-    half = height / 2.0
-    boxes = [
-        ((x, y, half), (size * (end - first) / 2.0, size / 2.0, half))
-        for (x, y), first, end in zip(middles, firsts, ends, strict=True)
-    ]
-    return np.array(boxes)
+    boxes = np.full((len(rows), 2, 3), height / 2.0)
+    boxes[:, 0, :2] = (corners[0] + corners[1]) / 2.0
+    boxes[:, 1, 0], boxes[:, 1, 1] = size * (ends - firsts) / 2.0, size / 2.0
+    return boxes
 
 
 def way_nodes(steps: Floats) -> Floats:
