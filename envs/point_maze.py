@@ -1,6 +1,8 @@
 """A point mass in a maze that must find a goal it cannot see: in one layout, or in layouts that it has not seen either.
 
 The tasks and rewards are those of `metarl.envs.maze_robots`, which says what they differ in from Gymnasium-Robotics'.
+Differs from its PointMaze in the physics, too: there a force of up to 100 N on 4 kg is chosen a hundred times a second
+and the speed cut at 5 m/s, here one of 10 N on 1 kg ten times a second, against a drag that limits the speed.
 """
 
 from __future__ import annotations
@@ -36,8 +38,10 @@ RADIUS = 0.15
 WALL_HEIGHT = 0.5
 FRAME_SKIP = 5
 
-# 10 N against 4 N s/m on 1 kg: up to 2.5 m/s along each axis, within half a second. At 0.02 s per physics step a point
-# at full speed enters a wall by 4 cm and is pushed out; 0.01 s would make that 1 cm and a step twice as dear.
+# 10 N against 4 N s/m on 1 kg: up to 2.5 m/s along each axis, within half a second. A hundred steps cross any maze.
+# Pushed at random with full force for 10 s in 400 mazes, points enter walls by up to 5 cm (with physics steps of 0.01 s
+# 2.4 cm, of 0.001 s 1.8 cm), and end at a median 2.6 cm from where steps of 0.001 s take them (of 0.01 s: 1.1 cm): not
+# worth a step that is twice as dear.
 # Without midphase: its tree of boxes is compiled, and walls that move would be missed.
 _MODEL = """
 <mujoco model="point maze">

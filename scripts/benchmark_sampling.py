@@ -5,8 +5,8 @@ trajectories x 200 steps), against an open-loop replay of the very same controls
 `mujoco.rollout` with one thread per core; beside gymnasium's vector environments and SB3's SubprocVecEnv with the same
 policy; its growth with the number of tasks; and the same ratio for other families, with as many tasks, each simulation
 with the model of its own task (nothing terminates here, so that collection and replay are of equally many steps), also
-against the replay and the policy's own work, one after the other: where the physics is cheap, that is what is left to
-save; and 200 mazes in one batch against 200 copies of one of them, all with equally many walls, under the same controls.
+against the replay and then the policy's own work, which weighs more where the physics is cheap; and 200 mazes in one
+batch against 200 copies of one of them, all with equally many walls, under the same controls.
 
     python scripts/benchmark_sampling.py                 ten minutes on two cores
     python scripts/benchmark_sampling.py --quick         a noisier answer within four minutes
