@@ -12,7 +12,7 @@ import logging
 import os
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,6 +22,7 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from metarl.envs.luck import Luck
 from metarl.envs.vector import Bools, Floats, Ids, TaskBatchEnv
 
 _HEADLESS = (
@@ -83,6 +84,8 @@ class Simulator:
         """Runs `num_steps` physics steps; returns which of the simulations `ids` broke down, [len(ids)]."""
         self._breakdowns[...] = 0
         self._batch.step(None if isinstance(ids, slice) else ids, num_steps)
+        if not self._breakdowns.any():  # along rows, numpy takes many times as long
+            return np.zeros(len(self.qpos[ids]), bool)
         return self._breakdowns[ids].any(1)  # type: ignore[no-any-return]
 
     def snapshot(self, index: int) -> tuple[Any, Any]:
@@ -330,7 +333,7 @@ class BatchEnv(TaskBatchEnv):
         """Whether the step ended the MDP, [len(ids)] or False for all."""
         return False
 
-    def _initial_states(self, rngs: Sequence[np.random.Generator]) -> tuple[Floats, Floats]:
+    def _initial_states(self, rngs: Luck) -> tuple[Floats, Floats]:
         """Initial positions [len(rngs), nq] and velocities [len(rngs), nv]."""
         noise, nq, nv = self.reset_noise, self.simulator.model.nq, self.simulator.model.nv
         drawn = [(rng.uniform(-noise, noise, nq), noise * rng.standard_normal(nv)) for rng in rngs]
@@ -340,19 +343,21 @@ class BatchEnv(TaskBatchEnv):
     def _observe(self) -> NDArray[Any]:
         return np.concatenate((self.simulator.qpos, self.simulator.qvel), 1)
 
-    def _reset(self, ids: NDArray[np.intp], rngs: Sequence[np.random.Generator]) -> None:
+    def _reset(self, ids: NDArray[np.intp], rngs: Luck) -> None:
         self._close_renderer()  # it draws the model as it was; tasks may have changed it
         self.simulator.reset(ids, *self._initial_states(rngs))
 
     def _advance(self, actions: NDArray[Any], ids: Ids) -> tuple[Floats, Bools | bool, Bools | bool]:
         scaled = self._control_centre + self._control_scale * actions
-        controls = np.clip(scaled, self._control_low, self._control_high)
+        controls = np.minimum(np.maximum(scaled, self._control_low), self._control_high)
         self.simulator.ctrl[ids] = controls
         before = self._tracked_positions(ids).copy()
         diverged = self.simulator.step(self.frame_skip, ids)
         # MuJoCo checks at the start of a physics step, and not the inner stages of RK4: it misses the last one's.
         for state in (self.simulator.qpos, self.simulator.qvel):
-            diverged = diverged | ~np.isfinite(state[ids]).all(1)
+            finite = np.isfinite(state[ids])
+            if not finite.all():
+                diverged = diverged | ~finite.all(1)
         velocities = (self._tracked_positions(ids) - before) / self.dt
         return self._rewards(ids, velocities, controls), self._terminated(ids), diverged
 

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from itertools import groupby
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metarl.envs.batch import BatchEnv
-from metarl.envs.mazes import MEDIUM_MAZE, U_MAZE, Layout, MazeTask, cells, centres, distances
+from metarl.envs.luck import Luck
+from metarl.envs.mazes import MEDIUM_MAZE, U_MAZE, Layout, MazeTask, cells, centres, distances, places
 from metarl.envs.vector import Bools, Floats, Ids
 from metarl.errors import require, unknown_name
 from metarl.tasks import EnvTaskDistribution, Scene, Split
 
 FixedLayout = Literal["u", "medium"]
 Reward = Literal["dense", "sparse"]
+Value = TypeVar("Value")
 
 FIXED_LAYOUTS = {"u": U_MAZE, "medium": MEDIUM_MAZE}
 TEST_SHARE = 3  # of a fixed layout's goals every third is for test
@@ -63,16 +66,14 @@ class MazeEnv(BatchEnv):
         wrong = next((task for task in tasks if task.layout.walls.shape != self._shape), None)
         if wrong is not None:
             raise ValueError(f"{wrong}: the layouts of these environments must have {self._shape} rows and columns")
-        numbers = {task: number for number, task in enumerate(dict.fromkeys(tasks))}
-        goals = np.array([task.goal for task in numbers])
-        nodes = way_nodes(distances(np.stack([task.layout.walls for task in numbers]), goals))
-        self._nodes[ids] = nodes[[numbers[task] for task in tasks]]
-        self._starts[ids] = self._centres([task.start for task in tasks])
-        self._goals[ids] = self._centres([task.goal for task in tasks])
+        distinct, which = numbered(tasks)
+        starts, goals = (np.array([getattr(task, name) for task in distinct]) for name in ("start", "goal"))
+        self._nodes[ids] = way_nodes(distances(np.stack([task.layout.walls for task in distinct]), goals))[which]
+        self._starts[ids], self._goals[ids] = self._centres(starts)[which], self._centres(goals)[which]
         sites = np.concatenate((self._goals[ids], np.zeros((len(ids), 1))), 1)
         self.simulator.set_model_field("site_pos", ids, sites[:, np.newaxis])
 
-    def _reset(self, ids: NDArray[np.intp], rngs: Sequence[np.random.Generator]) -> None:
+    def _reset(self, ids: NDArray[np.intp], rngs: Luck) -> None:
         self._close_renderer()
         qpos, qvel = self._initial_states(rngs)
         qpos[:, :2] += self._starts[ids]
@@ -81,23 +82,26 @@ class MazeEnv(BatchEnv):
     def _rewards(self, ids: Ids, velocities: Floats, controls: Floats) -> Floats:
         if self._reward == "sparse":
             return self._arrived(ids).astype(np.float64)
-        positions = self._positions(ids)
-        row_column = self._cells(positions)
-        right, up = ((positions - self._centres(row_column)) / self.cell_size).T
-        return -self.cell_size * way_lengths(self._nodes[ids], row_column, np.stack((-up, right), 1))
+        found = self._places(ids)
+        row_column = np.minimum(np.maximum(np.floor(found), 0.0), np.array(self._shape) - 1.0)
+        lengths = way_lengths(self._nodes[ids], row_column.astype(np.intp), found - row_column - 0.5)
+        return -self.cell_size * lengths
 
     def _infos(self, ids: Ids) -> dict[str, NDArray[Any]]:
         return {"success": self._arrived(ids)}
 
     def _arrived(self, ids: Ids) -> Bools:
-        near: Bools = np.linalg.norm(self._positions(ids) - self._goals[ids], axis=1) < self.goal_radius
+        right, up = (self._positions(ids) - self._goals[ids]).T
+        near: Bools = right * right + up * up < self.goal_radius**2
         return near
 
     def _positions(self, ids: Ids) -> Floats:
-        places: Floats = np.nan_to_num(
-            self.simulator.qpos[ids, :2], posinf=0.0, neginf=0.0
-        )  # a broken one is somewhere
-        return places
+        positions = self.simulator.qpos[ids, :2]
+        return np.where(np.isfinite(positions), positions, 0.0)  # a broken one is somewhere
+
+    def _places(self, ids: Ids) -> Floats:
+        """Where the robots are in the grid, [len(ids), 2]: cell (r, c) reaches from (r, c) to (r + 1, c + 1)."""
+        return places(self._positions(ids), self._shape, self.cell_size)
 
     def _cells(self, positions: Floats) -> NDArray[np.intp]:
         return np.clip(cells(positions, self._shape, self.cell_size), 0, np.array(self._shape) - 1)
@@ -163,6 +167,13 @@ def check_settings(horizon: int, reward: str) -> None:
         raise unknown_name("task.reward", reward, ("dense", "sparse"))
 
 
+def numbered(values: Sequence[Value]) -> tuple[list[Value], NDArray[np.intp]]:
+    """The different ones of `values`, and which of them each one is, [len(values)]."""
+    numbers: dict[Value, int] = {}
+    runs = [(numbers.setdefault(value, len(numbers)), len([*same])) for value, same in groupby(values)]
+    return list(numbers), np.repeat(*np.array(runs).T)
+
+
 def wall_boxes(layout: Layout, size: float, height: float) -> Floats:
     """Boxes on the floor that cover the walls, one per run of wall cells in a row.
 
@@ -179,13 +190,10 @@ def wall_boxes(layout: Layout, size: float, height: float) -> Floats:
     ends = np.nonzero(changes == -1)[1]
     shape = layout.walls.shape
     corners = [centres(np.stack((rows, columns), 1), shape, size) for columns in (firsts, ends - 1)]
-    middles = (corners[0] + corners[1]) / 2.0
-    half = height / 2.0
-    boxes = [
-        ((x, y, half), (size * (end - first) / 2.0, size / 2.0, half))
-        for (x, y), first, end in zip(middles, firsts, ends, strict=True)
-    ]
-    return np.array(boxes)
+    boxes = np.full((len(rows), 2, 3), height / 2.0)
+    boxes[:, 0, :2] = (corners[0] + corners[1]) / 2.0
+    boxes[:, 1, 0], boxes[:, 1, 1] = size * (ends - firsts) / 2.0, size / 2.0
+    return boxes
 
 
 def way_nodes(steps: Floats) -> Floats:
@@ -230,11 +238,13 @@ def way_lengths(nodes: Floats, row_column: NDArray[np.intp], offsets: Floats) ->
     Returns:
         In cells, [n].
     """
-    every = np.arange(len(nodes))
-    around = nodes[every, row_column[:, 0], row_column[:, 1]]
-    side = np.where(offsets < 0.0, 0, 2)
+    num_nodes = np.prod(nodes.shape[1:])
+    of_cell = (row_column[:, 0] * nodes.shape[2] + row_column[:, 1]) * 9
+    centre = np.arange(0, len(nodes) * num_nodes, num_nodes) + of_cell + 4
     down, right = np.minimum(2.0 * np.abs(offsets), 1.0).T
-    near = (1.0 - right) * around[:, 1, 1] + right * around[every, 1, side[:, 1]]
-    far = (1.0 - right) * around[every, side[:, 0], 1] + right * around[every, side[:, 0], side[:, 1]]
+    below, beside = np.where(offsets < 0.0, -1, 1).T * [[3], [1]]  # from a cell's node to the next one's number
+    of = nodes.ravel().take  # one number for an index is several times as fast as five
+    near = (1.0 - right) * of(centre) + right * of(centre + beside)
+    far = (1.0 - right) * of(centre + below) + right * of(centre + below + beside)
     lengths: Floats = (1.0 - down) * near + down * far
     return lengths

@@ -207,10 +207,25 @@ def cells(positions: NDArray[np.float64], shape: tuple[int, int], size: float) -
     Returns:
         (row, column), [..., 2].
     """
-    x, y = np.moveaxis(np.asarray(positions), -1, 0)
-    places = np.stack((shape[0] / 2.0 - y / size, shape[1] / 2.0 + x / size), -1)
-    row_column: NDArray[np.intp] = np.floor(places).astype(np.intp)
+    row_column: NDArray[np.intp] = np.floor(places(positions, shape, size)).astype(np.intp)
     return row_column
+
+
+def places(positions: NDArray[np.float64], shape: tuple[int, int], size: float) -> NDArray[np.float64]:
+    """Where positions are in the grid: cell (r, c) reaches from (r, c) to (r + 1, c + 1).
+
+    Args:
+        positions: (x, y), [..., 2].
+        shape: rows and columns of the maze.
+        size: side of a cell, in the world's unit.
+
+    Returns:
+        (down, right), [..., 2].
+    """
+    found = np.empty(np.shape(positions))
+    x, y = np.moveaxis(np.asarray(positions), -1, 0)
+    found[..., 0], found[..., 1] = shape[0] / 2.0 - y / size, shape[1] / 2.0 + x / size
+    return found
 
 
 def _layout(rng: np.random.Generator, num_rows: int, num_columns: int, open_walls: float) -> Layout:

@@ -1,6 +1,8 @@
 """A point mass in a maze that must find a goal it cannot see: in one layout, or in layouts that it has not seen either.
 
 The tasks and rewards are those of `metarl.envs.maze_robots`, which says what they differ in from Gymnasium-Robotics'.
+Differs from its PointMaze in the physics, too: there a force of up to 100 N on 4 kg is chosen a hundred times a second
+and the speed cut at 5 m/s, here one of 10 N on 1 kg ten times a second, against a drag that limits the speed.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from metarl.envs.luck import Luck
 from metarl.envs.maze_robots import (
     FIXED_LAYOUTS,
     FixedLayout,
@@ -23,6 +26,7 @@ from metarl.envs.maze_robots import (
     MazeTasks,
     Reward,
     check_settings,
+    numbered,
     wall_boxes,
 )
 from metarl.envs.mazes import MazeTask, generate
@@ -34,8 +38,10 @@ RADIUS = 0.15
 WALL_HEIGHT = 0.5
 FRAME_SKIP = 5
 
-# 10 N against 4 N s/m on 1 kg: up to 2.5 m/s along each axis, within half a second. At 0.02 s per physics step a point
-# at full speed enters a wall by 4 cm and is pushed out; 0.01 s would make that 1 cm and a step twice as dear.
+# 10 N against 4 N s/m on 1 kg: up to 2.5 m/s along each axis, within half a second. A hundred steps cross any maze.
+# Pushed at random with full force for 10 s in 400 mazes, points enter walls by up to 5 cm (with physics steps of 0.01 s
+# 2.4 cm, of 0.001 s 1.8 cm), and end at a median 2.6 cm from where steps of 0.001 s take them (of 0.01 s: 1.1 cm): not
+# worth a step that is twice as dear.
 # Without midphase: its tree of boxes is compiled, and walls that move would be missed.
 _MODEL = """
 <mujoco model="point maze">
@@ -119,29 +125,30 @@ class PointMazeEnv(MazeEnv):
 
     def _assign_tasks(self, ids: NDArray[np.intp], tasks: Sequence[MazeTask]) -> None:
         super()._assign_tasks(ids, tasks)
-        self._walls[ids] = [task.layout.walls for task in tasks]
         model, count = self.simulator.model, self._num_walls
-        layouts = {layout: number for number, layout in enumerate(dict.fromkeys(task.layout for task in tasks))}
+        layouts, which = numbered([task.layout for task in tasks])
+        self._walls[ids] = np.stack([layout.walls for layout in layouts])[which]
         pos, size, rbound = (
             np.repeat(field[np.newaxis], len(layouts), 0)
             for field in (model.geom_pos, model.geom_size, model.geom_rbound)
         )
-        for layout, number in layouts.items():
+        for number, layout in enumerate(layouts):
             boxes = wall_boxes(layout, self.cell_size, WALL_HEIGHT)
             pos[number, : len(boxes)], size[number, : len(boxes)] = boxes[:, 0], boxes[:, 1]
         rbound[:, :count] = np.linalg.norm(size[:, :count], axis=-1)  # derived when a model is compiled, not later
-        which = [layouts[task.layout] for task in tasks]
         for name, values in (("geom_pos", pos), ("geom_size", size), ("geom_rbound", rbound)):
             self.simulator.set_model_field(name, ids, values[which])
+
+    def _initial_states(self, rngs: Luck) -> tuple[Floats, Floats]:
+        # Drawn for all at once: making 800 generators took as long as two steps of 800 points.
+        return self.reset_noise * (2.0 * rngs.uniforms(2) - 1.0), self.reset_noise * rngs.normals(2)
 
     def _observe(self) -> NDArray[Any]:
         state = super()._observe()
         if not len(self._rays):
             return state
-        right, up = (self._positions(ALL) / self.cell_size).T
-        rows, columns = self._shape
-        places = np.stack((rows / 2.0 - up, columns / 2.0 + right), 1)
-        return np.concatenate((state, self.cell_size * ray_lengths(self._walls, places, self._rays)), 1)
+        lengths = ray_lengths(self._walls, self._places(ALL), self._rays)
+        return np.concatenate((state, self.cell_size * lengths), 1)
 
 
 @dataclass(frozen=True)
@@ -227,19 +234,25 @@ def ray_lengths(walls: Bools, places: Floats, rays: Floats) -> Floats:
     Returns:
         In cells, [n, num_rays].
     """
-    lengths = np.full((len(places), len(rays)), np.inf)
-    mazes = np.arange(len(places))[:, np.newaxis, np.newaxis]
+    num_places, num_rows, num_columns = walls.shape
     rays = np.where(np.abs(rays) < 1e-9, 1e-9, rays)
-    for axis in range(2):
-        ahead = rays[:, axis] > 0.0
-        first = np.floor(places[:, axis, np.newaxis]) + ahead
-        lines = first[..., np.newaxis] + np.where(ahead, 1, -1)[:, np.newaxis] * np.arange(walls.shape[1 + axis])
-        reached = (lines - places[:, axis, np.newaxis, np.newaxis]) / rays[:, axis, np.newaxis]
-        entered = lines - ~ahead[:, np.newaxis]
-        beside = np.floor(places[:, 1 - axis, np.newaxis, np.newaxis] + reached * rays[:, 1 - axis, np.newaxis])
-        pair = (entered, beside) if axis == 0 else (beside, entered)
-        row, column = (
-            np.clip(index, 0, limit - 1).astype(np.intp) for index, limit in zip(pair, walls.shape[1:], strict=True)
-        )
-        lengths = np.minimum(lengths, np.where(walls[mazes, row, column], reached, np.inf).min(-1))
-    return lengths
+    forward, apart = rays > 0.0, 1.0 / np.abs(rays)
+    first = np.minimum(np.maximum(np.floor(places.T), 0.0), [[num_rows - 1.0], [num_columns - 1.0]])
+    lines = first[:, np.newaxis] + forward.T[:, :, np.newaxis]
+    to_row, to_column = ((lines - places.T[:, np.newaxis]) / rays.T[:, :, np.newaxis]).reshape(2, -1)
+    # What crossing a line adds, at 2 * ray for one between columns and at 2 * ray + 1 for one between rows.
+    moves = (np.where(forward, 1, -1) * (num_columns, 1))[:, ::-1].ravel()
+    next_row, next_column = (np.where(own, apart, 0.0)[:, ::-1].ravel() for own in ([True, False], [False, True]))
+    cell = (first[0] * num_columns + first[1]).astype(np.intp) + np.arange(num_places) * (num_rows * num_columns)
+    cell, ray = np.tile(cell, len(rays)), np.repeat(2 * np.arange(len(rays)), num_places)
+    going, lengths = np.arange(len(cell)), np.empty(len(cell))
+    while going.size:
+        crossing = ray + (to_row < to_column)
+        lengths[going] = np.minimum(to_row, to_column)
+        cell += moves.take(crossing)
+        # A step out of a maze's border leads to another cell of a border: of this maze or of the one beside it.
+        free = np.flatnonzero(~walls.take(cell, mode="clip"))
+        going, ray, cell, crossing = (array.take(free) for array in (going, ray, cell, crossing))
+        to_row = to_row.take(free) + next_row.take(crossing)
+        to_column = to_column.take(free) + next_column.take(crossing)
+    return lengths.reshape(len(rays), num_places).T

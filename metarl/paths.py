@@ -90,7 +90,7 @@ def paths_to_json(paths: Sequence[Paths], *, unit: str) -> dict[str, Any]:
         "tasks": [
             {
                 "task": str(one.task),
-                "scene": _scene_to_json(one.scene),
+                "scene": scene_to_json(one.scene),
                 "ways": [[way.round(4).tolist() for way in one.ways[step]] for step in sorted(one.ways)],
             }
             for one in paths
@@ -98,7 +98,9 @@ def paths_to_json(paths: Sequence[Paths], *, unit: str) -> dict[str, Any]:
     }
 
 
-def _scene_to_json(scene: Scene) -> dict[str, Any]:
+def scene_to_json(scene: Scene) -> dict[str, Any]:
+    """A scene as `paths.json` has it."""
+
     def plain(numbers: Sequence[float] | None) -> list[float] | None:
         return None if numbers is None else [float(number) for number in numbers]
 

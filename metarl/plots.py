@@ -97,6 +97,27 @@ def paths_figure(paths: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def scenes_figure(scenes: Sequence[tuple[str, Mapping[str, Any]]], *, num_columns: int) -> Figure:
+    """Draws tasks from above, each to a scale of its own.
+
+    Args:
+        scenes: title and scene, as in `paths.json`, of each.
+        num_columns: panels in a row.
+    """
+    tasks = [{"scene": scene, "ways": []} for _, scene in scenes]
+    num_rows = -(-len(scenes) // num_columns)
+    with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(_SCENE * num_columns, (_SCENE + 0.3) * num_rows + 0.3), layout="constrained")
+        panels = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+        for axes, (title, scene), task in zip(panels, scenes, tasks, strict=False):
+            _draw_scene(axes, scene, [], _scene_limits([task]))
+            axes.set_title(title)
+        for axes in panels[len(scenes) :]:
+            axes.set_axis_off()
+        _explain_scenes(figure, tasks, without=("end of a trajectory",))
+    return figure
+
+
 def learning_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Draws return against environment steps, and, where runs were evaluated on the way, a second panel for test tasks.
 
@@ -272,8 +293,9 @@ def _scene_limits(tasks: Sequence[Mapping[str, Any]]) -> list[float]:
     return [x - half, x + half, y - half, y + half]
 
 
-def _explain_scenes(figure: Figure, tasks: Sequence[Mapping[str, Any]]) -> None:
-    shown = [name for name in _MARKS if any(task["scene"].get(name, True) for task in tasks)]
+def _explain_scenes(figure: Figure, tasks: Sequence[Mapping[str, Any]], without: Sequence[str] = ()) -> None:
+    marks = [name for name in _MARKS if name not in without]
+    shown = [name for name in marks if any(task["scene"].get(name, True) for task in tasks)]
     handles = [Line2D([], [], **{"color": COLOURS[0], **_MARKS[name]}, label=name) for name in shown]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=0.4, columnspacing=1.4)
 

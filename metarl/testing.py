@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from metarl.episodes import Trajectories
-from metarl.errors import EnvironmentFaultError, InputError, raised, require
+from metarl.errors import EnvironmentFaultError, InputError, one_line, raised, require
 from metarl.learner import Acted, Spaces
 from metarl.rollout import RolloutCollector
 from metarl.seeds import Seeds
-from metarl.tasks import EnvTaskDistribution, Split, TaskDistribution
+from metarl.tasks import EnvTaskDistribution, Scene, Split, TaskDistribution
 
 NUM_TASKS = 8
 MAX_STEPS = 50
@@ -31,7 +32,7 @@ def check_task_distribution(distribution: TaskDistribution[Any], *, seed: int = 
 
     Checks the number of tasks, that the generator alone decides them, that tasks are comparable plain data with finite
     parameters, what `splits` claims; and of environments, that episodes depend on the seed alone, that numbers are
-    finite, and that the task reaches the environment.
+    finite, that the task reaches the environment, and that `scene` and `positions`, where there are any, can be drawn.
     """
     try:
         check_before_training(distribution, seed=seed)
@@ -157,22 +158,54 @@ def _check_environments(distribution: EnvTaskDistribution[Any], seed: int) -> li
         return collector.query([task], learner, None, Seeds.first(1, seed=number))
 
     try:
-        names = _differences(run(tasks[0], seed), run(tasks[0], seed))
+        first = run(tasks[0], seed)
+        names = _differences(first, run(tasks[0], seed))
         if names:
             what = f"{' and '.join(names)} under {tasks[0]!r} differ between two episodes with one seed"
             return [f"{what}: reset ignores it"]
+        _check_scene(distribution, tasks[0], first.observations[0].numpy())
         if len(tasks) < 2:
             return []
         numbers = range(seed, seed + 5)
         if not any(_differences(run(tasks[0], number), run(tasks[1], number)) for number in numbers):
             return [f"{tasks[0]!r} and {tasks[1]!r} gave equal episodes: the task does not reach the environment"]
         return []
+    except InputError as error:
+        return [str(error)]
     except EnvironmentFaultError as error:
         if error.__cause__ is not None:  # what the environment raised is worth its traceback
             raise
         return [str(error)]
     finally:
         collector.close()
+
+
+def _check_scene(distribution: EnvTaskDistribution[Any], task: Any, observations: NDArray[np.float32]) -> None:
+    """Raises `InputError` unless the task can be drawn, or says that it is not to be."""
+    where = f"scene({one_line(task)})"
+    scene = _call(where, distribution.scene, task)
+    if scene is None:
+        return
+    require(isinstance(scene, Scene), where, scene, "a metarl.tasks.Scene, or None")
+    parts = {"start": (scene.start, (2,)), "goal": (scene.goal, (2,)), "extent": (scene.extent, (4,))}
+    parts = {name: (value, shape) for name, (value, shape) in parts.items() if value is not None}
+    parts |= {f"walls[{i}]": (wall, (4,)) for i, wall in enumerate(scene.walls)}
+    for name, (value, shape) in {**parts, "goal_radius": (scene.goal_radius, ())}.items():
+        kind = f"{shape[0]} finite numbers" if shape else "a finite number"
+        require(_is_finite(value, shape), f"{where}.{name}", value, kind)
+    positions = _call("positions", distribution.positions, observations)
+    of = f"positions(observations of shape {observations.shape})"
+    shape = (*observations.shape[:-1], 2)
+    require(np.shape(positions) == shape, of, f"an array of shape {np.shape(positions)}", f"x and y: of shape {shape}")
+    require(_is_finite(positions, shape), of, "an array with nan, inf or no numbers", "finite numbers")
+
+
+def _is_finite(value: Any, shape: tuple[int, ...]) -> bool:
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        return False
+    return array.shape == shape and bool(np.isfinite(array).all())
 
 
 def _differences(left: Trajectories, right: Trajectories) -> list[str]:

@@ -4,8 +4,9 @@ Full collection on half-cheetah-dir (policy acting, resets and recording include
 trajectories x 200 steps), against an open-loop replay of the very same controls from the very same states through
 `mujoco.rollout` with one thread per core; beside gymnasium's vector environments and SB3's SubprocVecEnv with the same
 policy; its growth with the number of tasks; and the same ratio for other families, with as many tasks, each simulation
-with the model of its own task (nothing terminates here, so that collection and replay are of equally many steps); and
-200 mazes in one batch against 200 copies of one of them, all with equally many walls, under the same controls.
+with the model of its own task (nothing terminates here, so that collection and replay are of equally many steps), also
+against the replay and then the policy's own work, which weighs more where the physics is cheap; and 200 mazes in one
+batch against 200 copies of one of them, all with equally many walls, under the same controls.
 
     python scripts/benchmark_sampling.py                 ten minutes on two cores
     python scripts/benchmark_sampling.py --quick         a noisier answer within four minutes
@@ -177,16 +178,35 @@ def compare(lines: Lines, collection: Collection, replay: Replay, repeats: int, 
 
 def compare_family(lines: Lines, name: str, horizon: int, repeats: int) -> None:
     collection = Collection.of(TASKS, horizon, family=load_task(name))
-    seconds = alternate({"ours": collection, "raw": Replay(collection)}, repeats)
-    lines.add(
-        f"metarl collection of {name}",
-        statistics.median(collection.num_steps / second for second in seconds["ours"]),
-        "environment steps/s",
-        against="mujoco.rollout, one thread per core",
-        ratio=ratio(seconds["raw"], seconds["ours"]),
-        repeats=repeats,
-        work=f"{collection.num_steps} steps",
-    )
+    cases = {"ours": collection, "raw": Replay(collection), "policy": acting(collection)}
+    seconds = alternate(cases, repeats)
+    both = [raw + policy for raw, policy in zip(seconds["raw"], seconds["policy"], strict=True)]
+    raw = "mujoco.rollout, one thread per core"
+    for against, others in ((raw, seconds["raw"]), (f"{raw}, then the policy alone", both)):
+        lines.add(
+            f"metarl collection of {name}",
+            statistics.median(collection.num_steps / second for second in seconds["ours"]),
+            "environment steps/s",
+            against=against,
+            ratio=ratio(others, seconds["ours"]),
+            repeats=repeats,
+            work=f"{collection.num_steps} steps",
+        )
+
+
+def acting(collection: Collection) -> Callable[[], None]:
+    """What the policy computes in a collection, on equal inputs in every step: one thread, nothing else in between."""
+    learner, num_tasks = collection.learner, collection.num_tasks
+    state = learner.begin(num_tasks)
+    sizes, rng = (learner.spaces.observation_size, learner.spaces.action_size), torch.Generator().manual_seed(0)
+    observations, noise = (torch.randn(num_tasks, WIDTH, size, generator=rng) for size in sizes)
+
+    def run() -> None:
+        with torch.no_grad(), one_torch_thread():
+            for _ in range(collection.horizon):
+                learner.act(state, observations, noise)
+
+    return run
 
 
 def compare_layouts(lines: Lines, repeats: int) -> None:

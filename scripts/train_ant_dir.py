@@ -6,7 +6,7 @@ The reward is velocity along the direction - 0.005 |control|^2 + 0.05; an ant th
 contact forces, and pays for them. The settings are the half-cheetah's, not tuned for ants.
 
     python scripts/train_ant_dir.py --preset quick      about 8 minutes on two cores
-    python scripts/train_ant_dir.py                     the default preset, one to two hours
+    python scripts/train_ant_dir.py                     the default preset, one to three hours (estimated)
 
 Every flag of `metarl train` works: `--help` lists them.
 """

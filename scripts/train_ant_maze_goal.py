@@ -6,7 +6,7 @@ nothing ends a trajectory early. `--task.layout medium` is 8 by 8 cells. The set
 for ants.
 
     python scripts/train_ant_maze_goal.py --preset quick      about 8 minutes on two cores
-    python scripts/train_ant_maze_goal.py                     the default preset, hours
+    python scripts/train_ant_maze_goal.py                     the default preset, hours (estimated)
 
 Every flag of `metarl train` works: `--help` lists them.
 """

@@ -5,7 +5,7 @@ and an ant that falls or leaps ends its trajectory. `--task.high 2 --task.test-l
 goals than any trained. The settings are the half-cheetah's, not tuned for ants.
 
     python scripts/train_ant_vel.py --preset quick      about 8 minutes on two cores
-    python scripts/train_ant_vel.py                     the default preset, one to two hours
+    python scripts/train_ant_vel.py                     the default preset, one to three hours (estimated)
 
 Every flag of `metarl train` works: `--help` lists them.
 """

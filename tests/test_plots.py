@@ -14,7 +14,7 @@ from PIL import Image
 
 from metarl import plots
 from metarl.errors import InputError
-from metarl.plots import adaptation_figure, learning_figure, paths_figure, save_figure
+from metarl.plots import adaptation_figure, learning_figure, paths_figure, save_figure, scenes_figure
 
 
 def curve(num_tasks: int, num_replicates: int, **entries: Any) -> dict[str, Any]:
@@ -187,6 +187,17 @@ def test_a_scene_shows_walls_start_and_goal_to_scale() -> None:
         assert x_high - x_low == pytest.approx(y_high - y_low)
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["start", "goal", "end of a trajectory"]
+
+
+def test_scenes_are_drawn_each_to_its_own_scale() -> None:
+    room, field = [paths(walls=walls, start=[0.0, 0.0])["tasks"][0]["scene"] for walls in ([[0, 0, 9, 1]], [])]
+    figure = scenes_figure([("a room", room), ("a field", field), ("again", room)], num_columns=2)
+    assert [axes.get_title() for axes in figure.axes] == ["a room", "a field", "again", ""]
+    assert [len(axes.patches) for axes in figure.axes] == [1, 0, 1, 0]
+    wide, narrow, again, _ = (axes.get_xlim()[1] for axes in figure.axes)
+    assert wide == again > 9.0 > 1.0 > narrow
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["start"]
 
 
 def test_what_a_scene_lacks_is_not_explained_and_its_extent_is_shown() -> None:

@@ -11,7 +11,7 @@ import pytest
 from gymnasium import spaces
 
 from metarl import registry
-from metarl.tasks import EnvTaskDistribution, Split, TaskDistribution
+from metarl.tasks import EnvTaskDistribution, Scene, Split, TaskDistribution
 from metarl.testing import check_task_distribution
 
 
@@ -67,6 +67,10 @@ def test_every_registered_family_is_sound(name: str) -> None:
 def test_sound_families_pass(sound: type[TaskDistribution[Any]]) -> None:
     assert check_task_distribution(sound()) == []
     assert check_task_distribution(sound(), seed=17) == []
+
+
+def test_a_family_that_can_be_drawn_passes() -> None:
+    assert check_task_distribution(Drawn()) == []
 
 
 class TooMany(Shifts):
@@ -186,9 +190,65 @@ class LosesItsTask(Drifts):
         pass
 
 
+class Drawn(Drifts):
+    """Sound, with a scene."""
+
+    shown: Any = Scene(walls=((0.0, 0.0, 1.0, 1.0),), start=(0.0, 0.0))
+
+    def scene(self, task: Shift) -> Any:
+        return self.shown
+
+    def positions(self, observations: Any) -> Any:
+        return observations[..., :2]
+
+
+class NoScene(Drawn):
+    shown = "a room"
+
+
+class ShortWall(Drawn):
+    shown = Scene(walls=((0.0, 0.0, 1.0, 1.0), (0.0, 1.0, 1.0)))  # type: ignore[arg-type]
+
+
+class GoalNowhere(Drawn):
+    shown = Scene(goal=(0.0, np.nan))
+
+
+class ForgotPositions(Drawn):
+    positions = EnvTaskDistribution.positions
+
+
+class OneCoordinate(Drawn):
+    def positions(self, observations: Any) -> Any:
+        return observations[..., :1]
+
+
+class FirstTrajectory(Drawn):
+    def positions(self, observations: Any) -> Any:
+        return observations[0]
+
+
+class PositionsNotFinite(Drawn):
+    def positions(self, observations: Any) -> Any:
+        return np.full_like(observations, np.nan)
+
+
+class PositionsRaise(Drawn):
+    def positions(self, observations: Any) -> Any:
+        return observations[..., [0, 7]]
+
+
 @pytest.mark.parametrize(
     ("broken", "lines"),
     [
+        (NoScene, [") = 'a room': must be a metarl.tasks.Scene, or None"]),
+        (ShortWall, [").walls[1] = (0.0, 1.0, 1.0): must be 4 finite numbers"]),
+        (GoalNowhere, [").goal = (0.0, nan): must be 2 finite numbers"]),
+        (ForgotPositions, ["positions raised NotImplementedError: ForgotPositions defines scene but not positions"]),
+        (OneCoordinate, ["'an array of shape (16, 5, 1)': must be x and y: of shape (16, 5, 2)"]),
+        (FirstTrajectory, ["'an array of shape (5, 2)': must be x and y: of shape (16, 5, 2)"]),
+        (PositionsNotFinite, ["positions(observations of shape (16, 5, 2)) = 'an array with nan"]),
+        (PositionsRaise, ["positions raised IndexError: "]),
         (TooMany, ["sample(split='test') = '9 tasks': must be a list of 8 tasks, as asked for"]),
         (IgnoresGenerator, ["sample(split='train') gave the same 8 tasks from two", "sample(split='test') gave the"]),
         (OwnGenerator, ["draw from `rng` alone", "draw from `rng` alone"]),
