@@ -24,10 +24,11 @@ from metarl.episodes import Examples
 from metarl.errors import InputError, require
 from metarl.examples import ExampleSpaces, ExampleTaskDistribution
 from metarl.seeds import Seeds
-from metarl.tasks import Split, Splits
+from metarl.tasks import Split
 
 QUARTER_TURNS = 4
 SPLITS = ("train", "val", "test")
+SHARES = (0.64, 0.16, 0.2)  # of mini-ImageNet's classes
 SIZES = ("ways", "shots", "queries")
 
 
@@ -107,7 +108,7 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
     test_rotations: bool = False
     """The same for test classes."""
 
-    splits: ClassVar[Splits] = "disjoint"
+    splits = "disjoint"
     baseline_name: ClassVar[str] = "pixel prototypes"
 
     def __post_init__(self) -> None:
@@ -287,6 +288,12 @@ def pixel_prototypes(support: Examples, query: Examples) -> Tensor:
     prototypes = torch.nn.functional.normalize(members.mT @ known, dim=-1)
     guesses = (asked @ prototypes.mT).argmax(-1)
     return (guesses == query.targets).double().mean(-1)
+
+
+def require_shares(shares: tuple[float, ...], field: str = "task.shares") -> None:
+    """Refuses anything but three numbers, none negative, that sum to 1."""
+    fits = len(shares) == 3 and all(share >= 0 for share in shares) and abs(sum(shares) - 1) < 1e-6
+    require(fits, field, shares, "three numbers >= 0 that sum to 1: for train, val and test")
 
 
 def split_at_random(num_classes: int, shares: tuple[float, float], seed: int) -> dict[str, NDArray[np.int64]]:

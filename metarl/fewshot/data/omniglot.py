@@ -122,7 +122,7 @@ def _from_packed(path: Path) -> NDArray[np.uint8]:
     arrays = read_packed(path)
     names = [f"{a}/{c}" for a, c in zip(arrays["alphabet"], arrays["character"], strict=True)]
     wanted = [character.name for character in characters()]
-    _require_complete(path, dict.fromkeys(names, arrays["images"].shape[1]), wanted)
+    _require_complete(path, dict.fromkeys(names, int(arrays["images"].shape[1])), wanted)
     packed = arrays["images"][[names.index(name) for name in wanted]]
     return np.unpackbits(packed, axis=-1).reshape(-1, 1, SIZE, SIZE)
 

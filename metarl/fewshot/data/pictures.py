@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Literal
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from metarl.errors import InputError, one_line
+from metarl.files import UNFINISHED, sync_folder, write_error
 
 VARIABLE = "METARL_DATA"
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -92,8 +94,8 @@ def read_picture(
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
 
 
-def fingerprint(paths: Sequence[Path], *settings: object) -> str:
-    """Sixteen characters that change when a file's name, size or time of change does, or one of `settings`.
+def fingerprint(root: Path, paths: Sequence[Path], *settings: object) -> str:
+    """Sixteen characters that change when a file's place below `root`, size or time of change does, or a setting.
 
     Raises:
         InputError: a file is missing.
@@ -104,11 +106,55 @@ def fingerprint(paths: Sequence[Path], *settings: object) -> str:
             status = path.stat()
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        digest.update(f"{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def read_pictures(paths: Iterable[Path], into: NDArray[np.uint8], mode: Mode, size: int) -> None:
-    """Fills `into` [num_images, C, size, size] with the pictures at `paths`, one by one."""
-    for place, path in enumerate(paths):
-        into[place] = read_picture(path, mode, size)
+def read_through_cache(cache: Path, paths: Sequence[Path], mode: Mode, size: int) -> NDArray[np.uint8]:
+    """The pictures at `paths`, uint8 [num_images, C, size, size], from the file `cache`, which is made if missing.
+
+    The array is mapped: what is used of it is read when it is used, and writing to it changes no file. Processes that
+    want the same file wait for the first of them.
+
+    Raises:
+        InputError: a picture or the cache is damaged, or the cache cannot be written.
+        WriteError: the disk is full.
+    """
+    shape = (len(paths), len(mode), size, size)
+    if not cache.exists():
+        lock = FileLock(cache.with_name(f".{cache.name}.lock"))
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            with lock:
+                if not cache.exists():
+                    _write_cache(cache, paths, mode, shape)
+                # While it is held: who waits for this file sees that it has no name, and makes another.
+                Path(lock.lock_file).unlink(missing_ok=True)
+        except OSError as error:
+            note = "; task.cache names another folder"
+            raise write_error(f"{cache}: cannot be written", error, note) from error
+    try:
+        pictures = np.load(cache, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{cache}: is damaged; delete it, and it is made again: {one_line(error)}") from error
+    if pictures.shape != shape or pictures.dtype != np.uint8:
+        raise InputError(f"{cache}: holds {pictures.dtype} {pictures.shape}, not uint8 {shape}; delete it")
+    return np.asarray(pictures)
+
+
+def _write_cache(cache: Path, paths: Sequence[Path], mode: Mode, shape: tuple[int, ...]) -> None:
+    # Not through a memory map: on a full disk, that ends the process by a signal.
+    temporary = cache.with_name(f"{UNFINISHED}{cache.name}")
+    try:
+        with temporary.open("wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for path in paths:
+                file.write(read_picture(path, mode, shape[-1]).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(cache)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(cache.parent)
