@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Literal
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from metarl.errors import InputError, one_line
-from metarl.files import UNFINISHED, sync_folder, write_error
+from metarl.files import UNFINISHED, made_folder, sync_folder, write_error
 
 VARIABLE = "METARL_DATA"
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -122,17 +123,12 @@ def read_through_cache(cache: Path, paths: Sequence[Path], mode: Mode, size: int
     """
     shape = (len(paths), len(mode), size, size)
     if not cache.exists():
-        lock = FileLock(cache.with_name(f".{cache.name}.lock"))
         try:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            with lock:
+            with made_folder(cache.parent), _locked(cache.with_name(f".{cache.name}.lock")):
                 if not cache.exists():
                     _write_cache(cache, paths, mode, shape)
-                # While it is held: who waits for this file sees that it has no name, and makes another.
-                Path(lock.lock_file).unlink(missing_ok=True)
         except OSError as error:
-            note = "; task.cache names another folder"
-            raise write_error(f"{cache}: cannot be written", error, note) from error
+            raise write_error(f"{cache}: cannot be written", error, "; task.cache names another folder") from error
     try:
         pictures = np.load(cache, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -140,6 +136,18 @@ def read_through_cache(cache: Path, paths: Sequence[Path], mode: Mode, size: int
     if pictures.shape != shape or pictures.dtype != np.uint8:
         raise InputError(f"{cache}: holds {pictures.dtype} {pictures.shape}, not uint8 {shape}; delete it")
     return np.asarray(pictures)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Waits until no other process holds the lock file `path`, which is gone at the end."""
+    lock = FileLock(path)
+    with lock:
+        try:
+            yield
+        finally:
+            # While it is held: who waits for this file sees that it has no name, and makes another.
+            path.unlink(missing_ok=True)
 
 
 def _write_cache(cache: Path, paths: Sequence[Path], mode: Mode, shape: tuple[int, ...]) -> None:

@@ -61,7 +61,8 @@ class Sinusoid(ExampleTaskDistribution[Wave]):
     def support(
         self, tasks: Sequence[Wave], seeds: Seeds, *, shot: int | None = None, device: torch.device | str = "cpu"
     ) -> Examples:
-        inputs = np.stack([rng.uniform(*INPUTS, self.num_shots) for rng in seeds.support(0)])
+        count = max(self.num_shots, 0 if shot is None else shot + 1)
+        inputs = np.stack([rng.uniform(*INPUTS, count) for rng in seeds.support(0)])
         return self._examples(tasks, inputs if shot is None else inputs[:, shot : shot + 1], device)
 
     def query(self, tasks: Sequence[Wave], seeds: Seeds, *, device: torch.device | str = "cpu") -> Examples:
