@@ -29,16 +29,16 @@ class ImageFolder(ImageTasks):
     """Height and width that every image is resized to; proportions are not kept."""
     grey: bool = False
     """One channel of grey instead of three of colour."""
-    shares: tuple[float, float, float] | None = None
-    """Shares of the classes to train on, for validation and to test on, drawn at random; None = 0.64, 0.16, 0.2. Left
-    out where folders say it."""
+    shares: tuple[float, float, float] = SHARES
+    """Shares of the classes to train on, for validation and to test on, drawn at random; left out where folders say
+    which are which."""
     split_seed: int = 0
     """Seed of that draw."""
 
     def __post_init__(self) -> None:
         require(self.image_size >= 1, "task.image_size", self.image_size, "an integer >= 1")
         require(self.split_seed >= 0, "task.split_seed", self.split_seed, "an integer >= 0")
-        require_shares(self.shares or SHARES)
+        require_shares(self.shares)
         super().__post_init__()
 
     def available(self) -> bool:
@@ -69,12 +69,12 @@ class ImageFolder(ImageTasks):
         if not found:
             raise InputError(f"task.root = {str(root)!r}: holds no folders: must hold {LAYOUT}")
         if not names <= set(SPLITS):
-            return found, split_at_random(len(found), (self.shares or SHARES)[:2], self.split_seed)
+            return found, split_at_random(len(found), self.shares[:2], self.split_seed)
         for split in ("train", "test"):
             if split not in names:
                 raise InputError(f"task.root = {str(root)!r}: holds {', '.join(sorted(names))} but no {split}")
         left_out = "left out where the folders train and test say what is for training"
-        require(self.shares is None, "task.shares", self.shares, left_out)
+        require(self.shares == SHARES, "task.shares", self.shares, left_out)
         require(self.split_seed == 0, "task.split_seed", self.split_seed, left_out)
         classes = {split: folders_in(root / split) for split in SPLITS if split in names}
         seen: dict[str, Path] = {}

@@ -105,6 +105,10 @@ def test_images_are_decoded_once_and_again_when_one_has_changed(
     changed = MiniImageNet(root=moved, cache=tmp_path / "cache", **SETTINGS).data.images
     assert changed[0].min() > 250
     assert np.array_equal(changed[1:], again[1:])
+    known = len(list((tmp_path / "cache").iterdir()))
+    os.utime(moved / "images" / "n0100000.jpg", ns=(0, 0))  # another picture of as many bytes
+    MiniImageNet(root=moved, cache=tmp_path / "cache", **SETTINGS)
+    assert len(list((tmp_path / "cache").iterdir())) == known + 1
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"cut"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import re
 import zipfile
 from collections.abc import Callable
@@ -204,6 +205,32 @@ def test_a_packed_file_is_counted_too(tmp_path: Path, bits: NDArray[np.uint8]) -
     )
 
 
+def test_another_file_is_no_packed_set(tmp_path: Path, bits: NDArray[np.uint8]) -> None:
+    path = packed(tmp_path, bits) / "omniglot28.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert refused(tmp_path).startswith("ROOT/omniglot28.npz: is no packed set of characters: ")
+    for other in (b"", b"text", pickle.dumps(arrays)):
+        path.write_bytes(other)
+        assert refused(tmp_path).startswith("ROOT/omniglot28.npz: is no packed set of characters: ")
+    with path.open("wb") as file:
+        np.save(file, arrays["images"])
+    assert refused(tmp_path).startswith("ROOT/omniglot28.npz: is no packed set of characters: ")
+    for change, message in (
+        (
+            {"images": arrays["images"][..., :9]},
+            "images are uint8 (10, 20, 9): must be uint8 [num_classes, instances, 98]",
+        ),
+        ({"alphabet": arrays["alphabet"][1:]}, "alphabet has shape (9,): must be (10,), as the images"),
+    ):
+        np.savez(path, **{**arrays, **change})
+        assert refused(tmp_path) == f"ROOT/omniglot28.npz: {message}"
+    np.savez(path, images=arrays["images"])
+    assert "is no packed set of characters: 'alphabet is not a file in the archive'" in refused(tmp_path)
+
+
 def test_a_damaged_zip_is_refused(tmp_path: Path, bits: NDArray[np.uint8]) -> None:
     zips(tmp_path, bits)
     content = (tmp_path / "images_background.zip").read_bytes()
@@ -262,3 +289,20 @@ def test_real_tasks_hold_held_out_characters_alone() -> None:
     assert support.inputs.shape == (50, 20, 1, 28, 28)
     assert set(support.inputs.unique().tolist()) == {0.0, 1.0}
     assert 0.05 < float(support.inputs.mean()) < 0.15  # ink is 1, paper is 0
+
+
+@REAL
+@pytest.mark.slow
+def test_the_whole_set_is_the_same_from_zips(tmp_path: Path) -> None:
+    whole = Omniglot(root=DATA).data
+    bits = whole.images.reshape(1623, 20, 28, 28)
+    zipped = {
+        f"images_{name}": zipfile.ZipFile(tmp_path / f"images_{name}.zip", "w") for name in ("background", "evaluation")
+    }
+    for place, character in enumerate(omniglot_alphabets.characters()):
+        for drawing, ink in enumerate(bits[place]):
+            name = f"{character.subset}/{character.name}/{place + 1:04d}_{drawing + 1:02d}.png"
+            zipped[character.subset].writestr(name, png(ink))
+    for file in zipped.values():
+        file.close()
+    assert np.array_equal(Omniglot(root=tmp_path).data.images, whole.images)
