@@ -40,6 +40,8 @@ TASKS: dict[str, str] = {
     "sinusoid": "metarl.fewshot.data.sinusoid:Sinusoid",
     "glyphs": "metarl.fewshot.data.packed:Glyphs",
     "omniglot": "metarl.fewshot.data.omniglot:Omniglot",
+    "mini-imagenet": "metarl.fewshot.data.mini_imagenet:MiniImageNet",
+    "image-folder": "metarl.fewshot.data.image_folder:ImageFolder",
 }
 AGENTS: dict[str, str] = {
     "maml": "metarl.agents.maml:MAML",

@@ -1,4 +1,8 @@
-"""N-way K-shot tasks from images that are sorted into classes.
+"""N-way K-shot tasks from images (or vectors) that are sorted into classes.
+
+An episode is made by index: the images lie on the learner's device once, and a meta-batch is gathered from them.
+Support and query share one random order of each class's images, of which the query takes the front and the support
+what follows; so they are disjoint for any number of shots, and more shots change no query.
 
 Shape legend: N num_tasks, W ways, E examples of a task, C channels, H height, X width.
 """
@@ -7,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -20,24 +24,28 @@ from metarl.episodes import Examples
 from metarl.errors import InputError, require
 from metarl.examples import ExampleSpaces, ExampleTaskDistribution
 from metarl.seeds import Seeds
-from metarl.tasks import Split, Splits
+from metarl.tasks import Split
 
 QUARTER_TURNS = 4
+SPLITS = ("train", "val", "test")
+SHARES = (0.64, 0.16, 0.2)  # of mini-ImageNet's classes
+SIZES = ("ways", "shots", "queries")
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images sorted by class.
+    """Images sorted by class; vectors or other arrays serve as well.
 
     Attributes:
-        images: [num_images, C, H, X] uint8, the images of a class one after another, the classes in order.
+        images: [num_images, C, H, X] or [num_images, ...], uint8 or float32, the images of a class one after another,
+            the classes in order.
         counts: images of each class.
         names: of the classes, for people.
         splits: class numbers of "train", "val" and "test"; no class is in two of them.
-        maximum: the value that becomes 1.0: 1 for one-bit images, 255 for others.
+        maximum: the value that becomes 1.0: 255 for images of bytes, 1 for one-bit images and for floats.
     """
 
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | NDArray[np.float32]
     counts: NDArray[np.int64]
     names: tuple[str, ...]
     splits: Mapping[str, NDArray[np.int64]]
@@ -45,11 +53,15 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         shape, total = self.images.shape, int(self.counts.sum())
-        if len(shape) != 4 or self.images.dtype != np.uint8:
-            raise ValueError(f"images are {self.images.dtype} {shape}; expected uint8 [num_images, C, H, X]")
+        if len(shape) < 2 or self.images.dtype not in (np.uint8, np.float32):
+            raise ValueError(f"images are {self.images.dtype} {shape}; expected uint8 or float32 [num_images, ...]")
         if total != shape[0] or len(self.names) != len(self.counts):
             raise ValueError(f"{len(self.names)} names and counts that sum to {total} do not fit {shape[0]} images")
+        if not self.splits.keys() <= set(SPLITS):
+            raise ValueError(f"splits are {', '.join(self.splits)}; expected {', '.join(SPLITS)}")
         used = np.concatenate([*self.splits.values(), np.zeros(0, np.int64)])
+        if len(used) and not 0 <= used.min() <= used.max() < len(self.counts):
+            raise ValueError(f"a split holds class {used.min()} or {used.max()} of {len(self.counts)}")
         if len(np.unique(used)) != len(used):
             raise ValueError("a class is in two splits, or twice in one")
 
@@ -95,10 +107,8 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
     """Count every training class turned by 90, 180 and 270 degrees as a class of its own."""
     test_rotations: bool = False
     """The same for test classes."""
-    _loaded: list[ImageSet] = field(default_factory=list, init=False, repr=False, compare=False)
-    _tensors: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    splits: ClassVar[Splits] = "disjoint"
+    splits = "disjoint"
     baseline_name: ClassVar[str] = "pixel prototypes"
 
     def __post_init__(self) -> None:
@@ -124,12 +134,15 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
             InputError: they are not there, or damaged; names the files wanted.
         """
 
-    @property
+    @cached_property
     def data(self) -> ImageSet:
         """The images, read on first use."""
-        if not self._loaded:
-            self._loaded.append(self.load())
-        return self._loaded[0]
+        return self.load()
+
+    @cached_property
+    def _tensors(self) -> dict[torch.device, Tensor]:
+        """The images on each device that has asked for some."""
+        return {}
 
     def classes(self, split: Split) -> NDArray[np.int64]:
         """The global numbers of all classes of `split`, turned ones included."""
@@ -182,23 +195,32 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
         return ways, shots, queries
 
     def _require_enough(self) -> None:
+        """Refuses what the images cannot give, with the numbers."""
+        shape = self.data.images.shape[1:]
+        square = len(shape) == 3 and shape[1] == shape[2]
+        for name in ("train_rotations", "test_rotations"):
+            require(square or not getattr(self, name), f"task.{name}", True, f"false for inputs of shape {shape}")
+        validation = len(self.data.splits.get("val", ())) > 0
+        for name, without in (("train_split", "train"), ("test_split", "test")):
+            value = getattr(self, name)
+            require(validation or value == without, f"task.{name}", value, f"{without!r}: no class is for validation")
         splits: tuple[Split, Split] = ("train", "test")
         for split in splits:
-            prefix, pool = "train" if split == "train" else "num", self.classes(split)
-            ways, shots, queries = self._sizes(split)
-            name, value = (f"{prefix}_ways", ways)
-            if getattr(self, name) is None:
-                name = "num_ways"
-            there = f"at most {len(pool)}, the number of {split} classes"
-            require(ways <= len(pool), f"task.{name}", value, there)
-            counts = self.data.counts[pool % len(self.data.counts)]
-            fewest = int(counts.argmin())
-            if shots + queries > counts[fewest]:
-                label = f"class {self.class_name(int(pool[fewest]))!r} of the {split} split"
-                raise InputError(
-                    f"task.{prefix}_shots + task.{prefix}_queries = {shots} + {queries} = {shots + queries}: must be at "
-                    f"most {counts[fewest]}, the number of images of {label}; ask for fewer, or leave the class out"
-                )
+            self._require_enough_of(split)
+
+    def _require_enough_of(self, split: Split) -> None:
+        pool, (ways, shots, queries) = self.classes(split), self._sizes(split)
+        own = {name: split == "train" and getattr(self, f"train_{name}") is not None for name in SIZES}
+        names = {name: f"task.{'train' if own[name] else 'num'}_{name}" for name in SIZES}
+        require(ways <= len(pool), names["ways"], ways, f"at most {len(pool)}, the number of {split} classes")
+        counts = self.data.counts[pool % len(self.data.counts)]
+        fewest = int(counts.argmin())
+        if shots + queries > counts[fewest]:
+            label = f"class {self.class_name(int(pool[fewest]))!r} of the {split} split"
+            raise InputError(
+                f"{names['shots']} + {names['queries']} = {shots} + {queries} = {shots + queries}: must be at "
+                f"most {counts[fewest]}, the number of images of {label}; ask for fewer, or leave the class out"
+            )
 
     def _examples(
         self,
@@ -215,10 +237,13 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
         for task, rng, shuffling in zip(tasks, seeds.support(0), shuffled_by, strict=True):
             ids = np.asarray(task.ids)
             plain = ids % len(self.data.counts)
-            rows = _orders(self.data.counts[plain], rng)
-            if columns.stop > rows.shape[1] or columns.stop > self.data.counts[plain].min():
-                fewest = int(self.data.counts[plain].min())
-                raise InputError(f"{columns.stop} examples of a class are asked for, and one of {task} has {fewest}")
+            counts = self.data.counts[plain]
+            if columns.stop > counts.min():
+                raise InputError(
+                    f"{columns.stop} examples of a class are asked for, queries included, and class "
+                    f"{self.class_name(task.ids[counts.argmin()])!r} has {counts.min()}; ask for fewer shots or queries"
+                )
+            rows = _orders(counts, rng)
             chosen = (self.data.starts[plain][:, None] + rows[:, columns.start : columns.stop]).ravel()
             order = shuffling.permutation(len(chosen))
             places.append(chosen[order])
@@ -232,7 +257,7 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
         )
 
     def _inputs(self, places: Tensor, classes: Tensor, device: torch.device) -> Tensor:
-        """[N, E, C, H, X] float32, turned as the classes say."""
+        """[N, E, C, H, X] float32, each image turned as its class is."""
         if device not in self._tensors:
             self._tensors[device] = torch.from_numpy(self.data.images).to(device)
         images = self._tensors[device][places.to(device)]
@@ -263,6 +288,12 @@ def pixel_prototypes(support: Examples, query: Examples) -> Tensor:
     prototypes = torch.nn.functional.normalize(members.mT @ known, dim=-1)
     guesses = (asked @ prototypes.mT).argmax(-1)
     return (guesses == query.targets).double().mean(-1)
+
+
+def require_shares(shares: tuple[float, ...], field: str = "task.shares") -> None:
+    """Refuses anything but three numbers, none negative, that sum to 1."""
+    fits = len(shares) == 3 and all(share >= 0 for share in shares) and abs(sum(shares) - 1) < 1e-6
+    require(fits, field, shares, "three numbers >= 0 that sum to 1: for train, val and test")
 
 
 def split_at_random(num_classes: int, shares: tuple[float, float], seed: int) -> dict[str, NDArray[np.int64]]:

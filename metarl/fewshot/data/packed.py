@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metarl.errors import InputError
+from metarl.errors import InputError, one_line
 from metarl.fewshot.data.classes import ImageSet, ImageTasks
 
 GLYPHS = Path(__file__).parent / "glyphs" / "glyphs.npz"
@@ -34,7 +35,7 @@ class Glyphs(ImageTasks):
 
 @functools.lru_cache(maxsize=2)
 def _read(path: Path, _changed: int) -> Mapping[str, NDArray[Any]]:
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         return {name: file[name] for name in ("images", "alphabet", "character", "split")} | {
             name: file[name] for name in file.files if name == "subset"
         }
@@ -51,13 +52,19 @@ def read_packed(path: Path) -> Mapping[str, NDArray[Any]]:
         arrays = _read(path, path.stat().st_mtime_ns)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: is no packed set of characters: {error}") from error
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        # TypeError: a file of a single array, which numpy loads too.
+        raise InputError(f"{path}: is no packed set of characters: {one_line(error)}") from error
     images = arrays["images"]
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[2] * 8 != SIZE * SIZE:
         raise InputError(
             f"{path}: images are {images.dtype} {images.shape}: must be uint8 [num_classes, instances, 98]"
         )
+    for name in arrays.keys() - {"images"}:
+        if arrays[name].shape != images.shape[:1]:
+            raise InputError(
+                f"{path}: {name} has shape {arrays[name].shape}: must be {images.shape[:1]}, as the images"
+            )
     return arrays
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from metarl.episodes import Examples
 from metarl.errors import require
@@ -60,14 +61,15 @@ class Sinusoid(ExampleTaskDistribution[Wave]):
     def support(
         self, tasks: Sequence[Wave], seeds: Seeds, *, shot: int | None = None, device: torch.device | str = "cpu"
     ) -> Examples:
-        inputs = np.stack([rng.uniform(*INPUTS, self.num_shots) for rng in seeds.support(0)])
+        count = max(self.num_shots, 0 if shot is None else shot + 1)
+        inputs = np.stack([rng.uniform(*INPUTS, count) for rng in seeds.support(0)])
         return self._examples(tasks, inputs if shot is None else inputs[:, shot : shot + 1], device)
 
     def query(self, tasks: Sequence[Wave], seeds: Seeds, *, device: torch.device | str = "cpu") -> Examples:
         count = self.num_queries if seeds.evaluation else self.train_queries
         return self._examples(tasks, np.stack([rng.uniform(*INPUTS, count) for rng in seeds.query()]), device)
 
-    def _examples(self, tasks: Sequence[Wave], inputs: np.ndarray, device: torch.device | str) -> Examples:  # type: ignore[type-arg]
+    def _examples(self, tasks: Sequence[Wave], inputs: NDArray[np.float64], device: torch.device | str) -> Examples:
         waves = np.array([[task.amplitude, task.phase] for task in tasks])
         targets = waves[:, :1] * np.sin(inputs - waves[:, 1:])
         columns = [inputs, *(np.broadcast_to(waves[:, i : i + 1], inputs.shape) for i in range(2) if self.reveal)]

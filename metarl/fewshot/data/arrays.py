@@ -1,0 +1,119 @@
+"""Images or vectors of your own that are in memory already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from metarl.errors import InputError, unknown_name
+from metarl.fewshot.data.classes import SHARES, SPLITS, ImageSet, ImageTasks, require_shares, split_at_random
+from metarl.tables import from_table
+
+CHANNELS = (1, 3, 4)
+
+
+def from_arrays(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    splits: Mapping[str, Sequence[Any]] | tuple[float, float, float] = SHARES,
+    split_seed: int = 0,
+    **settings: Any,
+) -> ImageTasks:
+    """N-way K-shot tasks from examples and their classes.
+
+        import numpy as np
+        from metarl.fewshot.data.arrays import from_arrays
+        from metarl.seeds import Seeds
+
+        rng = np.random.default_rng(0)
+        y = np.repeat(np.arange(30), 20)  # 30 classes, 20 images of each
+        x = rng.normal(y[:, None, None], 1.0, (600, 28, 28))
+        tasks = from_arrays(x, y, num_ways=5, num_shots=1, num_queries=10)
+        batch = tasks.sample(4, rng, split="test")
+        support = tasks.support(batch, Seeds.first(4, evaluation=True))
+        print(support.inputs.shape)  # torch.Size([4, 5, 1, 28, 28])
+
+    Args:
+        x: images [num_images, H, X] or [num_images, C, H, X], or vectors [num_images, D]. Bytes (uint8) are divided by
+            255; bools become 0 and 1; floats are taken as they are, so scale them before.
+        y: [num_images], the class of each, an integer or a string.
+        splits: labels of the classes of "train", "test" and perhaps "val" (classes in none are left out), or shares of
+            the classes for train, val and test, drawn at random.
+        split_seed: of that draw.
+        settings: those of `ImageTasks`: num_ways, num_shots, num_queries, ...
+
+    Raises:
+        InputError: shapes, values or labels that cannot be used, an unknown setting, or one that asks for more classes
+            or images than there are.
+    """
+    examples, maximum = _examples(np.asarray(x))
+    labels = np.asarray(y)
+    if labels.shape != examples.shape[:1]:
+        raise InputError(f"y has shape {labels.shape}: must be {examples.shape[:1]}, a label for each of x")
+    if labels.dtype.kind not in "iubUO":
+        raise InputError(f"y is {labels.dtype}: must be integers or strings")
+    names, numbers, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    images = ImageSet(
+        images=examples[np.argsort(numbers, kind="stable")],
+        counts=counts,
+        names=tuple(str(name) for name in names),
+        splits=_splits(splits, names.tolist(), split_seed),
+        maximum=maximum,
+    )
+
+    # A class of its own, so that the arrays are no setting: `config.json` of a run holds settings.
+    @dataclass(frozen=True)
+    class ArrayTasks(ImageTasks):
+        """Examples that were given as arrays."""
+
+        def load(self) -> ImageSet:
+            return images
+
+    return from_table(ArrayTasks, settings, "task")
+
+
+def _examples(x: NDArray[Any]) -> tuple[NDArray[np.uint8] | NDArray[np.float32], int]:
+    """`x` as `ImageSet.images`, and the value that becomes 1.0."""
+    if x.ndim not in (2, 3, 4) or not x.size:
+        raise InputError(f"x has shape {x.shape}: must be [num_images, C, H, X], [num_images, H, X] or [num_images, D]")
+    if x.ndim == 4 and x.shape[-1] in CHANNELS and x.shape[1] not in CHANNELS:
+        raise InputError(f"x has shape {x.shape}: channels must come second; numpy.moveaxis(x, -1, 1) puts them there")
+    shaped = x[:, None] if x.ndim == 3 else x
+    if x.dtype == np.uint8:
+        return shaped, 255
+    if x.dtype == np.bool_:
+        return shaped.astype(np.uint8), 1
+    if x.dtype.kind != "f":
+        raise InputError(f"x is {x.dtype}: must be uint8 (divided by 255), bool or floats (taken as they are)")
+    floats = shaped.astype(np.float32)
+    finite = np.isfinite(floats.reshape(len(x), -1)).all(1)
+    if not finite.all():
+        raise InputError(f"x[{int(finite.argmin())}] holds a value that is not finite as a float32")
+    return floats, 1
+
+
+def _splits(
+    splits: Mapping[str, Sequence[Any]] | tuple[float, float, float], names: list[Any], seed: int
+) -> dict[str, NDArray[np.int64]]:
+    if not isinstance(splits, Mapping):
+        require_shares(splits, "splits")
+        return split_at_random(len(names), splits[:2], seed)
+    if seed:
+        raise InputError(f"split_seed = {seed}: must be left out where splits names the classes")
+    places = {name: place for place, name in enumerate(names)}
+    taken: dict[Any, str] = {}
+    for split, labels in splits.items():
+        if split not in SPLITS:
+            raise unknown_name("splits", split, SPLITS)
+        for label in np.asarray(labels).tolist():
+            if label not in places:
+                raise InputError(f"splits[{split!r}] holds {label!r}, which is not in y")
+            if label in taken:
+                raise InputError(f"splits[{split!r}] holds {label!r}, which is in {taken[label]!r} already")
+            taken[label] = split
+    return {split: np.array([places[x] for x in taken if taken[x] == split], np.int64) for split in splits}
