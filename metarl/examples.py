@@ -50,7 +50,7 @@ class ExampleTaskDistribution(TaskDistribution[Task]):
 
     Attributes:
         defaults: what few-shot tasks set otherwise in [trainer] and [evaluation]; presets, files and flags come after.
-        protocol: what a score on these tasks means, for people: "5-way 1-shot".
+        caption: what a score on these tasks means, for people: "5-way 1-shot".
         baseline_name: what `baseline` is called in a report.
     """
 
@@ -58,7 +58,7 @@ class ExampleTaskDistribution(TaskDistribution[Task]):
     baseline_name: ClassVar[str] = "baseline"
 
     @property
-    def protocol(self) -> str:
+    def caption(self) -> str:
         return ""
 
     @property

@@ -216,7 +216,7 @@ def describe(trainer: Trainer, curve: AdaptationCurve, *, controls: bool) -> dic
     report = curve.to_json()
     report["settings"] = dict(getattr(trainer.learner, "settings", {}))
     if isinstance(trainer.distribution, ExampleTaskDistribution):
-        report["protocol"] = trainer.distribution.protocol
+        report["protocol"] = trainer.distribution.caption
         baseline = evaluate_baseline(trainer.distribution, curve.tasks, seed=trainer.config.seed)
         if baseline is not None:
             report["baseline"] = baseline

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metarl.episodes import Trajectories
+from metarl.episodes import Examples, Trajectories
 from metarl.errors import EnvironmentFaultError, InputError, one_line, raised, require
+from metarl.examples import ExampleSpaces, ExampleTaskDistribution
 from metarl.learner import Acted, Spaces
 from metarl.rollout import RolloutCollector
 from metarl.seeds import Seeds
@@ -32,7 +33,8 @@ def check_task_distribution(distribution: TaskDistribution[Any], *, seed: int = 
 
     Checks the number of tasks, that the generator alone decides them, that tasks are comparable plain data with finite
     parameters, what `splits` claims; and of environments, that episodes depend on the seed alone, that numbers are
-    finite, that the task reaches the environment, and that `scene` and `positions`, where there are any, can be drawn.
+    finite, that the task reaches the environment, and that `scene` and `positions`, where there are any, can be drawn;
+    of examples, that they depend on the task and its slot's seed alone, are what `spaces` says, and differ by task.
     """
     try:
         check_before_training(distribution, seed=seed)
@@ -45,6 +47,8 @@ def check_task_distribution(distribution: TaskDistribution[Any], *, seed: int = 
         problems += _check_splits(distribution, seed)
     if not problems and isinstance(distribution, EnvTaskDistribution):
         problems += _check_environments(distribution, seed)
+    if not problems and isinstance(distribution, ExampleTaskDistribution):
+        problems += _check_examples(distribution, seed)
     return problems
 
 
@@ -206,6 +210,44 @@ def _is_finite(value: Any, shape: tuple[int, ...]) -> bool:
     except (TypeError, ValueError):
         return False
     return array.shape == shape and bool(np.isfinite(array).all())
+
+
+def _check_examples(distribution: ExampleTaskDistribution[Any], seed: int) -> list[str]:
+    tasks = _distinct(distribution, seed)[:NUM_TASKS]
+    problems: list[str] = []
+    for evaluation in (False, True):
+        seeds = Seeds.first(len(tasks), seed=seed, evaluation=evaluation)
+        for part in (distribution.support, distribution.query):
+            data, again = part(tasks, seeds), part(tasks[::-1], seeds.take(range(len(tasks))[::-1]))
+            problems += [
+                f"{part.__name__}: {fault}" for fault in _example_faults(data, distribution.spaces, len(tasks))
+            ]
+            if not problems and not torch.equal(data.inputs, again.inputs.flip(0)):
+                problems.append(f"{part.__name__} of a task depends on other things than the task and its slot's seed")
+    if problems or len(tasks) < 2:
+        return list(dict.fromkeys(problems))
+    seeds = dataclasses.replace(seeds, slots=(0,) * len(tasks))  # equal random numbers: what differs is the task's
+    support, query = distribution.support(tasks, seeds), distribution.query(tasks, seeds)
+    if all(torch.equal(part[0], part[1]) for data in (support, query) for part in (data.inputs, data.targets)):
+        return [f"{tasks[0]!r} and {tasks[1]!r} gave equal examples: the task does not reach them"]
+    return []
+
+
+def _example_faults(data: Examples, spaces: ExampleSpaces, num_tasks: int) -> Iterator[str]:
+    """What is wrong with examples, beside what `Examples` itself refuses."""
+    described = bool(spaces.description_size) and data.inputs.shape[2:] == (spaces.description_size,)
+    if data.num_tasks != num_tasks or not (data.inputs.shape[2:] == spaces.input_shape or described):
+        expected = ", ".join(map(str, (num_tasks, "num_examples", *spaces.input_shape)))
+        yield f"inputs have shape {tuple(data.inputs.shape)}: must be [{expected}]"
+    if not bool(data.inputs.isfinite().all()):
+        yield "inputs are not all finite"
+    if spaces.discrete:
+        ways = max(spaces.num_outputs, spaces.train_ways)
+        fits = data.targets.dtype == torch.int64 and data.targets.dim() == 2
+        if not fits or not 0 <= int(data.targets.min()) <= int(data.targets.max()) < ways:
+            yield f"targets must be int64 labels [num_tasks, num_examples] from 0 to {ways - 1}"
+    elif data.targets.dim() != 3 or data.targets.shape[2] != spaces.num_outputs or not data.targets.isfinite().all():
+        yield f"targets must be finite numbers [num_tasks, num_examples, {spaces.num_outputs}]"
 
 
 def _differences(left: Trajectories, right: Trajectories) -> list[str]:

@@ -5,7 +5,7 @@ The goal is drawn uniformly from the disc of radius 3 m round the start; the rew
 goals farther away than any trained. The settings are the half-cheetah's, not tuned for ants.
 
     python scripts/train_ant_goal.py --preset quick      about 8 minutes on two cores
-    python scripts/train_ant_goal.py                     the default preset, 200 iterations of 46 to 53 s beside other work
+    python scripts/train_ant_goal.py                     the default preset, 200 iterations of about 50 s
 
 Every flag of `metarl train` works: `--help` lists them.
 """

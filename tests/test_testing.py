@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 from metarl import registry
+from metarl.episodes import Examples
+from metarl.examples import ExampleSpaces, ExampleTaskDistribution
 from metarl.tasks import EnvTaskDistribution, Scene, Split, TaskDistribution
 from metarl.testing import check_task_distribution
+
+FILES_OF_ONES_OWN = ("image-folder", "mini-imagenet", "omniglot")
+DATA = Path(os.environ.get("METARL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,49 @@ class Drifts(EnvTaskDistribution[Shift]):
 
 @pytest.mark.parametrize("name", sorted(registry.names("task")))
 def test_every_registered_family_is_sound(name: str) -> None:
-    assert check_task_distribution(registry.load_task(name)()) == []
+    if name in FILES_OF_ONES_OWN and not (name == "omniglot" and DATA.is_dir()):
+        pytest.skip("its files are yours to bring; tests/fewshot/data makes small ones")
+    settings = {"root": DATA} if name == "omniglot" else {}
+    assert check_task_distribution(registry.load_task(name)(**settings)) == []
+
+
+@dataclass(frozen=True)
+class Lines(ExampleTaskDistribution[Shift]):
+    """y = size * x; each flaw is one thing that is wrong."""
+
+    flaw: str = ""
+    sample = Shifts.sample
+
+    @property
+    def spaces(self) -> ExampleSpaces:
+        return ExampleSpaces((2,) if self.flaw == "shape" else (1,), 1, discrete=self.flaw == "labels")
+
+    def support(self, tasks: Any, seeds: Any, *, shot: Any = None, device: Any = "cpu") -> Examples:
+        rngs = seeds.support(0)
+        inputs = torch.from_numpy(np.stack([rng.uniform(size=(4, 1)) for rng in rngs])).float()
+        if self.flaw == "order":
+            inputs = torch.arange(float(len(tasks))).view(-1, 1, 1).expand(-1, 4, 1)
+        sizes = torch.tensor([1.0 if self.flaw == "task" else float(task.size) for task in tasks]).view(-1, 1, 1)
+        return Examples(inputs, sizes * inputs / (0.0 if self.flaw == "finite" else 1.0))
+
+    def query(self, tasks: Any, seeds: Any, *, device: Any = "cpu") -> Examples:
+        return self.support(tasks, seeds)
+
+
+@pytest.mark.parametrize(
+    ("flaw", "told"),
+    [
+        ("", None),
+        ("shape", "support: inputs have shape (8, 4, 1): must be [8, num_examples, 2]"),
+        ("labels", "support: targets must be int64 labels"),
+        ("finite", "support: targets must be finite numbers [num_tasks, num_examples, 1]"),
+        ("order", "support of a task depends on other things than the task and its slot's seed"),
+        ("task", "gave equal examples: the task does not reach them"),
+    ],
+)
+def test_what_is_wrong_with_examples_is_named(flaw: str, told: str | None) -> None:
+    problems = check_task_distribution(Lines(flaw))
+    assert (problems == []) if told is None else told in problems[0]
 
 
 @pytest.mark.parametrize("sound", [Shifts, Drifts])

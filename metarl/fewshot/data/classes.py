@@ -157,6 +157,12 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
         return self.data.names[plain] + (f", turned by {90 * turns} degrees" if turns else "")
 
     @property
+    def caption(self) -> str:
+        parts = [f"{self.num_ways}-way {self.num_shots}-shot", f"{self.num_queries} queries a class"]
+        parts += ["validation classes"] * (self.test_split == "val") + ["turned classes too"] * self.test_rotations
+        return ", ".join(parts)
+
+    @property
     def spaces(self) -> ExampleSpaces:
         return ExampleSpaces(
             input_shape=self.data.images.shape[1:],

@@ -65,6 +65,10 @@ class Omniglot(ImageTasks):
         require(self.split_seed >= 0, "task.split_seed", self.split_seed, "an integer >= 0")
         super().__post_init__()
 
+    @property
+    def caption(self) -> str:
+        return f"{super().caption}, {self.protocol} split"
+
     def available(self) -> bool:
         return data_folder(self.root) is not None
 

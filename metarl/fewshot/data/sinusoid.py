@@ -51,6 +51,10 @@ class Sinusoid(ExampleTaskDistribution[Wave]):
             require(getattr(self, name) >= 1, f"task.{name}", getattr(self, name), "an integer >= 1")
 
     @property
+    def caption(self) -> str:
+        return f"{self.num_shots} points"
+
+    @property
     def spaces(self) -> ExampleSpaces:
         return ExampleSpaces(input_shape=(3 if self.reveal else 1,), num_outputs=1, discrete=False)
 
