@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from metarl.errors import InputError as InputError
     from metarl.evaluation import AdaptationCurve as AdaptationCurve
     from metarl.evaluation import evaluate as evaluate
+    from metarl.examples import ExampleCollector as ExampleCollector
+    from metarl.examples import ExampleTaskDistribution as ExampleTaskDistribution
     from metarl.learner import ActingLearner as ActingLearner
     from metarl.learner import Learner as Learner
     from metarl.rollout import RolloutCollector as RolloutCollector
@@ -39,6 +41,8 @@ _MODULE_OF = {
     "AdaptationCurve": "metarl.evaluation",
     "EnvTaskDistribution": "metarl.tasks",
     "Episodes": "metarl.episodes",
+    "ExampleCollector": "metarl.examples",
+    "ExampleTaskDistribution": "metarl.examples",
     "Examples": "metarl.episodes",
     "InputError": "metarl.errors",
     "Learner": "metarl.learner",

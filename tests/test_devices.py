@@ -16,13 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import metarl.rollout
+from metarl import registry
 from metarl.agents.fomaml import FOMAML
 from metarl.agents.maml import MAML, MAMLConfig
 from metarl.agents.rl2 import RL2, RL2Config
 from metarl.collect import run_episodes
 from metarl.envs.point_nav import PointNav
-from metarl.episodes import Episodes, Trajectories, to_device, tree_map
+from metarl.episodes import Episodes, Examples, Trajectories, to_device, tree_map
 from metarl.errors import InputError
+from metarl.examples import ExampleSpaces
 from metarl.inner_loop import Parameters, TaskHessians, over_tasks
 from metarl.learner import Spaces
 from metarl.policy_gradient import PolicyBatch, kl_from, surrogate
@@ -286,3 +288,26 @@ def test_an_iteration_on_cuda_equals_one_on_the_cpu() -> None:
     assert there.device.type == "cuda"
     for name, value in here.parameters.items():
         torch.testing.assert_close(there.parameters[name].cpu(), value, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("execution", ["vmap", "loop"])
+@pytest.mark.parametrize("name", sorted(set(registry.LEARNERS) - {"proto-zero-shot"}))
+@pytest.mark.usefixtures("one_thread")
+def test_a_few_shot_learner_stays_where_it_is(name: str, execution: str) -> None:
+    kind = registry.load_learner(name)
+    image_spaces = ExampleSpaces((1, 28, 28), 3, discrete=True, train_ways=3, train_classes=(0, 1, 2, 3))
+    config = kind.Config(num_filters=4, execution=execution)
+    learner = kind(config, image_spaces, generator=torch.Generator().manual_seed(0)).to("meta")
+
+    def examples(count: int) -> Any:
+        labels = torch.zeros(N, count, dtype=torch.int64)
+        return learner.prepare(to_device(Examples(torch.zeros(N, count, 1, 28, 28), labels, labels), "meta"))
+
+    support, query = examples(6), examples(9)
+    with Watch():
+        before = learner.begin(N)
+        state = learner.adapt(before, support, step=0)
+        scores = (learner.score(before, query), learner.score(state, query))
+        learner.meta_update(Episodes(tuple(range(N)), tuple(range(N)), (support,), query, before, (), 0, (0.0,)))
+    assert devices_of((state, scores)) == {"meta"}
+    assert devices_of(learner.state_dict()) == {"meta"}
