@@ -159,9 +159,7 @@ def test_meta_sgds_gradient_meets_finite_differences(steps: int, new_learner: An
     assert min(float(weights[name].min()) for name in weights if name.startswith("step_size.")) < 0  # of either sign
 
     def loss(moved: Weights) -> float:
-        return mean_loss(
-            learner, moved, support, query, "none", lambda leaves, name: 0.5 * leaves[f"step_size.{name}"]
-        )
+        return mean_loss(learner, moved, support, query, "none", lambda leaves, name: 0.5 * leaves[f"step_size.{name}"])
 
     require_slopes(gradients, weights, loss, every=True)
 
