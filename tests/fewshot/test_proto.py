@@ -21,7 +21,9 @@ def raw_learner(new_learner: Any, **settings: Any) -> Any:
     """Features are the inputs, where these are not negative."""
     learner = new_learner(Proto, PLANE, hidden_sizes=(2,), **settings)
     names = list(learner.parameters)
-    learner.load_state_dict({**learner.state_dict(), "parameters": dict(zip(names, (torch.eye(2), torch.zeros(2)), strict=True))})
+    learner.load_state_dict(
+        {**learner.state_dict(), "parameters": dict(zip(names, (torch.eye(2), torch.zeros(2)), strict=True))}
+    )
     return learner
 
 
@@ -91,7 +93,9 @@ def test_an_episode_is_the_plain_loop(distance: Any, new_learner: Any, new_batch
 
     prototypes = []
     for label in range(4):
-        members = [embedded(row.unsqueeze(0))[0] for row, y in zip(support.inputs, support.targets, strict=True) if y == label]
+        members = [
+            embedded(row.unsqueeze(0))[0] for row, y in zip(support.inputs, support.targets, strict=True) if y == label
+        ]
         prototypes.append(sum(members) / len(members))
     losses, hits = [], []
     for row, target in zip(embedded(query.inputs), query.targets.tolist(), strict=True):
