@@ -51,8 +51,8 @@ def plain_logits(features: Tensor, weight: Tensor, bias: Tensor, head: str, scal
 def test_joint_training_is_the_plain_loop(
     kind: type[FineTune], head: Any, new_learner: Any, new_batches: Any, task_of: Any
 ) -> None:
-    """All classes of the training split compete; in multi-task learning those of the own task of three alone: (0, 1, 2),
-    (3, 4, 5), (8)."""
+    """All classes of the training split compete; in multi-task learning those of the own task alone, which are
+    (0, 1, 2), (3, 4, 5) and (8)."""
     learner = make(new_learner, kind, head=head, cosine_scale=4.0, shaken=0.3)
     support, query = (task_of(part) for part in labelled(new_batches(dtype=torch.float64)))
     loss, outcome = learner.episode_loss(learner.parameters, (support,), query)

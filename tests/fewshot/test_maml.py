@@ -43,8 +43,8 @@ def point(x: float, y: float) -> ExampleBatch:
 
 
 # One step of 0.05 on (x, y) = (2, 1): the error is 5, the gradient (2 * 5 * 2, 2 * 5) = (20, 10), so w' = 2, b' = -0.5.
-# At (1, 0.5) the error is 1 and the gradient (2, 2). Through the step, dw'/dw = 1 - 0.05 * 8, dw'/db = db'/dw = -0.05 * 4
-# and db'/db = 1 - 0.05 * 2: 2 * (0.6 - 0.2) = 0.8 and 2 * (0.9 - 0.2) = 1.4.
+# At (1, 0.5) the error is 1 and the gradient (2, 2). Through the step, dw'/dw = 1 - 0.05 * 8, dw'/db = db'/dw =
+# -0.05 * 4 and db'/db = 1 - 0.05 * 2: 2 * (0.6 - 0.2) = 0.8 and 2 * (0.9 - 0.2) = 1.4.
 
 
 @pytest.mark.parametrize(("kind", "slopes"), [(MAML, (0.8, 1.4)), (FOMAML, (2.0, 2.0))])

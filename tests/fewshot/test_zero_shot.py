@@ -93,7 +93,7 @@ def test_more_ways_in_training_than_in_testing(new_learner: Any, as_episodes: An
     spaces = ExampleSpaces((INPUTS,), WAYS, True, train_ways=9, description_size=ATTRIBUTES)
     learner = new_learner(ZeroShotProto, spaces, hidden_sizes=(8,))
     assert learner.meta_update(as_episodes(*world(2, 0, ways=9)))["loss"] > 0
-    support, query = world(2, 1)
+    support, _ = world(2, 1)
     assert learner.adapt(learner.begin(2), support, step=0).memory.shape == (2, WAYS, 8)
 
 
