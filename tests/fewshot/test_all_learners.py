@@ -15,7 +15,6 @@ from torch import Tensor
 from metarl.collect import run_episodes
 from metarl.config import EvaluationConfig, TrainerConfig
 from metarl.episodes import tree_map
-from metarl.evaluation import evaluate, evaluate_baseline
 from metarl.examples import ExampleCollector, ExampleSpaces, ExampleTaskDistribution
 from metarl.fewshot.data.described import DescribedTasks
 from metarl.fewshot.learner import ExampleBatch
