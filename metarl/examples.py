@@ -91,8 +91,8 @@ class ExampleTaskDistribution(TaskDistribution[Task]):
 class ExampleCollector:
     """Hands a learner the examples of its tasks.
 
-    A learner whose unit is "shots" gets the k-th example of every class in step k; others get the whole support in
-    every step.
+    At test time a learner whose unit is "shots" gets the k-th example of every class in step k; in training, and where
+    the unit is another, every step gets the whole support.
 
     Args:
         tasks: the distribution.
@@ -115,7 +115,8 @@ class ExampleCollector:
         self, tasks: Sequence[Any], learner: Learner[Any, Any, Any], state: Any, seeds: Seeds, *, step: int
     ) -> Examples:
         """As in `metarl.collect.Collector`."""
-        wanted = (tuple(tasks), seeds, step if learner.unit == "shots" else None)
+        one_by_one = learner.unit == "shots" and seeds.evaluation
+        wanted = (tuple(tasks), seeds, step if one_by_one else None)
         if self._last is None or self._last[0] != wanted:
             examples = self.tasks.support(tasks, seeds, shot=wanted[2], device=self.device)
             self._last = (wanted, examples)

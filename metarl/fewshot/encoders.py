@@ -195,13 +195,17 @@ def make_encoder(config: EncoderConfig, input_shape: Sequence[int], *, generator
     """The encoder that `config` names: [B, *input_shape] -> [B, D], or a feature map where it is your own.
 
     Raises:
-        InputError: the input's shape does not fit, or your own cannot be imported or made.
+        InputError: the input's shape does not fit, or your own cannot be imported or made, or has batch norms where
+            there shall be none.
     """
     name = config.encoder
     if name == "auto":
         name = "conv4" if len(input_shape) == 3 else "mlp"
     if ":" in name:
-        return _foreign(name, input_shape)
+        own = _foreign(name, input_shape)
+        fits = config.batch_norm != "none" or not any(isinstance(part, BatchNorm) for part in own.modules())
+        require(fits, "agent.batch_norm", "none", f"another mode: {name} has batch normalisation")
+        return own
     require(name == "mlp" or len(input_shape) == 3, "agent.encoder", name, f"'mlp' for inputs of shape {input_shape}")
     if name == "conv4":
         fits = min(input_shape[1:]) >= 16

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metarl.errors import require
-from metarl.examples import Tables
+from metarl.examples import ExampleSpaces, Tables
 from metarl.fewshot.encoders import BatchNormMode, Network, Statistics
 from metarl.fewshot.gradient import GradientConfig, GradientLearner
 from metarl.fewshot.learner import ExampleBatch, Outcome, joined, loss_of, score_of
@@ -59,6 +59,10 @@ class FineTune(GradientLearner):
     Config = FineTuneConfig
     config: FineTuneConfig
     free_train_ways = True
+
+    def __init__(self, config: FineTuneConfig, spaces: ExampleSpaces, *, generator: torch.Generator) -> None:
+        require(config.head == "linear" or spaces.discrete, "agent.head", config.head, "'linear' for a task of values")
+        super().__init__(config, spaces, generator=generator)
 
     def _add_networks(self, generator: torch.Generator) -> None:
         super()._add_networks(generator)

@@ -113,6 +113,7 @@ class FewShotLearner(ABC, Generic[State]):
         self._statistics: Statistics = {}
         self._add(self.encoder)
         self._add_networks(generator)
+        require(bool(self._parameters), "agent.encoder", config.encoder, "one that has parameters: nothing else learns")
         self._moments = no_moments(self._parameters)
         self._num_updates = 0
 

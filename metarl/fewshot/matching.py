@@ -49,7 +49,7 @@ class MatchingConfig(MetricConfig):
 
 
 class Remembered(NamedTuple):
-    """Of ONE task: features [E, D], normalised where there is no full context, and label vectors [E, W]."""
+    """Of ONE task: features [E, D], with full context or without, and label vectors [E, W]."""
 
     features: Tensor
     labels: Tensor

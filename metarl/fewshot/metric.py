@@ -88,10 +88,10 @@ class MetricLearner(FewShotLearner[Known]):
         known_features, features, given, seen = self._encode_both(parameters, known.inputs, query.inputs)
         memory = self.remember(parameters, known_features, known.targets, self.spaces.train_ways)
         if self.config.batch_norm == "support":
-            given = given and {**given, **self.comparison_statistics(parameters, memory, known_features)}
+            given = {**(given or {}), **self.comparison_statistics(parameters, memory, known_features)}
         elif self.config.batch_norm == "running":
             seen = {**seen, **self.comparison_statistics(parameters, memory, features)}
-        logits = self.compare(parameters, memory, features, given)
+        logits = self.compare(parameters, memory, features, given or None)
         loss = self.loss(logits, query.targets)
         return loss, Outcome(loss, score_of(logits, query.targets), seen)
 

@@ -58,6 +58,9 @@ class Relation(MetricLearner):
     def _add_networks(self, generator: torch.Generator) -> None:
         norm = self.config.batch_norm != "none"
         if len(self.feature_shape) == 3:
+            sides = self.feature_shape[1:]
+            allowed = f"another: feature maps of {sides} are too small, the relation module halves them twice"
+            require(min(sides) >= 4, "agent.encoder", self.config.encoder, allowed)
             module: nn.Module = RelationModule(self.feature_shape, self.config, batch_norm=norm, generator=generator)
         else:
             module = FlatRelation(self.feature_shape[0], self.config.relation_size, generator=generator)

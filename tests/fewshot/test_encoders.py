@@ -1,0 +1,240 @@
+"""Encoders against torch's own layers."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from metarl.errors import InputError
+from metarl.fewshot.encoders import (
+    BatchNorm,
+    Conv4,
+    ConvBlock,
+    EncoderConfig,
+    Network,
+    make_encoder,
+    with_own_batch_norm,
+)
+
+
+def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+class Foreign(nn.Module):
+    """An encoder of one's own: convolution, torch's batch norm inside a container, a mean over space."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(shape[0], 3, 3), nn.BatchNorm2d(3), nn.ReLU())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.body(inputs).mean((2, 3))
+        return out
+
+
+def refuses(shape: tuple[int, ...]) -> nn.Module:
+    raise OSError(f"no weights for\n{shape}")
+
+
+def number(shape: tuple[int, ...]) -> int:
+    return 3
+
+
+@pytest.fixture
+def own_module(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module by the name of `encoders_of_mine`, which holds the functions above."""
+    module = types.ModuleType("encoders_of_mine")
+    vars(module).update(Foreign=Foreign, refuses=refuses, number=number)
+    monkeypatch.setitem(sys.modules, "encoders_of_mine", module)
+    return "encoders_of_mine"
+
+
+@pytest.mark.parametrize("shape", [(7, 4), (7, 4, 3, 5)], ids=["vectors", "maps"])
+def test_batch_norm_is_torchs_by_the_batch_and_by_given_statistics(shape: tuple[int, ...]) -> None:
+    inputs, own = drawn(*shape, dtype=torch.float64), BatchNorm(4).double()
+    torchs: Any = (nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d)(4, dtype=torch.float64)
+    with torch.no_grad():
+        for module in (own, torchs):
+            module.weight.copy_(drawn(4, seed=1))
+            module.bias.copy_(drawn(4, seed=2))
+        torchs.running_mean.copy_(drawn(4, seed=3))
+        torchs.running_var.copy_(drawn(4, seed=4).square() + 0.1)
+    own.given = torch.stack([torchs.running_mean.clone(), torchs.running_var.clone()])
+    torch.testing.assert_close(own(inputs), torchs.eval()(inputs))
+    own.given = None
+    torch.testing.assert_close(own(inputs), torchs.train()(inputs))
+
+
+@pytest.mark.parametrize("record", ["constants", "differentiable"])
+def test_recorded_statistics_are_mean_and_biased_variance(record: Any) -> None:
+    inputs, own = drawn(7, 4, 3, 5, dtype=torch.float64).requires_grad_(), BatchNorm(4).double()
+    plain = own(inputs)
+    own.record = record
+    torch.testing.assert_close(own(inputs), plain)
+    assert own.used is not None
+    rows = inputs.permute(1, 0, 2, 3).flatten(1)
+    mean = rows.sum(1) / 105
+    variance = (rows - mean.unsqueeze(1)).square().sum(1) / 105
+    torch.testing.assert_close(own.used, torch.stack([mean, variance]), check_layout=False)
+    assert own.used.requires_grad == (record == "differentiable")
+
+
+def test_the_gradient_is_the_same_whether_statistics_are_recorded() -> None:
+    gradients = []
+    for record in ("no", "constants", "differentiable"):
+        inputs, own = drawn(5, 2, 3, 3, dtype=torch.float64).requires_grad_(), BatchNorm(2).double()
+        own.record = record  # type: ignore[assignment]
+        gradients.append(torch.autograd.grad(own(inputs).pow(3).sum(), inputs)[0])
+    torch.testing.assert_close(gradients[1], gradients[0])
+    torch.testing.assert_close(gradients[2], gradients[0])
+
+
+def test_the_gradient_flows_through_differentiable_statistics() -> None:
+    """Finite differences of a query that is normalised by the support."""
+    support, query = drawn(5, 2, dtype=torch.float64), drawn(3, 2, seed=1, dtype=torch.float64)
+    network = Network(nn.Sequential(BatchNorm(2)).double(), name="net")
+
+    def value(inputs: Tensor) -> Tensor:
+        used = network.recorded(network.parameters, inputs, differentiable=True)[1]
+        return network(network.parameters, query, statistics=used).pow(3).sum()
+
+    assert torch.autograd.gradcheck(value, (support.requires_grad_(),))
+
+
+def test_statistics_are_named_after_their_place_and_forgotten_after_use() -> None:
+    network = Network(make_encoder(EncoderConfig(num_filters=2), (1, 16, 16), generator=rng()), name="encoder")
+    inputs = drawn(6, 1, 16, 16)
+    plain = network(network.parameters, inputs)
+    _, used = network.recorded(network.parameters, inputs)
+    assert list(used) == [f"encoder.blocks.{i}.norm" for i in range(4)] == list(network.no_statistics())
+    assert {tuple(value.shape) for value in used.values()} == {(2, 2)}
+    torch.testing.assert_close(network(network.parameters, inputs, statistics=used), plain, atol=1e-5, rtol=1e-4)
+    shifted = {name: value + 1.0 for name, value in used.items()}
+    assert not torch.allclose(network(network.parameters, inputs, statistics=shifted), plain, atol=1e-2)
+    assert torch.equal(network(network.parameters, inputs), plain)
+    unseen = network(network.parameters, inputs, statistics=network.no_statistics())
+    assert not torch.allclose(unseen, plain, atol=1e-2)
+
+
+def test_a_network_is_a_function_of_its_parameters() -> None:
+    module = make_encoder(EncoderConfig(hidden_sizes=(3,)), (2,), generator=rng())
+    network, inputs = Network(module, name="encoder"), drawn(4, 2)
+    before = [parameter.clone() for parameter in module.parameters()]
+    weight, bias = drawn(3, 2, seed=1), drawn(3, seed=2)
+    assert {tuple(value.shape) for value in network.parameters.values()} == {(3, 2), (3,)}
+    given = {name: weight if value.dim() == 2 else bias for name, value in network.parameters.items()}
+    torch.testing.assert_close(network({**given, "another": drawn(1)}, inputs), torch.relu(inputs @ weight.mT + bias))
+    assert all(map(torch.equal, before, module.parameters()))
+
+
+def test_pooling_before_the_relu_equals_after_bit_for_bit() -> None:
+    block = ConvBlock(2, 5, shrink="pool", norm=True)
+    inputs = drawn(6, 2, 12, 12)
+    plain = functional.max_pool2d(torch.relu(block.norm(block.convolution(inputs))), 2)
+    assert torch.equal(block(inputs), plain)
+    assert (plain == 0).any()  # the ReLU did something
+    assert plain.shape == (6, 5, 6, 6)
+
+
+@pytest.mark.parametrize("mode", ["transductive", "none"])
+def test_conv4_is_four_blocks_of_torchs_layers(mode: Any) -> None:
+    config = EncoderConfig(encoder="conv4", num_filters=3, batch_norm=mode)
+    encoder = make_encoder(config, (2, 20, 16), generator=rng())
+    assert isinstance(encoder, Conv4)
+    inputs = drawn(5, 2, 20, 16)
+    hidden = inputs
+    for block in encoder.blocks:
+        hidden = functional.conv2d(hidden, block.convolution.weight, block.convolution.bias, padding=1)  # type: ignore
+        if mode == "none":  # each example by its own mean and variance
+            rows = hidden.flatten(1)
+            centred = rows - rows.mean(1, keepdim=True)
+            hidden = (centred / (rows.var(1, correction=0, keepdim=True) + 1e-5).sqrt()).view_as(hidden)
+        else:
+            hidden = functional.batch_norm(hidden, None, None, training=True)
+        hidden = functional.max_pool2d(torch.relu(hidden), 2)
+    torch.testing.assert_close(encoder(inputs), hidden.flatten(1), atol=1e-5, rtol=1e-4)
+    assert hidden.shape == (5, 3, 1, 1)
+
+
+def test_conv4_strided_is_mamls_network_for_omniglot() -> None:
+    encoder = make_encoder(EncoderConfig(encoder="conv4-strided", num_filters=3), (1, 28, 28), generator=rng())
+    assert isinstance(encoder, Conv4)
+    inputs = drawn(5, 1, 28, 28)
+    hidden, sizes = inputs, []
+    for block in encoder.blocks:
+        hidden = functional.conv2d(hidden, block.convolution.weight, None, stride=2, padding=1)  # type: ignore
+        hidden = torch.relu(functional.batch_norm(hidden, None, None, training=True))
+        sizes.append(hidden.shape[-1])
+    assert sizes == [14, 7, 4, 2]
+    torch.testing.assert_close(encoder(inputs), hidden.mean((2, 3)), atol=1e-5, rtol=1e-4)
+
+
+def test_channels_last_changes_no_input_in_place_and_takes_any_layout() -> None:
+    encoder = make_encoder(EncoderConfig(num_filters=2), (3, 16, 16), generator=rng())
+    inputs = drawn(4, 3, 16, 16)
+    before = inputs.clone()
+    out = encoder(inputs)
+    torch.testing.assert_close(encoder(inputs.contiguous(memory_format=torch.channels_last)), out)
+    assert torch.equal(inputs, before)
+
+
+def test_torchs_batch_norm_is_exchanged_weights_kept(own_module: str) -> None:
+    made = Foreign((2,))
+    with torch.no_grad():
+        made.body[1].weight.copy_(drawn(3))
+        made.body[1].bias.copy_(drawn(3, seed=1))
+    inputs = drawn(4, 2, 6, 6)
+    expected = made(inputs)  # in training mode: by the batch
+    names = [name for name, _ in made.named_parameters()]
+    exchanged = with_own_batch_norm(made)
+    assert isinstance(exchanged.body[1], BatchNorm)  # type: ignore[index]
+    assert [name for name, _ in exchanged.named_parameters()] == names
+    torch.testing.assert_close(exchanged(inputs), expected)
+
+
+def test_a_module_of_ones_own_by_name(own_module: str) -> None:
+    encoder = make_encoder(EncoderConfig(encoder=f"{own_module}:Foreign"), (2, 6, 6), generator=rng())
+    assert isinstance(encoder, Foreign)
+    network = Network(encoder, name="encoder")
+    assert list(network.no_statistics()) == ["encoder.body.1"]
+    assert network(network.parameters, drawn(4, 2, 6, 6)).shape == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape", "message"),
+    [
+        ({"encoder": "conv5"}, (1, 28, 28), r"agent.encoder = 'conv5'.*'?conv4'?"),
+        ({"encoder": "conv4"}, (1, 8, 28), r"agent.encoder = 'conv4': must be another for images of \(8, 28\)"),
+        ({"encoder": "conv4"}, (5,), r"agent.encoder = 'conv4': must be 'mlp'"),
+        ({"encoder": "conv4-strided"}, (5,), r"agent.encoder = 'conv4-strided': must be 'mlp'"),
+        ({"num_filters": 0}, (5,), r"agent.num_filters = 0: must be an integer >= 1"),
+        ({"hidden_sizes": (4, 0)}, (5,), r"agent.hidden_sizes = \(4, 0\): must be positive integers"),
+        ({"batch_norm": "eval"}, (5,), r"agent.batch_norm = 'eval': must be one of 'transductive', 'support'"),
+        ({"encoder": "no.such.module:Net"}, (5,), r"agent.encoder = 'no.such.module:Net': .*No module named 'no'"),
+        ({"encoder": "torch.nn:Nothing"}, (5,), r"agent.encoder = 'torch.nn:Nothing': .*Nothing"),
+        ({"encoder": "encoders_of_mine:refuses"}, (5,), r"agent.encoder = .*refuses': .*no weights for"),
+        ({"encoder": "encoders_of_mine:number"}, (5,), r"number': must be a torch.nn.Module"),
+        (
+            {"encoder": "encoders_of_mine:Foreign", "batch_norm": "none"},
+            (1, 8, 8),
+            r"agent.batch_norm = 'none': must be another mode: encoders_of_mine:Foreign has batch normalisation",
+        ),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(
+    settings: dict[str, Any], shape: tuple[int, ...], message: str, own_module: str
+) -> None:
+    with pytest.raises(InputError, match=message) as raised:
+        make_encoder(EncoderConfig(**settings), shape, generator=rng())
+    assert "\n" not in str(raised.value)
