@@ -71,8 +71,14 @@ def bounds(low: float, high: float) -> str:
 @pytest.mark.parametrize("report", [finite(), infinite()])
 def test_every_point_of_the_curve_is_a_row(report: dict[str, Any]) -> None:
     lines = [*report_lines(report)]
-    spent = "examples" if report["score"] == "mse" else "env steps"
-    assert cells(lines[1])[:6] == ["step", spent, "mean", "95 % interval", "IQM", "worst decile"]
+    assert cells(lines[1])[:6] == [
+        "step",
+        "examples" if report["score"] == "mse" else "env steps",
+        "mean",
+        "95 % interval",
+        "IQM",
+        "worst decile",
+    ]
     for k, line in enumerate(lines[2:5]):
         assert cells(line)[:6] == [
             str(k),

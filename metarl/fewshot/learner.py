@@ -234,7 +234,8 @@ class FewShotLearner(ABC, Generic[State]):
         return norm
 
     def _remember(self, statistics: Statistics) -> None:
-        """Moves the running averages towards the tasks' `statistics`, task axis leading."""
+        """Moves the running averages towards the tasks' `statistics`, task axis leading; torch's layers would keep the
+        unbiased variance."""
         for name, value in statistics.items():
             self._statistics[name] = (1.0 - MOMENTUM) * self._statistics[name] + MOMENTUM * value.mean(0)
 

@@ -4,8 +4,10 @@ Chelsea Finn, Pieter Abbeel, Sergey Levine: Model-Agnostic Meta-Learning for Fas
 ICML 2017, arXiv:1703.03400. The inner step is that of the RL agents (`metarl.inner_loop.gradient_step`) on a supervised
 loss; the meta-step is Adam on the mean query loss, through all inner steps.
 
-Differs from the paper: the last layer starts Xavier-uniform instead of from N(0, 1); stride 2 pads both sides of an
-image, TensorFlow's one.
+Differs from the authors' code: the last layer starts Xavier-uniform instead of from N(0, 1); stride 2 pads both sides
+of an image, TensorFlow's one; batch norms have a scale, and it and the shift are adapted with all weights, where theirs
+have a shift alone that no inner step changes; the loss is the mean over examples, theirs the sum divided by the shots,
+so that their inner step size of 0.4 in N ways is 0.4 N here.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ features; full-context embeddings let the support's features depend on each othe
 on the support (an LSTM with read-outs by attention).
 
 Differs from the paper: the cosine has a factor, `scale`, without which the softmax is nearly flat (from -1 to 1, the
-best possible probability of 5 classes is 0.65); the LSTM over the support sees it in an order of chance.
+best possible probability of 5 classes is 0.65); the LSTM over the support sees it in an order of chance; the
+first read-out is zero, where equation 5 with a hidden state of zero would give the support's mean.
 """
 
 from __future__ import annotations

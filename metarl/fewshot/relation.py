@@ -4,7 +4,8 @@ Flood Sung, Yongxin Yang, Li Zhang, Tao Xiang, Philip Torr, Timothy Hospedales: 
 for Few-Shot Learning. CVPR 2018, arXiv:1711.06025. A class is the sum of its examples' feature maps; a small
 convolutional network scores each pair of class and query from 0 to 1.
 
-Differs from the paper: all convolutions keep the size (padding 1) where the authors' first two do not.
+Differs from the paper: all convolutions keep the size (padding 1) where the authors' first two do not;
+cross-entropy is that of the scores before the sigmoid.
 """
 
 from __future__ import annotations

@@ -155,3 +155,21 @@ def test_misfits_are_refused(new_learner: Any) -> None:
         new_learner(Proto, ExampleSpaces((1,), 1, False))
     with pytest.raises(InputError, match=r"^agent.encoder = 'torch.nn:Identity': must be one that has parameters"):
         new_learner(Proto, PLANE, encoder="torch.nn:Identity")
+
+
+@pytest.mark.parametrize("mode", ["transductive", "support", "running", "none"])
+def test_the_modes_statistics_normalise_the_support_too(
+    mode: Any, new_learner: Any, new_batches: Any, as_episodes: Any
+) -> None:
+    """Running averages where these are kept, so that a class's prototype does not depend on the other classes; else the
+    support's own."""
+    spaces = ExampleSpaces((1, 16, 16), 3, True, train_ways=3)
+    learner = new_learner(Proto, spaces, num_filters=3, batch_norm=mode)
+    support, query = new_batches(shape=(1, 16, 16))
+    learner.meta_update(as_episodes(support, query))
+    state = learner.adapt(learner.begin(2), support, step=0)
+    statistics = learner.state_dict()["statistics"] if mode == "running" else None
+    for task in range(2):
+        features = learner.encoder(learner.parameters, support.inputs[task], statistics=statistics)
+        expected = [features[support.targets[task] == label].mean(0) for label in range(3)]
+        torch.testing.assert_close(state.memory[task], torch.stack(expected), atol=1e-5, rtol=1e-4)
