@@ -22,11 +22,13 @@ from metarl.adam import Moments, adam_step, no_moments
 from metarl.episodes import Episodes, Examples, to_device, tree_map, tree_zip
 from metarl.errors import require
 from metarl.examples import ExampleSpaces
+from metarl.fewshot.compiled import Compiled
 from metarl.fewshot.encoders import MOMENTUM, EncoderConfig, Network, Statistics, make_encoder
 from metarl.inner_loop import Parameters, over_tasks
 from metarl.learner import ScoreName, Unit
 
-Execution = Literal["auto", "loop", "vmap"]
+Execution = Literal["auto", "loop", "vmap", "compiled"]
+EXECUTIONS = ("auto", "loop", "vmap", "compiled")
 State = TypeVar("State")
 
 
@@ -42,7 +44,9 @@ class FewShotConfig(EncoderConfig):
     """Elements of the meta-gradient are cut off at plus and minus this; None = not."""
     execution: Execution = "auto"
     """How the tasks of a meta-batch are computed: loop = one by one, side by side on the cores of a CPU; vmap = in
-    batched operations; auto = loop for convolutions on a CPU, which batched would be grouped and slow, else vmap."""
+    batched operations; compiled = as loop, meta-gradients by a graph that torch.compile makes in about a minute, which
+    repays itself in long runs of the strided network; auto = loop for convolutions on a CPU, which batched would be
+    grouped and slow, else vmap."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,8 +55,8 @@ class FewShotConfig(EncoderConfig):
         require(every is None or every >= 1, "agent.halve_lr_every", every, "an integer >= 1, or left out")
         clip = self.clip_gradient
         require(clip is None or 0.0 < clip < math.inf, "agent.clip_gradient", clip, "a positive number, or left out")
-        allowed = "'auto', 'loop' or 'vmap'"
-        require(self.execution in ("auto", "loop", "vmap"), "agent.execution", self.execution, allowed)
+        allowed = "one of " + ", ".join(map(repr, EXECUTIONS))
+        require(self.execution in EXECUTIONS, "agent.execution", self.execution, allowed)
 
 
 class ExampleBatch(NamedTuple):
@@ -116,6 +120,8 @@ class FewShotLearner(ABC, Generic[State]):
         require(bool(self._parameters), "agent.encoder", config.encoder, "one that has parameters: nothing else learns")
         self._moments = no_moments(self._parameters)
         self._num_updates = 0
+        # An episode's loss in training reads the parameters and the data it is given, and settings: it can be compiled.
+        self._gradient = Compiled(torch.func.grad(self.episode_loss, has_aux=True))
 
     def _make_encoder(self, generator: torch.Generator) -> nn.Module:
         return make_encoder(self.config, self.spaces.input_shape, generator=generator)
@@ -160,6 +166,8 @@ class FewShotLearner(ABC, Generic[State]):
         return {"batch_norm": self.config.batch_norm} if self._statistics else {}
 
     def to(self, device: torch.device | str) -> Self:
+        only_cpu = self.config.execution != "compiled" or torch.device(device).type == "cpu"
+        require(only_cpu, "agent.execution", "compiled", f"'auto', 'loop' or 'vmap' on {device}")
         self._parameters, self._statistics, self._moments = to_device(
             (self._parameters, self._statistics, self._moments), device
         )
@@ -200,9 +208,12 @@ class FewShotLearner(ABC, Generic[State]):
 
     def meta_gradient(self, support: tuple[ExampleBatch, ...], query: ExampleBatch) -> tuple[Parameters, Outcome]:
         """The mean over tasks of the loss's gradient, and each task's outcome, task axis leading."""
-        differentiate = torch.func.grad(self.episode_loss, has_aux=True)
-        shared = self._expanded(len(query.inputs))
-        per_task, outcome = self._lift(differentiate, shared, support, query)
+        arguments = (self._expanded(len(query.inputs)), support, query)
+        if self.config.execution == "compiled":
+            self._gradient.prepare(*tree_map(operator.itemgetter(0), arguments))
+            per_task, outcome = self._lift(self._gradient, *arguments)
+        else:
+            per_task, outcome = self._lift(torch.func.grad(self.episode_loss, has_aux=True), *arguments)
         return {name: value.mean(0) for name, value in per_task.items()}, tree_map(Tensor.detach, outcome)
 
     def _expanded(self, num_tasks: int, parameters: Mapping[str, Tensor] | None = None) -> Parameters:
@@ -212,6 +223,8 @@ class FewShotLearner(ABC, Generic[State]):
     def _lift(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """`function`, written for one task, over the leading axis of all tensors in `arguments`."""
         mode, on_cpu = self.config.execution, self.device.type == "cpu"
+        if mode == "compiled":
+            mode = "loop"
         if mode == "auto":
             mode = "loop" if on_cpu and len(self.spaces.input_shape) > 1 else "vmap"
         if mode == "vmap" or on_cpu:

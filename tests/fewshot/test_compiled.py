@@ -1,0 +1,112 @@
+"""A compiled meta-gradient is the one that the loop computes."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from metarl.errors import InputError
+from metarl.examples import ExampleSpaces
+from metarl.fewshot.compiled import Compiled
+from metarl.fewshot.learner import ExampleBatch
+from metarl.fewshot.maml import MAML, MAMLConfig
+from metarl.fewshot.meta_sgd import MetaSGD, MetaSGDConfig
+from metarl.fewshot.proto import Proto, ProtoConfig
+
+SPACES = ExampleSpaces((3,), 2, discrete=True, train_ways=2)
+IMAGES = ExampleSpaces((1, 16, 16), 2, discrete=True, train_ways=2)
+
+
+def batch(count: int, shape: tuple[int, ...], seed: int) -> ExampleBatch:
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.arange(2).repeat(count).expand(3, -1).contiguous()
+    inputs = torch.rand(3, 2 * count, *shape, generator=random, dtype=torch.float64)
+    return ExampleBatch(inputs, labels, torch.zeros_like(labels))
+
+
+def gradient(kind: Any, config: Any, spaces: ExampleSpaces, **settings: Any) -> tuple[Any, Any]:
+    learner = kind(config(**settings), spaces, generator=torch.Generator().manual_seed(0))
+    learner._parameters = {name: value.double() for name, value in learner.parameters.items()}
+    shape = spaces.input_shape
+    results = []
+    for count in (1, 2, 1):  # the shapes change and come back
+        results.append(learner.meta_gradient((batch(count, shape, 1),), batch(3, shape, 2)))
+    return learner, results
+
+
+CASES = [
+    (MAML, MAMLConfig, SPACES, {"hidden_sizes": (4,)}),
+    (MetaSGD, MetaSGDConfig, SPACES, {"hidden_sizes": (4,)}),
+    (MAML, MAMLConfig, IMAGES, {"num_filters": 2, "batch_norm": "support"}),
+    (Proto, ProtoConfig, IMAGES, {"num_filters": 2, "batch_norm": "running"}),
+]
+
+
+def assert_equal_to_the_loop(kind: Any, config: Any, spaces: ExampleSpaces, settings: dict[str, Any]) -> Any:
+    learner, compiled = gradient(kind, config, spaces, execution="compiled", **settings)
+    _, looped = gradient(kind, config, spaces, execution="loop", **settings)
+    for (here, outcome), (there, expected) in zip(compiled, looped, strict=True):
+        for name, value in there.items():
+            torch.testing.assert_close(here[name], value, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(outcome.loss, expected.loss)
+        assert outcome.statistics.keys() == expected.statistics.keys()
+        for name, value in expected.statistics.items():
+            torch.testing.assert_close(outcome.statistics[name], value)
+    return learner
+
+
+@pytest.mark.parametrize("case", CASES, ids=["maml", "meta-sgd", "maml-support", "proto-running"])
+def test_a_traced_gradient_is_the_loops(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda graph, **settings: graph)
+    learner = assert_equal_to_the_loop(*case)
+    assert len(learner._gradient._graphs) == 2  # one for each shape
+
+
+def test_parameters_are_no_constants_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda graph, **settings: graph)
+    learner = MAML(MAMLConfig(execution="compiled"), SPACES, generator=torch.Generator().manual_seed(0))
+    data = ExampleBatch(*(part.float() if part.is_floating_point() else part for part in batch(2, (3,), 0)))
+    first, _ = learner.meta_gradient((data,), data)
+    learner._descend(first)
+    second, _ = learner.meta_gradient((data,), data)
+    assert not torch.equal(first["head.weight"], second["head.weight"])
+
+
+def test_without_a_compiler_the_traced_graph_serves_and_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(leaves: Any) -> Any:
+        raise RuntimeError("no C++\ncompiler")
+
+    monkeypatch.setattr(torch, "compile", lambda graph, **settings: fail)
+    with caplog.at_level(logging.WARNING):
+        assert_equal_to_the_loop(*CASES[0])
+    told = "agent.execution = 'compiled': not compiled, the tasks run slower: no C++ compiler"
+    assert [record.getMessage() for record in caplog.records] == [told] * 2
+
+
+def test_the_number_of_threads_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(torch, "compile", lambda graph, **settings: graph)
+    compiled = Compiled(lambda value: (seen.append(torch.get_num_threads()), value * 2.0)[1])
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    compiled.prepare(torch.ones(2))
+    assert seen == [1]
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+    assert torch.equal(compiled(torch.full((2,), 3.0)), torch.full((2,), 6.0))
+
+
+def test_it_is_for_the_cpu() -> None:
+    learner = MAML(MAMLConfig(execution="compiled"), SPACES, generator=torch.Generator())
+    with pytest.raises(InputError, match=r"^agent.execution = 'compiled': must be 'auto', 'loop' or 'vmap' on meta$"):
+        learner.to("meta")
+
+
+@pytest.mark.slow
+def test_a_compiled_gradient_is_the_loops() -> None:
+    assert_equal_to_the_loop(*CASES[0])
