@@ -4,8 +4,8 @@ Omniglot's 5-way 1-shot with 32 tasks and 64 filters, on images of noise: Conv-4
 class, and with stride 2 and one query a class. Every contender computes the same meta-gradient on the same cores. The
 plain loop is torch's autograd over one task after another, its convolutions on all cores; ours is each way of
 `--agent.execution`, and beside it stands the plain loop's loss of one task through torch.compile, where there is a C++
-compiler. Rows of peers appear where these are installed (pip install torchopt higher). The last rows say what share of the
-machine's rate for matrix products is reached, and what episodes of characters cost to draw.
+compiler. Rows of peers appear where these are installed (pip install torchopt higher). The last rows say what share of
+this machine's rate for matrix products is reached, and what episodes of characters cost to draw.
 
     python scripts/benchmark_fewshot.py                    ten minutes on two cores, of which compiling takes four
     python scripts/benchmark_fewshot.py --quick            8 tasks, without compiling: a noisier answer within a minute

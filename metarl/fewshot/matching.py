@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from torch.nn import functional
 from metarl.errors import require
 from metarl.fewshot.encoders import Network, Statistics
 from metarl.fewshot.learner import one_hot
-from metarl.fewshot.metric import MetricConfig, MetricLearner
+from metarl.fewshot.metric import MetricConfig, MetricLearner, Remembered
 from metarl.inner_loop import Parameters
 
 LEAST_PROBABILITY = 1e-6
@@ -47,13 +46,6 @@ class MatchingConfig(MetricConfig):
         require(0.0 < self.scale < math.inf, "agent.scale", self.scale, "a positive number")
         steps = self.processing_steps
         require(steps >= 1, "agent.processing_steps", steps, "an integer >= 1")
-
-
-class Remembered(NamedTuple):
-    """Of ONE task: features [E, D], with full context or without, and label vectors [E, W]."""
-
-    features: Tensor
-    labels: Tensor
 
 
 class Matching(MetricLearner):

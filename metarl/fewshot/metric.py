@@ -54,6 +54,18 @@ class Known(NamedTuple):
     statistics: Statistics
 
 
+class Remembered(NamedTuple):
+    """What is kept of ONE task by learners that compare with every example of it.
+
+    Attributes:
+        features: [E, D].
+        labels: [E, W], ones and zeros.
+    """
+
+    features: Tensor
+    labels: Tensor
+
+
 class MetricLearner(FewShotLearner[Known]):
     """A learner but for what it remembers of features, and how it compares others with it."""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,20 +18,13 @@ from torch.nn import functional
 
 from metarl.fewshot.encoders import Network, Statistics
 from metarl.fewshot.learner import ExampleBatch, Outcome, joined, one_hot, score_of
-from metarl.fewshot.metric import MetricConfig, MetricLearner
+from metarl.fewshot.metric import MetricConfig, MetricLearner, Remembered
 from metarl.inner_loop import Parameters
 
 
 @dataclass(frozen=True)
 class SiameseConfig(MetricConfig):
     """Settings of a Siamese network."""
-
-
-class Remembered(NamedTuple):
-    """Of ONE task: features [E, D] and label vectors [E, W]."""
-
-    features: Tensor
-    labels: Tensor
 
 
 class Siamese(MetricLearner):
