@@ -253,7 +253,7 @@ def test_batches_of_one_task_are_joined_along_the_examples(new_batches: Any, tas
         ({"outer_lr": 0.0}, "agent.outer_lr = 0.0: must be a positive number"),
         ({"halve_lr_every": 0}, "agent.halve_lr_every = 0: must be an integer >= 1, or left out"),
         ({"clip_gradient": -1.0}, "agent.clip_gradient = -1.0: must be a positive number, or left out"),
-        ({"execution": "parallel"}, "agent.execution = 'parallel': must be 'auto', 'loop' or 'vmap'"),
+        ({"execution": "parallel"}, "agent.execution = 'parallel': must be one of 'auto', 'loop', 'vmap', 'compiled'"),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(settings: dict[str, Any], message: str) -> None:
