@@ -4,9 +4,9 @@ The characters come with MetaRL (`metarl/fewshot/data/glyphs`): nothing is downl
 accuracy of 0.49 on five characters, one example each; a prototypical network is expected far above.
 
     python scripts/train_glyphs.py --agent proto --preset quick      about two minutes on two cores
-    python scripts/train_glyphs.py --agent maml --preset quick       about three minutes
-    python scripts/train_glyphs.py --agent proto                     the default preset, half an hour
-    python scripts/train_glyphs.py --agent maml                      the default preset, hours
+    python scripts/train_glyphs.py --agent maml --preset quick       some minutes (an estimate)
+    python scripts/train_glyphs.py --agent proto                     the default preset, half an hour (an estimate)
+    python scripts/train_glyphs.py --agent maml                      the default preset, hours (an estimate)
 
 Every flag of `metarl train` works: `--help` lists them.
 """

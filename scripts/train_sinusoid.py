@@ -4,7 +4,7 @@ One network for all waves cannot know which it is asked for: its mean squared er
 near 3. Expect less than 1 after one gradient step of MAML, and less with every further one.
 
     python scripts/train_sinusoid.py --preset quick            within a minute
-    python scripts/train_sinusoid.py                           the paper's 70,000 iterations, some six minutes
+    python scripts/train_sinusoid.py                           the paper's 70,000 iterations, six minutes or more
     python scripts/train_sinusoid.py --agent fine-tune         the baseline: joint training, then gradient steps
 
 Every flag of `metarl train` works: `--help` lists them.
