@@ -2,7 +2,7 @@
 
     python scripts/compare_sinusoid.py --runs runs/sinusoid --json sinusoid.json --picture sinusoid.png
 
-Trains each learner with its preset into a folder of its own (six minutes or more each; a folder that holds a finished run
+Trains each learner with its preset into a folder of its own (minutes each; a folder that holds a finished run
 is used as it is) and tests all of them on the same 600 waves and points. The oracle is told amplitude and phase: it has
 nothing to adapt to and is drawn as a line.
 """

@@ -3,8 +3,8 @@
 Bring the files: `--task.root FOLDER` (or METARL_DATA) with the two official zip files, the folders they unpack to, or a
 packed omniglot28.npz. Published accuracies on five characters, one example each, are 0.97 to 0.99.
 
-    python scripts/train_omniglot.py --agent proto --task.root data      60-way training; took 104 minutes of a shared core
-    python scripts/train_omniglot.py --agent maml --task.root data       the paper's 60,000 iterations; hours (an estimate)
+    python scripts/train_omniglot.py --agent proto --task.root data      60-way training, 104 minutes on one core
+    python scripts/train_omniglot.py --agent maml --task.root data       the paper's 60,000 iterations; hours, not timed
 
 Every flag of `metarl train` works: `--help` lists them.
 """
