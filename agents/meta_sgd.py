@@ -10,6 +10,9 @@ step on (theta, alpha), whose Fisher matrix says how far each of them moves the 
 
 from __future__ import annotations
 
+import copy
+from typing import Self
+
 import torch
 
 from metarl.agents.maml import MAML
@@ -30,6 +33,14 @@ class MetaSGD(MAML):
     def step_size(self, step: int) -> float:
         """The factor on the learned step sizes."""
         return 1.0 if step < self.config.num_adaptation_steps else self.config.later_step_scale
+
+    def with_step_scale(self, factor: float) -> Self:
+        scaled = copy.copy(self)
+        scaled._parameters = {
+            name: factor * value if name.startswith(LEARNED_STEP_SIZE) else value
+            for name, value in self._parameters.items()
+        }
+        return scaled
 
     def meta_update(self, episodes: Episodes[Parameters, PolicyBatch]) -> dict[str, float]:
         metrics = super().meta_update(episodes)

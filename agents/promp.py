@@ -24,7 +24,16 @@ from metarl.errors import require
 from metarl.inner_loop import Parameters, gradient_step, over_tasks
 from metarl.learner import Spaces
 from metarl.networks import Activation, Distribution
-from metarl.policy_gradient import AdaptivePolicy, PolicyBatch, PolicyConfig, flatten, kl_from, live_mean, surrogate
+from metarl.policy_gradient import (
+    AdaptivePolicy,
+    PolicyBatch,
+    PolicyConfig,
+    clipped_surrogate,
+    flatten,
+    kl_from,
+    live_mean,
+    surrogate,
+)
 
 
 @dataclass(frozen=True)
@@ -149,12 +158,3 @@ class ProMP(AdaptivePolicy):
             chunk_size = self.chunk_size(batch.num_steps)
             found.append(over_tasks(self.distribution, state, batch.observations, chunk_size=chunk_size))
         return tuple(found)
-
-
-def clipped_surrogate(ratio: Tensor, batch: PolicyBatch, clip_range: float) -> Tensor:
-    """For ONE task: mean over live steps of min(r A, clip(r, 1 - clip_range, 1 + clip_range) A).
-
-    Reference: Schulman et al. 2017, arXiv:1707.06347, equation 7.
-    """
-    clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
-    return live_mean(torch.minimum(ratio * batch.advantages, clipped * batch.advantages), batch.mask)

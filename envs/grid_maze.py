@@ -160,6 +160,9 @@ class GridMaze(EnvTaskDistribution[MazeTask]):
         shape = (self.size, self.size)
         return GridMazeEnv(num_envs, shape=shape, view=self.view, reward=self.reward, horizon=self.horizon)
 
+    def task_features(self, task: MazeTask) -> NDArray[np.float32]:
+        return task.features()
+
     def scene(self, task: MazeTask) -> Scene:
         """Cells are unit squares, the maze's middle is (0, 0)."""
         shape, half = (self.size, self.size), self.size / 2.0

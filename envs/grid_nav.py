@@ -118,6 +118,12 @@ class GridNav(EnvTaskDistribution[GoalCell]):
     def make_vector_env(self, num_envs: int, *, num_threads: int = 0) -> GridNavEnv:
         return GridNavEnv(num_envs, size=self.size, horizon=self.horizon)
 
+    def task_features(self, task: GoalCell) -> NDArray[np.float32]:
+        """The goal's cell as the agent's own is observed: one-hot."""
+        features = np.zeros(self.size**2, np.float32)
+        features[self.size * task.y + task.x] = 1.0
+        return features
+
     def scene(self, task: GoalCell) -> Scene:
         """Cells are unit squares, (0, 0) the corner of the first."""
         size, edge = float(self.size), 0.1

@@ -116,6 +116,9 @@ class MazeTasks(EnvTaskDistribution[MazeTask]):
     splits = "disjoint"
     env: ClassVar[type[MazeEnv]]
 
+    def task_features(self, task: MazeTask) -> NDArray[np.float32]:
+        return task.features()
+
     def scene(self, task: MazeTask) -> Scene:
         shape, size = task.layout.walls.shape, self.env.cell_size
         boxes = wall_boxes(task.layout, size, 1.0)[..., :2]

@@ -110,6 +110,10 @@ class MazeTask:
             if self.layout.walls[row, column]:
                 raise ValueError(f"{name} {row, column} of {self.layout} is a wall")
 
+    def features(self) -> NDArray[np.float32]:
+        """Walls row by row, 1 where there is one, then start and goal."""
+        return np.concatenate([self.layout.walls.ravel(), self.start, self.goal]).astype(np.float32)
+
 
 def generate(
     rng: np.random.Generator, num_rows: int, num_columns: int, *, split: Split, open_walls: float = 0.15

@@ -22,10 +22,12 @@ from metarl.learner import Learner, ScoreName, Unit
 from metarl.paths import PathRecorder, Paths
 from metarl.seeds import Purpose, Seeds, generator
 from metarl.statistics import Array, bootstrap, interquartile_mean, stratified_bootstrap, worst_decile
-from metarl.tasks import TaskDistribution
+from metarl.tasks import Split, TaskDistribution
 
 SCHEMA_VERSION = 1
 EVALUATION_SEED = 1_000_003
+VALIDATION_SEED = EVALUATION_SEED + 2
+STEP_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 _logger = logging.getLogger(__name__)
 
@@ -142,6 +144,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int | None = None,
     on_batch: Callable[[int, int], None] | None = None,
+    split: Split = "test",
 ) -> AdaptationCurve:
     """Adapts to test tasks and scores the learner before and after every step.
 
@@ -157,10 +160,12 @@ def evaluate(
         seed: evaluation has random numbers of its own, separate from training's, and the same whatever was trained.
         batch_size: episodes at a time; None for all.
         on_batch: called with (episodes done, episodes in all).
+        split: "train" for validation tasks, from the training split, with random numbers of their own.
     """
-    finite = distribution.all_tasks("test")
-    rng = generator(seed, EVALUATION_SEED, Purpose.EVALUATION_TASKS)
-    tasks = distribution.sample(num_tasks, rng, split="test") if finite is None else finite
+    finite = distribution.all_tasks(split)
+    key = EVALUATION_SEED if split == "test" else VALIDATION_SEED
+    rng = generator(seed, key, Purpose.EVALUATION_TASKS)
+    tasks = distribution.sample(num_tasks, rng, split=split) if finite is None else finite
     replicates = 1 if finite is None else max(1, num_tasks // len(tasks))
     episodes = [task for task in tasks for _ in range(replicates)]
     size = batch_size or len(episodes)
@@ -178,7 +183,7 @@ def evaluate(
 
     for start in range(0, len(episodes), size):
         batch = episodes[start : start + size]
-        seeds = Seeds(seed, EVALUATION_SEED, tuple(range(start, start + len(batch))), evaluation=True)
+        seeds = Seeds(seed, key, tuple(range(start, start + len(batch))), evaluation=True)
         watch = functools.partial(record, start)
         done = run_episodes(learner, collector, batch, seeds, num_steps=num_steps, on_scored=watch)
         scores.append(_curve(done.scores))
@@ -200,6 +205,41 @@ def evaluate(
         success=success.reshape(-1, len(tasks), replicates) if told else None,
         paths=recorder.paths(),
     )
+
+
+def choose_step_scale(
+    learner: Learner[Any, Any, Any],
+    collector: Collector[Any, Any],
+    distribution: TaskDistribution[Any],
+    *,
+    num_tasks: int = 40,
+    num_steps: int = 3,
+    seed: int = 0,
+) -> tuple[Any, dict[float, float]]:
+    """Chooses the size of the test-time steps on validation tasks: the best mean score after steps 1 to `num_steps`.
+
+    Args:
+        learner: any learner; one without `with_step_scale`, which takes no gradient steps, stays as it is.
+        collector: brings its data.
+        distribution: the task distribution.
+        num_tasks: validation episodes.
+        num_steps: K.
+        seed: as in `evaluate`.
+
+    Returns:
+        The learner with the best of `STEP_SCALES` as the factor on its steps, and the score of each; none were tried if
+        that is empty.
+    """
+    if num_steps < 1 or not hasattr(learner, "with_step_scale"):
+        return learner, {}
+    sign = -1.0 if learner.score_name == "mse" else 1.0
+    scores = {}
+    for factor in STEP_SCALES:
+        scaled = learner.with_step_scale(factor)
+        settings: dict[str, Any] = {"num_tasks": num_tasks, "num_steps": num_steps, "seed": seed, "split": "train"}
+        scores[factor] = float(evaluate(scaled, collector, distribution, **settings).mean[1:].mean())
+    best = max(scores, key=lambda factor: sign * scores[factor])
+    return learner.with_step_scale(best), scores
 
 
 def _finite(values: Array, score: ScoreName) -> Array:

@@ -18,10 +18,11 @@ from typing import Any, NoReturn, TypeVar, cast
 import gymnasium
 import numpy as np
 from gymnasium.vector import SyncVectorEnv
+from numpy.typing import NDArray
 
 from metarl.errors import InputError, RunError, environment_fault
 from metarl.learner import Spaces
-from metarl.tasks import EnvTaskDistribution, TaskVectorEnv
+from metarl.tasks import EnvTaskDistribution, Scene, Split, TaskVectorEnv
 
 Result = TypeVar("Result")
 
@@ -69,6 +70,88 @@ class GymnasiumTasks:
 
     def close(self) -> None:
         self._vector.close()
+
+
+class TaskInObservation(EnvTaskDistribution[Any]):
+    """A distribution whose environments end every observation with the features of their task: an oracle's.
+
+    Args:
+        tasks: the distribution; its `task_features` say what is told.
+        timeout: as in `GymnasiumTasks`, for those of its environments that are stepped one by one.
+
+    Raises:
+        InputError: if the tasks cannot be told as numbers.
+    """
+
+    def __init__(self, tasks: EnvTaskDistribution[Any], *, timeout: float | None = None) -> None:
+        self.tasks = tasks
+        self.splits = tasks.splits
+        self.horizon = tasks.horizon
+        self._timeout = timeout
+        self._num_features = len(self.task_features(tasks.sample(1, np.random.default_rng(0))[0]))
+
+    def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Any]:
+        return self.tasks.sample(num_tasks, rng, split=split)
+
+    def all_tasks(self, split: Split = "test") -> list[Any] | None:
+        return self.tasks.all_tasks(split)
+
+    def task_features(self, task: Any) -> NDArray[np.float32]:
+        try:
+            return self.tasks.task_features(task)
+        except TypeError as error:
+            raise InputError(f"task = {type(self.tasks).__name__}: {error}") from error
+
+    def make_vector_env(self, num_envs: int, *, num_threads: int) -> TaskVectorEnv:
+        native = self.tasks.make_vector_env(num_envs, num_threads=num_threads)
+        env = GymnasiumTasks(self.tasks, num_envs, timeout=self._timeout) if native is None else native
+        return _TellingEnv(env, self.task_features, self._num_features)
+
+    def scene(self, task: Any) -> Scene | None:
+        return self.tasks.scene(task)
+
+    def positions(self, observations: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
+        return self.tasks.positions(observations[..., : observations.shape[-1] - self._num_features])
+
+
+class _TellingEnv:
+    """`env` with the features of its tasks at the end of its observations."""
+
+    def __init__(self, env: TaskVectorEnv, features: Callable[[Any], NDArray[np.float32]], num_features: int) -> None:
+        space = env.single_observation_space
+        size = spaces_of(env).observation_size
+        assert isinstance(space, gymnasium.spaces.Box)
+        bounds = ((space.low, -np.inf), (space.high, np.inf))
+        low, high = (np.pad(ends.astype(np.float32), (0, num_features), constant_values=end) for ends, end in bounds)
+        told = gymnasium.spaces.Box(low, high, (size + num_features,), np.float32)
+        self.single_observation_space: gymnasium.Space[Any] = told
+        self.single_action_space = env.single_action_space
+        self.num_envs = env.num_envs
+        self._env = env
+        self._features_of = features
+        self._features = np.zeros((env.num_envs, num_features), np.float32)
+
+    def set_tasks(self, tasks: Sequence[Any]) -> None:
+        self._env.set_tasks(tasks)
+        known: dict[int, NDArray[np.float32]] = {}  # trajectories of one task share it
+        for i, task in enumerate(tasks):
+            self._features[i] = known.setdefault(id(task), self._features_of(task))
+
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        observations, infos = self._env.reset(seed=seed, options=options)
+        return self._told(observations), infos
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        observations, *rest = self._env.step(actions)
+        return self._told(observations), *rest
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _told(self, observations: Any) -> NDArray[Any]:
+        return np.concatenate([observations, self._features], axis=1)
 
 
 def spaces_of(env: TaskVectorEnv) -> Spaces:

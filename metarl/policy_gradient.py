@@ -6,6 +6,7 @@ and what the adapted state holds.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -236,6 +237,12 @@ class AdaptivePolicy(ABC):
         later = step >= self.config.num_adaptation_steps
         return self.config.inner_lr * (self.config.later_step_scale if later else 1.0)
 
+    def with_step_scale(self, factor: float) -> Self:
+        """This learner, whose test-time steps are `factor` times as large; what was trained is shared."""
+        scaled = copy.copy(self)
+        scaled.config = replace(self.config, inner_lr=factor * self.config.inner_lr)
+        return scaled
+
     def chunk_size(self, num_steps: int) -> int:
         """Tasks per pass over the data at most, of `num_steps` steps each."""
         return max(1, self.config.chunk_steps // max(1, num_steps))
@@ -268,6 +275,15 @@ def surrogate(distribution: Distribution, batch: PolicyBatch) -> Tensor:
     """For ONE task: mean over live steps of pi(a|s) / pi_behaviour(a|s) A."""
     log_probs = distribution.log_prob(batch.actions)
     return live_mean((log_probs - batch.log_probs).exp() * batch.advantages, batch.mask)
+
+
+def clipped_surrogate(ratio: Tensor, batch: PolicyBatch, clip_range: float) -> Tensor:
+    """For ONE task: mean over live steps of min(r A, clip(r, 1 - clip_range, 1 + clip_range) A).
+
+    Reference: Schulman et al. 2017, arXiv:1707.06347, equation 7.
+    """
+    clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
+    return live_mean(torch.minimum(ratio * batch.advantages, clipped * batch.advantages), batch.mask)
 
 
 def dice(distribution: Distribution, batch: PolicyBatch) -> Tensor:

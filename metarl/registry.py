@@ -52,7 +52,14 @@ AGENTS: dict[str, str] = {
     "anil": "metarl.agents.anil:ANIL",
     "cavia": "metarl.agents.cavia:CAVIA",
     "rl2": "metarl.agents.rl2:RL2",
+    "random-init": "metarl.agents.random_init:RandomInit",
+    "pretrained": "metarl.agents.pretrained:Pretrained",
+    "task-blind": "metarl.agents.task_blind:TaskBlind",
+    "oracle": "metarl.agents.oracle:Oracle",
+    "expert": "metarl.agents.expert:Expert",
 }
+BASELINES = frozenset({"random-init", "pretrained", "task-blind", "oracle", "expert"})
+"""Agents whose presets are those of `maml`, with the changes of `presets/baselines/<agent>.toml`."""
 LEARNERS: dict[str, str] = {
     "maml": "metarl.fewshot.maml:MAML",
     "fomaml": "metarl.fewshot.fomaml:FOMAML",
@@ -150,7 +157,7 @@ def kind_of_agent(task: type[TaskDistribution[Any]], task_name: str, agent_name:
 
 def presets(task_name: str, agent_name: str) -> list[str]:
     """The presets shipped for (task, agent); "default" comes first."""
-    return _presets_by_agent(task_name).get(agent_name, [])
+    return _presets_by_agent(task_name).get("maml" if agent_name in BASELINES else agent_name, [])
 
 
 def preset_table(task_name: str, agent_name: str, preset: str) -> dict[str, dict[str, Any]]:
@@ -164,9 +171,14 @@ def preset_table(task_name: str, agent_name: str, preset: str) -> dict[str, dict
         if preset == "default":
             return {}
         raise unknown_name(f"preset for {task_name} with {agent_name}", preset, {*known, "default"})
+    folder = resources.files("metarl") / "presets"
     variant = "" if preset == "default" else f".{preset}"
-    file = resources.files("metarl") / "presets" / task_name / f"{agent_name}{variant}.toml"
-    return tomllib.loads(file.read_text(encoding="utf-8"))
+    like = "maml" if agent_name in BASELINES else agent_name
+    table = tomllib.loads((folder / task_name / f"{like}{variant}.toml").read_text(encoding="utf-8"))
+    if agent_name in BASELINES:
+        changes = tomllib.loads((folder / "baselines" / f"{agent_name}.toml").read_text(encoding="utf-8"))
+        return {name: {**table.get(name, {}), **changes.get(name, {})} for name in {**table, **changes}}
+    return table
 
 
 def entries() -> dict[str, list[dict[str, Any]]]:

@@ -18,6 +18,7 @@ from metarl.errors import InputError, require
 from metarl.evaluation import AdaptationCurve, adaptation_controls, evaluate_baseline
 from metarl.examples import ExampleCollector, ExampleTaskDistribution
 from metarl.files import WriteError, write_atomically, writing
+from metarl.gymnasium_tasks import TaskInObservation
 from metarl.learner import Learner
 from metarl.paths import paths_to_json
 from metarl.rollout import RolloutCollector
@@ -44,15 +45,19 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
     if not isinstance(config.task, EnvTaskDistribution):
         return _build_few_shot(config, device, callbacks)
 
+    timeout = config.trainer.environment_timeout
+    observed = getattr(_kind(config), "observes_task", False)
+    distribution = TaskInObservation(config.task, timeout=timeout) if observed else config.task
+
     def collector_of(num_trajectories: int, min_live_steps: int | None = None) -> RolloutCollector:
         return RolloutCollector(
-            config.task,
+            distribution,
             num_trajectories=num_trajectories,
             min_live_steps=min_live_steps,
             num_threads=config.trainer.num_threads,
             device=device,
             act_device=device if config.trainer.act_device == "learner" else "cpu",
-            environment_timeout=config.trainer.environment_timeout,
+            environment_timeout=timeout,
         )
 
     collector = collector_of(agent.num_trajectories)
@@ -68,7 +73,7 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
     return Trainer(
         learner=learner.to(device),
         collector=ShuffledTasks(collector, num_steps=learner.num_adaptation_steps) if shuffled else collector,
-        distribution=config.task,
+        distribution=distribution,
         config=config.trainer,
         evaluation=config.evaluation,
         callbacks=callbacks,
@@ -94,8 +99,11 @@ def _build_few_shot(config: RunConfig, device: torch.device, callbacks: tuple[Ca
 def _learner(config: RunConfig, spaces: Any) -> Any:
     """A new learner, its weights drawn by the run's seed."""
     seed = int(generator(config.trainer.seed, 0, Purpose.INITIALISE).integers(2**63))
-    kind = registry.load_agent_for(type(config.task), config.task_name, config.agent_name)
-    return kind(config.agent, spaces, generator=torch.Generator().manual_seed(seed))
+    return _kind(config)(config.agent, spaces, generator=torch.Generator().manual_seed(seed))
+
+
+def _kind(config: RunConfig) -> type[Any]:
+    return registry.load_agent_for(type(config.task), config.task_name, config.agent_name)
 
 
 def train(

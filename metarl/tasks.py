@@ -7,8 +7,8 @@ an explicit generator and has a `train` and a `test` split.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -115,6 +115,13 @@ class EnvTaskDistribution(TaskDistribution[Task]):
         """
         return None
 
+    def task_features(self, task: Task) -> NDArray[np.float32]:
+        """`task` as a vector of one length for all tasks: what an oracle is told of it.
+
+        By default all numbers that the task holds, in order, however they are nested.
+        """
+        return np.array(list(_numbers(task)), np.float32)
+
     def scene(self, task: Task) -> Scene | None:
         """What there is to see of `task` from above, or None: then nothing is drawn. Implement `positions` with it."""
         return None
@@ -129,3 +136,18 @@ class EnvTaskDistribution(TaskDistribution[Task]):
             [..., 2].
         """
         raise NotImplementedError(f"{type(self).__name__} defines scene but not positions")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, (bool, int, float, np.number, np.bool_)):
+        yield float(value)
+    elif isinstance(value, np.ndarray):
+        yield from value.astype(np.float64).ravel().tolist()
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _numbers(getattr(value, field.name))
+    elif isinstance(value, (Sequence, Mapping)) and not isinstance(value, str):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _numbers(part)
+    else:
+        raise TypeError(f"{value!r} is no number: define task_features, which says what numbers stand for such a task")

@@ -6,7 +6,8 @@
 A budget is a number of trajectories of the test task that the agent may learn from before it is scored. Agents that
 adapt by gradient take it in steps of at most their own number of trajectories (2 are one step on two trajectories,
 40 are two steps on twenty); RL² is scored on the trajectory after as many. Runs of one agent and preset are its seeds.
-Test-time step sizes are the agents' own. All agents meet the same tasks with the same random numbers.
+The size of the steps, in units of the agent's own, is chosen from one grid on validation tasks: those of the training
+split, with random numbers of their own. All agents meet the same tasks with the same random numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,14 @@ from matplotlib.ticker import EngFormatter
 
 from metarl.config import load_config
 from metarl.errors import InputError, require
-from metarl.evaluation import evaluate
+from metarl.evaluation import AdaptationCurve, choose_step_scale, evaluate
 from metarl.rollout import RolloutCollector
 from metarl.runs import load_trainer, read_report
 from metarl.statistics import hierarchical_bootstrap
+from metarl.tasks import EnvTaskDistribution
 
 BUDGETS = (0, 1, 2, 20, 40, 60)
-QUERY_TRAJECTORIES = 20
+PARALLEL_TRIALS = 5  # of an agent with a memory, on each test task
 CONTROLS = {"own task": "D", "another task": "X", "no reward": "o", "nothing": "|"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933", "#882255", "#332288", "#000000")
 
@@ -47,28 +49,40 @@ class Budget:
 
 
 def measure(run_dir: Path, num_tasks: int, seed: int) -> dict[str, Any]:
-    """Scores of one run at every budget."""
+    """Scores of one run at every budget, its step size chosen on validation tasks."""
     config = load_config(run_dir)
     trainer = load_trainer(run_dir)
-    learner = trainer.learner
-    query = RolloutCollector(config.task, num_trajectories=QUERY_TRAJECTORIES)
-    values, env_steps = [], []
+    tasks = trainer.distribution
+    assert isinstance(tasks, EnvTaskDistribution)
+    remembers = trainer.learner.unit == "trajectories"
+    query = RolloutCollector(tasks, num_trajectories=PARALLEL_TRIALS if remembers else config.agent.num_trajectories)
+    adapts = config.agent_name not in ("task-blind", "oracle")
+    learner, validation = choose_step_scale(
+        trainer.learner, query, tasks, num_tasks=num_tasks // 2, num_steps=2 * adapts
+    )
 
-    def curve_of(collector: Any, num_steps: int) -> Any:
-        return evaluate(learner, collector, config.task, num_tasks=num_tasks, num_steps=num_steps, seed=seed)
+    def curve_of(collector: Any, num_steps: int) -> AdaptationCurve:
+        return evaluate(learner, collector, tasks, num_tasks=num_tasks, num_steps=num_steps, seed=seed)
 
-    if learner.unit == "trajectories":
-        curve = curve_of(query, BUDGETS[-1])
-        values = [curve.values[budget].ravel() for budget in BUDGETS]
-        env_steps = [curve.env_steps[budget] for budget in BUDGETS]
+    values: dict[int, Any] = {}
+    env_steps: dict[int, float] = {}
+
+    def keep(curve: AdaptationCurve, budgets: Mapping[int, int]) -> None:
+        for budget, step in budgets.items():
+            values[budget], env_steps[budget] = curve.values[step].ravel(), curve.env_steps[step]
+
+    if remembers:
+        keep(curve_of(query, BUDGETS[-1]), {budget: budget for budget in BUDGETS})
     else:
+        whole = {budget: budget // query.num_trajectories for budget in BUDGETS if budget % query.num_trajectories == 0}
+        keep(curve_of(query, max(whole.values())), whole)
         for budget in BUDGETS:
-            width = min(max(budget, 1), config.agent.num_trajectories)
-            support = RolloutCollector(config.task, num_trajectories=width)
-            curve = curve_of(Budget(support, query), -(-budget // width))
-            support.close()
-            values.append(curve.values[-1].ravel())
-            env_steps.append(curve.env_steps[-1])
+            if budget not in values:
+                width = min(budget, query.num_trajectories)
+                support = RolloutCollector(tasks, num_trajectories=width)
+                steps = -(-budget // width)
+                keep(curve_of(Budget(support, query), steps), {budget: steps})
+                support.close()
     variant = "" if config.preset in (None, "default") else f" ({config.preset})"
     if config.agent_name == "rl2":
         variant = f" ({config.agent.memory})"
@@ -78,9 +92,11 @@ def measure(run_dir: Path, num_tasks: int, seed: int) -> dict[str, Any]:
         "seed": config.trainer.seed,
         "iterations": trainer.iteration,
         "trained_on_env_steps": trainer.env_steps,
+        "step_scale": max(validation, key=lambda factor: validation[factor]) if validation else 1.0,
+        "validation": {str(factor): round(score, 3) for factor, score in validation.items()},
         "budgets": list(BUDGETS),
-        "env_steps": [round(steps, 1) for steps in env_steps],
-        "values": [[round(float(value), 3) for value in row] for row in values],
+        "env_steps": [round(env_steps[budget], 1) for budget in BUDGETS],
+        "values": [[round(float(value), 3) for value in values[budget]] for budget in BUDGETS],
         "controls": controls_of(read_report(run_dir)),
     }
 

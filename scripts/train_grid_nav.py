@@ -4,6 +4,7 @@ One of 21 cells of a 5 by 5 grid pays 1 a step, everything else costs 0.1; an ep
 episodes. A Bayes-optimal player collects 4.0 in its first episode, searching, and 11.07 in the later ones.
 
     python scripts/train_grid_nav.py --agent rl2      the default preset, three minutes on one core
+    python scripts/train_grid_nav.py --agent maml     the default preset
 
 Every flag of `metarl train` works: `--help` lists them.
 """

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarl.agents.promp import ProMP, ProMPConfig, clipped_surrogate
+from metarl.agents.promp import ProMP, ProMPConfig
 from metarl.collect import run_episodes
 from metarl.config import resolve
 from metarl.envs.point_nav import PointNav
@@ -18,7 +18,7 @@ from metarl.episodes import Episodes, tree_map
 from metarl.errors import InputError
 from metarl.inner_loop import Parameters, over_tasks
 from metarl.learner import Spaces
-from metarl.policy_gradient import PolicyBatch, flatten, unflatten
+from metarl.policy_gradient import PolicyBatch, clipped_surrogate, flatten, unflatten
 from metarl.rollout import RolloutCollector
 from metarl.runs import build
 from metarl.seeds import Purpose, Seeds, generator

@@ -1,0 +1,181 @@
+"""Trains and measures any cell of the results table, and builds the README's tables from what was measured.
+
+    python scripts/reproduce.py half-cheetah-dir --agents maml rl2 --seeds 0 1 2
+    python scripts/reproduce.py --list                    # what there is, and what was not run
+    python scripts/reproduce.py --readme                  # the tables between their markers in README.md
+
+A cell is a family, an agent and a seed: 4 million environment steps (`--steps`), or 45 minutes (`--minutes`) if that is
+less; `--full` takes five times as many steps and no limit of time. Its run goes to `--runs`, where an interrupted one
+is resumed; what is measured goes to results/cells/FAMILY/AGENT-seedS.json, from which tables and figures are drawn and
+nothing else. `oracle-long` is the oracle with three times the steps, for a curve that is flat at its end.
+
+What is measured: the return on the test tasks after learning from 0, 1, 2, 20, 40 and 60 trajectories of each, at a
+step size that was chosen on validation tasks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import results_table
+from compare_agents import measure
+from rich.console import Console
+
+from metarl.config import RunConfig, load_config, resolve
+from metarl.errors import InputError, require, unknown_name
+from metarl.registry import AGENTS
+from metarl.runs import read_report, train, write_json
+from metarl.tracking import read_metrics
+from metarl.trainer import ProgressCallback
+
+ROOT = Path(__file__).resolve().parent.parent
+CELLS = ROOT / "results" / "cells"
+POST, CURVE_POINTS = "rollout/post_adapt/ep_rew_mean", 40
+TEST_STEPS = 3
+LONG = 3
+FULL = 5
+
+
+def cell_config(
+    family: str, column: str, seed: int, *, steps: int = 4_000_000, minutes: float | None = 45.0, threads: int = 0
+) -> RunConfig:
+    """The run of a cell: the agent's preset with as many iterations as `steps` environment steps allow.
+
+    Args:
+        family: task family.
+        column: an agent, "agent:preset", or "oracle-long".
+        seed: of the run.
+        steps: environment steps, counting every trajectory as long as the horizon.
+        minutes: limit of training time.
+        threads: of the simulator.
+
+    Raises:
+        InputError: no such family, agent or preset.
+    """
+    name, _, preset = column.partition(":")
+    if name == "oracle-long":
+        name, steps = "oracle", LONG * steps
+    if name not in AGENTS:
+        raise unknown_name("agent", name, {*AGENTS, "oracle-long"})
+    config = resolve(family, name, preset=preset or None)
+    collections = getattr(config.agent, "num_adaptation_steps", 0) + 1  # of an agent with a memory: trials
+    per_task = getattr(config.agent, "trajectories_per_trial", collections)
+    batch = config.trainer.meta_batch_size
+    per_iteration = batch * config.agent.num_trajectories * per_task * config.task.horizon
+    nothing_learned = name in ("random-init", "expert")
+    iterations = 1 if nothing_learned else max(1, steps // per_iteration)
+    agent = config.agent
+    if getattr(agent, "schedule_iterations", None) is not None:
+        agent = dataclasses.replace(agent, schedule_iterations=iterations)
+    trainer = dataclasses.replace(
+        config.trainer, iterations=iterations, max_minutes=minutes, seed=seed, device="cpu", num_threads=threads
+    )
+    evaluation = dataclasses.replace(config.evaluation, every=0)
+    if name != "expert":  # whose training is the test
+        evaluation = dataclasses.replace(evaluation, num_adaptation_steps=TEST_STEPS)
+    return dataclasses.replace(config, agent=agent, trainer=trainer, evaluation=evaluation)
+
+
+def run_cell(config: RunConfig, run_dir: Path, *, num_tasks: int, command: str) -> dict[str, Any]:
+    """Trains, or goes on with, the run of a cell, and measures it."""
+    resume = (run_dir / "config.json").is_file()
+    if not (run_dir / "adaptation.json").is_file():
+        train(config, run_dir, resume=resume, callbacks=(ProgressCallback(Console(highlight=False, soft_wrap=True)),))
+    saved = load_config(run_dir)
+    cell = measure(run_dir, num_tasks, results_table.EVALUATION_SEED)
+    rows = read_metrics(run_dir)
+    curve = [(row["env_steps"], round(row[POST], 3)) for row in rows if row.get(POST) is not None]
+    report = read_report(run_dir)
+    cell |= {
+        "curve": {
+            name: report[name] for name in ("unit", "env_steps", "mean", "ci_low", "ci_high", "per_task", "tasks")
+        },
+        "command": command,
+        "preset": saved.preset,
+        "minutes": round(rows[-1]["wall_s"] / 60.0, 1) if rows else 0.0,
+        "learning_curve": curve[:: max(1, len(curve) // CURVE_POINTS)],
+        "flat": is_flat([score for _, score in curve]),
+    }
+    return cell
+
+
+def is_flat(scores: Sequence[float]) -> bool | None:
+    """Whether the last third of a learning curve does not rise: its slope is within two standard errors of zero, or
+    rises by less than a twentieth of what the whole curve rose. None where there are too few points to say.
+    """
+    last = np.asarray(scores[-(len(scores) // 3) :], dtype=np.float64)
+    if len(last) < 5:
+        return None
+    x = np.arange(len(last)) - (len(last) - 1) / 2.0
+    slope = float(x @ last / (x @ x))
+    residuals = last - last.mean() - slope * x
+    error = float(np.sqrt(residuals @ residuals / (len(last) - 2) / (x @ x)))
+    whole = float(np.ptp(scores))
+    return slope <= 2.0 * error or slope * len(last) <= 0.05 * whole
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("family", nargs="?", help="task family")
+    parser.add_argument("--agents", nargs="+", default=list(results_table.COLUMNS), metavar="AGENT[:PRESET]")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=4_000_000, help="environment steps of a cell")
+    parser.add_argument("--minutes", type=float, default=45.0, help="of training, at most")
+    parser.add_argument("--full", action="store_true", help=f"{FULL} times the steps, no limit of time")
+    parser.add_argument("--tasks", type=int, default=40, help="test episodes")
+    parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"))
+    parser.add_argument("--cells", type=Path, default=CELLS)
+    parser.add_argument("--threads", type=int, default=0, help="of the simulator; 0 = all cores")
+    parser.add_argument("--again", action="store_true", help="also the cells that are there")
+    parser.add_argument("--list", action="store_true", help="print the tables, with what was not run")
+    parser.add_argument("--readme", action="store_true", help="write the tables into README.md")
+    parsed = parser.parse_args()
+    try:
+        if parsed.list or parsed.readme:
+            return _tables(parsed)
+        require(parsed.family is not None, "family", parsed.family, "a task family; --list shows the table's")
+        require(parsed.steps >= 1, "--steps", parsed.steps, "an integer >= 1")
+        steps, minutes = (FULL * parsed.steps, None) if parsed.full else (parsed.steps, parsed.minutes)
+        for seed in parsed.seeds:
+            for column in parsed.agents:
+                config = cell_config(parsed.family, column, seed, steps=steps, minutes=minutes, threads=parsed.threads)
+                name = f"{column.replace(':', '.')}-seed{seed}"
+                path = parsed.cells / parsed.family / f"{name}.json"
+                if path.is_file() and not parsed.again:
+                    print(f"{path}: is there")
+                    continue
+                command = f"python scripts/reproduce.py {parsed.family} --agents {column} --seeds {seed}"
+                command += " --full" if parsed.full else f" --steps {steps}" if steps != 4_000_000 else ""
+                run_dir = parsed.runs / parsed.family / name
+                cell = {"column": column} | run_cell(config, run_dir, num_tasks=parsed.tasks, command=command)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(cell, path, indent=None)
+                print(
+                    f"{path}: {dict(zip(cell['budgets'], np.mean(cell['values'], 1).round(2).tolist(), strict=True))}",
+                    flush=True,
+                )
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _tables(parsed: argparse.Namespace) -> int:
+    cells = results_table.read_cells(parsed.cells)
+    if parsed.readme:
+        readme = ROOT / "README.md"
+        readme.write_text(results_table.filled(readme.read_text(), cells))
+    else:
+        print(json.dumps({}) if not cells else "\n\n".join(results_table.tables(cells).values()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

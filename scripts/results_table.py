@@ -1,0 +1,127 @@
+"""The README's tables, from the cells that scripts/reproduce.py measured and from nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metarl.statistics import hierarchical_bootstrap
+
+BUDGETS = (0, 1, 2, 20, 40, 60)
+EVALUATION_SEED = 1_000_000
+FAMILIES = ("point-nav", "half-cheetah-dir", "half-cheetah-vel", "grid-nav", "ant-vel", "ant-dir", "point-maze-goal")
+BASELINES = ("random-init", "pretrained", "task-blind", "oracle", "oracle-long", "expert")
+COLUMNS = ("maml", "fomaml", "meta-sgd", "anil", "cavia", "promp", "reptile", "reptile:shuffled", "rl2", *BASELINES)
+FLOOR, CEILINGS = "task-blind", ("oracle-long", "oracle")
+NOT_RUN = "not run"
+# Finn et al. 2017, figures 4 and 5, from the authors' data: return before, after 1 and 3 steps, and the oracle's.
+PAPER = {
+    "point-nav": (-40.41, -11.68, -3.23, -2.29),
+    "half-cheetah-vel": (-129.53, -78.57, -60.78, -54.47),
+    "half-cheetah-dir": (-50.69, 293.19, 315.65, 442.69),
+    "ant-vel": (30.58, 96.74, 101.41, 107.89),
+    "ant-dir": (8.66, 499.15, 499.11, 524.80),
+}
+
+Cells = dict[tuple[str, str], list[dict[str, Any]]]
+
+
+def read_cells(folder: Path) -> Cells:
+    """All cells by family and column, in the order of their seeds."""
+    cells: Cells = {}
+    for path in sorted(folder.glob("*/*.json")):
+        cell = json.loads(path.read_text())
+        cells.setdefault((cell["task"], cell["column"]), []).append(cell)
+    return {key: sorted(group, key=lambda cell: int(cell["seed"])) for key, group in cells.items()}
+
+
+def summary(group: Sequence[Mapping[str, Any]]) -> tuple[Any, Any, Any]:
+    """Mean, and 95 % interval (seeds, then tasks within each), at every budget."""
+    values = np.asarray([cell["values"] for cell in group]).transpose(1, 0, 2)
+    low, high = hierarchical_bootstrap(values, np.random.default_rng(0))
+    return values.mean((1, 2)), low, high
+
+
+def anchors(cells: Cells, family: str) -> tuple[float, float] | None:
+    """Floor and ceiling of a family: the task-blind policy and the oracle, over all their budgets and seeds."""
+    ceiling = next((column for column in CEILINGS if (family, column) in cells), None)
+    if ceiling is None or (family, FLOOR) not in cells:
+        return None
+    floor, top = (float(np.mean([cell["values"] for cell in cells[family, name]])) for name in (FLOOR, ceiling))
+    return floor, top
+
+
+def tables(cells: Cells) -> dict[str, str]:
+    """Markdown by name: a table for each family, "paper" and "seeds"."""
+    found = {family: _family_table(cells, family) for family in FAMILIES}
+    return found | {"paper": _paper_table(cells), "seeds": _seed_table(cells)}
+
+
+def filled(text: str, cells: Cells) -> str:
+    """`text` with every table between its markers, <!-- table NAME --> and <!-- end -->."""
+    for name, table in tables(cells).items():
+        pattern = re.compile(rf"(<!-- table {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text = pattern.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)  # type: ignore[misc]
+    return text
+
+
+def _family_table(cells: Cells, family: str) -> str:
+    there = [column for column in COLUMNS if (family, column) in cells]
+    if not there:
+        return f"`{family}`: {NOT_RUN}."
+    ends = anchors(cells, family)
+    head = "| agent | seeds | " + " | ".join(f"{budget}" for budget in BUDGETS) + " | share at 20 | at 60 |"
+    lines = [head, "|---|---|" + "---|" * (len(BUDGETS) + 2)]
+    for column in COLUMNS:
+        label = f"`{column}`"
+        if column not in there:
+            lines.append(f"| {label} | {NOT_RUN} |" + " |" * (len(BUDGETS) + 2))
+            continue
+        group = cells[family, column]
+        mean, low, high = summary(group)
+        marks = "" if all(cell["step_scale"] is not None for cell in group) else "†"
+        marks += "" if column not in CEILINGS or all(cell.get("flat") for cell in group) else "‡"
+        scores = [f"{a:.1f} [{b:.1f}, {c:.1f}]" for a, b, c in zip(mean, low, high, strict=True)]
+        shares = [_share(float(mean[BUDGETS.index(budget)]), ends) for budget in (20, 60)]
+        lines.append(f"| {label}{marks} | {len(group)} | " + " | ".join([*scores, *shares]) + " |")
+    return "\n".join(lines)
+
+
+def _share(score: float, ends: tuple[float, float] | None) -> str:
+    if ends is None or ends[1] == ends[0]:
+        return NOT_RUN
+    return f"{100.0 * (score - ends[0]) / (ends[1] - ends[0]):.0f} %"
+
+
+def _paper_table(cells: Cells) -> str:
+    """MAML's share of the gap between its own start and the oracle, as the paper's figures show it."""
+    lines = ["| family | paper, 1 step | here | paper, 3 steps | here |", "|---|---|---|---|---|"]
+    for family, (before, one, three, oracle) in PAPER.items():
+        shares = [100.0 * (score - before) / (oracle - before) for score in (one, three)]
+        ends = anchors(cells, family)
+        here = [NOT_RUN] * 2
+        if ends is not None and (family, "maml") in cells:
+            mean, _, _ = summary(cells[family, "maml"])
+            start, gap = float(mean[0]), ends[1] - float(mean[0])
+            here = [f"{100.0 * (float(mean[BUDGETS.index(budget)]) - start) / gap:.0f} %" for budget in (20, 60)]
+        lines.append(f"| `{family}` | {shares[0]:.0f} % | {here[0]} | {shares[1]:.0f} % | {here[1]} |")
+    return "\n".join(lines)
+
+
+def _seed_table(cells: Cells) -> str:
+    """Every seed's mean after 20 trajectories."""
+    lines = ["| agent | " + " | ".join(f"`{family}`" for family in FAMILIES) + " |", "|---|" + "---|" * len(FAMILIES)]
+    place = BUDGETS.index(20)
+    for column in COLUMNS:
+        found = []
+        for family in FAMILIES:
+            group = cells.get((family, column), [])
+            means = [f"{np.mean(cell['values'][place]):.1f}" for cell in group]
+            found.append(", ".join(means) or NOT_RUN)
+        lines.append(f"| `{column}` | " + " | ".join(found) + " |")
+    return "\n".join(lines)
