@@ -36,6 +36,7 @@ BUDGETS = (0, 1, 2, 20, 40, 60)
 PARALLEL_TRIALS = 5  # of an agent with a memory, on each test task
 CONTROLS = {"own task": "D", "another task": "X", "no reward": "o", "nothing": "|"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933", "#882255", "#332288", "#000000")
+COLOURS += ("#777777", "#AA4499", "#44AA99", "#BBBBBB", "#661100", "#88CCEE")
 
 
 class Budget:
@@ -66,10 +67,12 @@ def measure(run_dir: Path, num_tasks: int, seed: int) -> dict[str, Any]:
 
     values: dict[int, Any] = {}
     env_steps: dict[int, float] = {}
+    met: list[str] = []
 
     def keep(curve: AdaptationCurve, budgets: Mapping[int, int]) -> None:
         for budget, step in budgets.items():
             values[budget], env_steps[budget] = curve.values[step].ravel(), curve.env_steps[step]
+        met[:] = map(str, curve.tasks)
 
     if remembers:
         keep(curve_of(query, BUDGETS[-1]), {budget: budget for budget in BUDGETS})
@@ -94,6 +97,7 @@ def measure(run_dir: Path, num_tasks: int, seed: int) -> dict[str, Any]:
         "trained_on_env_steps": trainer.env_steps,
         "step_scale": max(validation, key=lambda factor: validation[factor]) if validation else 1.0,
         "validation": {str(factor): round(score, 3) for factor, score in validation.items()},
+        "tasks": met,
         "budgets": list(BUDGETS),
         "env_steps": [round(env_steps[budget], 1) for budget in BUDGETS],
         "values": [[round(float(value), 3) for value in values[budget]] for budget in BUDGETS],

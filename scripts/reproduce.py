@@ -2,7 +2,8 @@
 
     python scripts/reproduce.py half-cheetah-dir --agents maml rl2 --seeds 0 1 2
     python scripts/reproduce.py --list                    # what there is, and what was not run
-    python scripts/reproduce.py --readme                  # the tables between their markers in README.md
+    python scripts/reproduce.py --readme                  # the tables between their markers in README.md, and pictures
+    python scripts/reproduce.py --figure                  # Figure 1: trains what it lacks, at most 3 hours on two cores
 
 A cell is a family, an agent and a seed: 4 million environment steps (`--steps`), or 45 minutes (`--minutes`) if that is
 less; `--full` takes five times as many steps and no limit of time. Its run goes to `--runs`, where an interrupted one
@@ -23,28 +24,38 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import compare_agents
+import compare_bandits
+import figure_one
+import matplotlib
 import numpy as np
 import results_table
-from compare_agents import measure
 from rich.console import Console
 
 from metarl.config import RunConfig, load_config, resolve
 from metarl.errors import InputError, require, unknown_name
 from metarl.registry import AGENTS
-from metarl.runs import read_report, train, write_json
+from metarl.runs import load, read_report, train, write_json
 from metarl.tracking import read_metrics
 from metarl.trainer import ProgressCallback
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ROOT / "results" / "cells"
+STEPS = 4_000_000
 POST, CURVE_POINTS = "rollout/post_adapt/ep_rew_mean", 40
+MEMORIES_FILE = ROOT / "results" / "bandit-memories.json"
+# Iterations and meta-batch of RL² on 100 pulls of 5 arms, for each memory as many as half an hour on one core allows.
+MEMORY_RUNS = {"lstm": (1500, 300), "gru": (600, 300), "transformer": (200, 75), "mann": (150, 50)}
+FIGURE_CELLS = [("point-nav", "maml:paper")]
+FIGURE_CELLS += [("point-nav", column) for column in ("pretrained", "random-init", "oracle")]
+FIGURE_CELLS += [("half-cheetah-dir", column) for column in ("maml", "pretrained", "random-init", "oracle")]
 TEST_STEPS = 3
 LONG = 3
 FULL = 5
 
 
 def cell_config(
-    family: str, column: str, seed: int, *, steps: int = 4_000_000, minutes: float | None = 45.0, threads: int = 0
+    family: str, column: str, seed: int, *, steps: int = STEPS, minutes: float | None = 45.0, threads: int = 0
 ) -> RunConfig:
     """The run of a cell: the agent's preset with as many iterations as `steps` environment steps allow.
 
@@ -87,9 +98,9 @@ def run_cell(config: RunConfig, run_dir: Path, *, num_tasks: int, command: str) 
     """Trains, or goes on with, the run of a cell, and measures it."""
     resume = (run_dir / "config.json").is_file()
     if not (run_dir / "adaptation.json").is_file():
-        train(config, run_dir, resume=resume, callbacks=(ProgressCallback(Console(highlight=False, soft_wrap=True)),))
+        train(config, run_dir, resume=resume, callbacks=(progress(),))
     saved = load_config(run_dir)
-    cell = measure(run_dir, num_tasks, results_table.EVALUATION_SEED)
+    cell = compare_agents.measure(run_dir, num_tasks, results_table.EVALUATION_SEED)
     rows = read_metrics(run_dir)
     curve = [(row["env_steps"], round(row[POST], 3)) for row in rows if row.get(POST) is not None]
     report = read_report(run_dir)
@@ -103,6 +114,10 @@ def run_cell(config: RunConfig, run_dir: Path, *, num_tasks: int, command: str) 
         "learning_curve": curve[:: max(1, len(curve) // CURVE_POINTS)],
         "flat": is_flat([score for _, score in curve]),
     }
+    if saved.agent_name == "maml" and (run_dir / "paths.json").is_file():
+        paths = read_report(run_dir, "paths.json")
+        few = [{**task, "ways": [ways[:1] for ways in task["ways"]]} for task in paths["tasks"]]
+        cell["paths"] = {**paths, "tasks": few}
     return cell
 
 
@@ -126,7 +141,7 @@ def main() -> int:
     parser.add_argument("family", nargs="?", help="task family")
     parser.add_argument("--agents", nargs="+", default=list(results_table.COLUMNS), metavar="AGENT[:PRESET]")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=4_000_000, help="environment steps of a cell")
+    parser.add_argument("--steps", type=int, default=STEPS, help="environment steps of a cell")
     parser.add_argument("--minutes", type=float, default=45.0, help="of training, at most")
     parser.add_argument("--full", action="store_true", help=f"{FULL} times the steps, no limit of time")
     parser.add_argument("--tasks", type=int, default=40, help="test episodes")
@@ -135,46 +150,82 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=0, help="of the simulator; 0 = all cores")
     parser.add_argument("--again", action="store_true", help="also the cells that are there")
     parser.add_argument("--list", action="store_true", help="print the tables, with what was not run")
-    parser.add_argument("--readme", action="store_true", help="write the tables into README.md")
+    parser.add_argument("--readme", action="store_true", help="write the tables into README.md, draw the pictures")
+    parser.add_argument("--figure", action="store_true", help="draw Figure 1, having run what it lacks")
     parsed = parser.parse_args()
     try:
         if parsed.list or parsed.readme:
             return _tables(parsed)
+        if parsed.figure:
+            return _figure(parsed)
         require(parsed.family is not None, "family", parsed.family, "a task family; --list shows the table's")
         require(parsed.steps >= 1, "--steps", parsed.steps, "an integer >= 1")
-        steps, minutes = (FULL * parsed.steps, None) if parsed.full else (parsed.steps, parsed.minutes)
         for seed in parsed.seeds:
             for column in parsed.agents:
-                config = cell_config(parsed.family, column, seed, steps=steps, minutes=minutes, threads=parsed.threads)
-                name = f"{column.replace(':', '.')}-seed{seed}"
-                path = parsed.cells / parsed.family / f"{name}.json"
-                if path.is_file() and not parsed.again:
-                    print(f"{path}: is there")
-                    continue
-                command = f"python scripts/reproduce.py {parsed.family} --agents {column} --seeds {seed}"
-                command += " --full" if parsed.full else f" --steps {steps}" if steps != 4_000_000 else ""
-                run_dir = parsed.runs / parsed.family / name
-                cell = {"column": column} | run_cell(config, run_dir, num_tasks=parsed.tasks, command=command)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(cell, path, indent=None)
-                print(
-                    f"{path}: {dict(zip(cell['budgets'], np.mean(cell['values'], 1).round(2).tolist(), strict=True))}",
-                    flush=True,
-                )
+                reproduce(parsed.family, column, seed, parsed)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
     return 0
 
 
+def reproduce(family: str, column: str, seed: int, parsed: argparse.Namespace) -> None:
+    """One cell, unless it is there."""
+    name = f"{column.replace(':', '.')}-seed{seed}"
+    path = parsed.cells / family / f"{name}.json"
+    if path.is_file() and not parsed.again:
+        print(f"{path}: is there")
+        return
+    steps, minutes = (FULL * parsed.steps, None) if parsed.full else (parsed.steps, parsed.minutes)
+    config = cell_config(family, column, seed, steps=steps, minutes=minutes, threads=parsed.threads)
+    command = f"python scripts/reproduce.py {family} --agents {column} --seeds {seed}"
+    command += " --full" if parsed.full else f" --steps {steps}" if steps != STEPS else ""
+    cell = run_cell(config, parsed.runs / family / name, num_tasks=parsed.tasks, command=command)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json({"column": column} | cell, path, indent=None)
+    means = zip(cell["budgets"], np.mean(cell["values"], 1).round(2).tolist(), strict=True)
+    print(f"{path}: {dict(means)}", flush=True)
+
+
+def _figure(parsed: argparse.Namespace) -> int:
+    for family, column in FIGURE_CELLS:
+        reproduce(family, column, 0, parsed)
+    if not MEMORIES_FILE.is_file():
+        learners = {}
+        for memory, (iterations, batch) in MEMORY_RUNS.items():
+            config = resolve("bandit", "rl2", preset="100x5")
+            agent = dataclasses.replace(config.agent, memory=memory, schedule_iterations=iterations)
+            trainer = dataclasses.replace(config.trainer, iterations=iterations, meta_batch_size=batch, device="cpu")
+            config = dataclasses.replace(config, agent=agent, trainer=trainer)
+            run_dir = parsed.runs / "bandit" / memory
+            if not (run_dir / "adaptation.json").is_file():
+                train(config, run_dir, resume=(run_dir / "config.json").is_file(), callbacks=(progress(),))
+            learners[f"RL² ({memory.upper() if len(memory) < 5 else memory})"] = load(run_dir)
+        MEMORIES_FILE.write_text(json.dumps([compare_bandits.compare(learners, 5, 100, 20_000, 0)]) + "\n")
+    panels = json.loads(MEMORIES_FILE.read_text())
+    picture = ROOT / "results" / "figure-1.png"
+    figure_one.draw(results_table.read_cells(parsed.cells), panels).savefig(picture, dpi=130)
+    print(picture)
+    return 0
+
+
 def _tables(parsed: argparse.Namespace) -> int:
     cells = results_table.read_cells(parsed.cells)
+    print("\n\n".join(f"{name}\n\n{table}" for name, table in results_table.tables(cells).items()))
     if parsed.readme:
         readme = ROOT / "README.md"
         readme.write_text(results_table.filled(readme.read_text(), cells))
-    else:
-        print(json.dumps({}) if not cells else "\n\n".join(results_table.tables(cells).values()))
+        for family in results_table.FAMILIES:
+            rows = [run for (name, _), group in cells.items() if name == family for run in group]
+            if rows:
+                with matplotlib.rc_context({"font.size": 11}):
+                    figure = compare_agents.draw(family, compare_agents.summarise(rows))
+                figure.savefig(ROOT / "results" / f"{family}-agents.png", dpi=110)
     return 0
+
+
+def progress() -> ProgressCallback:
+    return ProgressCallback(Console(highlight=False, soft_wrap=True))
 
 
 if __name__ == "__main__":

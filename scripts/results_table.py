@@ -17,6 +17,11 @@ EVALUATION_SEED = 1_000_000
 FAMILIES = ("point-nav", "half-cheetah-dir", "half-cheetah-vel", "grid-nav", "ant-vel", "ant-dir", "point-maze-goal")
 BASELINES = ("random-init", "pretrained", "task-blind", "oracle", "oracle-long", "expert")
 COLUMNS = ("maml", "fomaml", "meta-sgd", "anil", "cavia", "promp", "reptile", "reptile:shuffled", "rl2", *BASELINES)
+LABELS = {
+    "reptile:shuffled": "`reptile --preset shuffled` (control)",
+    "oracle-long": "`oracle`, three times the steps",
+    "expert": "`expert` (trained on each test task by itself)",
+}
 FLOOR, CEILINGS = "task-blind", ("oracle-long", "oracle")
 NOT_RUN = "not run"
 # Finn et al. 2017, figures 4 and 5, from the authors' data: return before, after 1 and 3 steps, and the oracle's.
@@ -26,6 +31,13 @@ PAPER = {
     "half-cheetah-dir": (-50.69, 293.19, 315.65, 442.69),
     "ant-vel": (30.58, 96.74, 101.41, 107.89),
     "ant-dir": (8.66, 499.15, 499.11, 524.80),
+}
+# The same figure 4's curves of 2-D navigation, after 0 to 3 steps.
+PAPER_CURVES = {
+    "maml": (-40.41, -11.68, -3.33, -3.23),
+    "pretrained": (-40.81, -19.73, -11.72, -8.47),
+    "random-init": (-82.66, -57.96, -53.84, -46.81),
+    "oracle": (-2.29,) * 4,
 }
 
 Cells = dict[tuple[str, str], list[dict[str, Any]]]
@@ -78,7 +90,7 @@ def _family_table(cells: Cells, family: str) -> str:
     head = "| agent | seeds | " + " | ".join(f"{budget}" for budget in BUDGETS) + " | share at 20 | at 60 |"
     lines = [head, "|---|---|" + "---|" * (len(BUDGETS) + 2)]
     for column in COLUMNS:
-        label = f"`{column}`"
+        label = LABELS.get(column, f"`{column}`")
         if column not in there:
             lines.append(f"| {label} | {NOT_RUN} |" + " |" * (len(BUDGETS) + 2))
             continue
@@ -123,5 +135,5 @@ def _seed_table(cells: Cells) -> str:
             group = cells.get((family, column), [])
             means = [f"{np.mean(cell['values'][place]):.1f}" for cell in group]
             found.append(", ".join(means) or NOT_RUN)
-        lines.append(f"| `{column}` | " + " | ".join(found) + " |")
+        lines.append(f"| {LABELS.get(column, f'`{column}`')} | " + " | ".join(found) + " |")
     return "\n".join(lines)

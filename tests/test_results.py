@@ -1,0 +1,220 @@
+"""The results table: cells are what their runs did, and the README's tables are what the cells hold."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from metarl.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a script, or runs it with arguments."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+
+    def run(name: str, *arguments: Any) -> Any:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        module = importlib.import_module(name)
+        return module.main() if arguments else module
+
+    return run
+
+
+def cell(column: str, scores: list[float], *, family: str = "point-nav", seed: int = 0, **more: Any) -> dict[str, Any]:
+    """Two test tasks that score one below and one above `scores`."""
+    return {
+        "column": column,
+        "label": column,
+        "task": family,
+        "seed": seed,
+        "trained_on_env_steps": 1000,
+        "step_scale": 1.0,
+        "budgets": [0, 1, 2, 20, 40, 60],
+        "env_steps": [0.0, 100.0, 200.0, 2000.0, 4000.0, 6000.0],
+        "values": [[score - 1.0, score + 1.0] for score in scores],
+        "tasks": ["Direction(sign=-1)", "Direction(sign=1)"],
+        "controls": None,
+        "flat": True,
+        **more,
+    }
+
+
+def cells_of(*cells: dict[str, Any]) -> Any:
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for one in cells:
+        found.setdefault((one["task"], one["column"]), []).append(one)
+    return found
+
+
+EXAMPLE = cells_of(
+    cell("task-blind", [0.0] * 6),
+    cell("oracle", [10.0] * 6, flat=False),
+    cell("maml", [2.0, 3.0, 4.0, 6.0, 7.0, 8.0]),
+    cell("maml", [2.0, 3.0, 4.0, 8.0, 9.0, 10.0], seed=1),
+    cell("rl2", [5.0] * 6, step_scale=None),
+)
+
+
+def test_shares_lie_between_the_floor_and_the_ceiling(script: Any) -> None:
+    table = script("results_table").tables(EXAMPLE)["point-nav"].splitlines()
+    rows = {re.sub("[`†‡]", "", line.split(" | ")[0].strip("| ")): line for line in table}
+    assert re.search(r"\| 7\.0 \[\S+ \S+ \| 8\.0 \[\S+ \S+ \| 9\.0 \[\S+ \S+ \| 70 % \| 90 % \|$", rows["maml"])
+    assert rows["maml"].startswith("| `maml` | 2 | 2.0 ")
+    assert "†" in rows["rl2"]  # its step size was not chosen on validation tasks
+    assert "‡" in rows["oracle"]  # it was still learning
+    assert "†" not in rows["maml"]
+    assert rows["cavia"].startswith("| `cavia` | not run |")
+    assert len({line.count("|") for line in table}) == 1
+
+
+def test_the_papers_own_form_beside_its_figures(script: Any) -> None:
+    """The shares that the reference gives: 75 and 98 %, 68 and 92, 70 and 74, 86 and 92, 95 and 95."""
+    table = script("results_table").tables(EXAMPLE)["paper"].splitlines()[2:]
+    shares = {line.split("|")[1].strip(" `"): re.findall(r"\d+ %", line) for line in table}
+    assert shares["point-nav"] == ["75 %", "62 %", "98 %", "88 %"]  # here: (7 - 2) / 8 and (9 - 2) / 8
+    assert shares["half-cheetah-vel"] == ["68 %", "92 %"]
+    assert shares["half-cheetah-dir"] == ["70 %", "74 %"]
+    assert shares["ant-vel"] == ["86 %", "92 %"]
+    assert shares["ant-dir"] == ["95 %", "95 %"]
+    assert all(line.count("not run") == 2 for line in table[1:])
+
+
+def test_every_seed_is_shown(script: Any) -> None:
+    seeds = script("results_table").tables(EXAMPLE)["seeds"]
+    assert "| `maml` | 6.0, 8.0 | not run |" in seeds
+
+
+def test_tables_stand_between_their_markers(script: Any) -> None:
+    text = "before\n<!-- table point-nav -->\nold\n<!-- end -->\nafter <!-- table seeds -->"
+    filled = script("results_table").filled(text, EXAMPLE)
+    assert filled.startswith("before\n<!-- table point-nav -->\n| agent |")
+    assert filled.endswith("|\n<!-- end -->\nafter <!-- table seeds -->")
+    assert "old" not in filled
+    assert script("results_table").filled(filled, EXAMPLE) == filled
+
+
+def test_the_readmes_tables_are_what_the_cells_hold(script: Any) -> None:
+    table = script("results_table")
+    text = (ROOT / "README.md").read_text()
+    assert text.count("<!-- table ") >= 5
+    assert table.filled(text, table.read_cells(ROOT / "results" / "cells")) == text
+
+
+def test_committed_cells_are_whole() -> None:
+    paths = list((ROOT / "results" / "cells").glob("*/*.json"))
+    assert paths
+    for path in paths:
+        one = json.loads(path.read_text())
+        name = f"{one['column'].replace(':', '.')}-seed{one['seed']}"
+        assert (path.parent.name, path.stem) == (one["task"], name)
+        assert np.isfinite(one["values"]).all()
+        assert np.shape(one["values"])[0] == len(one["budgets"]) == len(one["env_steps"]) == 6
+        assert one["command"]
+
+
+def test_a_learning_curve_is_flat_once_it_no_longer_rises(script: Any) -> None:
+    is_flat = script("reproduce").is_flat
+    noise = np.random.default_rng(0).normal(0.0, 1.0, 90)
+    assert is_flat(list(np.minimum(np.arange(90.0), 40.0) + noise))
+    assert not is_flat(list(np.arange(90.0) + noise))
+    assert is_flat([1.0] * 9) is None
+
+
+def test_a_cell_takes_as_many_iterations_as_its_steps_allow(script: Any) -> None:
+    config_of = script("reproduce").cell_config
+    for column, iterations in (("maml", 50), ("rl2", 50), ("reptile:shuffled", 20), ("oracle", 200), ("expert", 1)):
+        config = config_of("half-cheetah-dir", column, 3)
+        assert config.trainer.iterations == iterations
+        assert config.trainer.seed == 3
+        if hasattr(config.agent, "schedule_iterations"):
+            assert config.agent.schedule_iterations == iterations
+    assert config_of("half-cheetah-dir", "oracle-long", 0).trainer.iterations == 600
+    assert config_of("half-cheetah-dir", "expert", 0).evaluation.num_adaptation_steps == 100
+    with pytest.raises(InputError, match="'mamal'"):
+        config_of("half-cheetah-dir", "mamal", 0)
+
+
+def test_a_cell_is_measured_once(script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["grid-nav", "--agents", "maml", "rl2", "random-init", "--seeds", 4, "--steps", 30_000, "--tasks", 21]
+    arguments += ["--runs", tmp_path / "runs", "--cells", tmp_path / "cells", "--threads", 1]
+    assert script("reproduce", *arguments) == 0
+    path = tmp_path / "cells" / "grid-nav" / "maml-seed4.json"
+    one = json.loads(path.read_text())
+    assert one["seed"] == 4
+    assert one["trained_on_env_steps"] == 24_000  # two iterations of 20 tasks, 20 trajectories, 15 steps, twice
+    assert set(one["validation"]) == {"0.25", "0.5", "1.0", "2.0", "4.0", "8.0"}
+    assert one["validation"][str(one["step_scale"])] == max(one["validation"].values())
+    assert np.shape(one["values"]) == (6, 21)
+    assert one["env_steps"] == [0.0, 15.0, 30.0, 300.0, 600.0, 900.0]
+    assert one["command"] == "python scripts/reproduce.py grid-nav --agents maml --seeds 4 --steps 30000"
+    assert len(one["paths"]["tasks"][0]["ways"]) == 2
+    assert json.loads((tmp_path / "cells" / "grid-nav" / "rl2-seed4.json").read_text())["validation"] == {}
+    assert capsys.readouterr().out.count("is there") == 0
+    assert script("reproduce", *arguments) == 0
+    assert capsys.readouterr().out.count("is there") == 3
+    assert script("reproduce", "--list", "--cells", tmp_path / "cells") == 0
+    assert "| `maml` | 1 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["half-cheetah-dri"], "half-cheetah-dir"),
+        (["point-nav", "--agents", "mamal"], "maml"),
+        (["point-nav", "--agents", "maml:quik"], "quick"),
+        (["point-nav", "--steps", "0"], "--steps"),
+        (["--seeds", "1"], "family"),
+    ],
+)
+def test_bad_input_is_one_line(
+    script: Any, arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script("reproduce", *arguments, "--runs", tmp_path, "--cells", tmp_path) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_figure_one_draws_what_the_cells_hold(script: Any) -> None:
+    scores = [-40.0, -30.0, -20.0, -11.0, -6.0, -5.0]
+    cross = {"matrix": [[5.0, -4.0], [-3.0, 6.0]], "tasks": ["Direction(sign=-1)", "Direction(sign=1)"]}
+    way = [[[[0.0, 0.0], [0.1, 0.2]]], [[[0.0, 0.0], [0.3, 0.2]]]]
+    scene = {"goal": [0.3, 0.2]}
+    curve = {name: [-40.0, -11.0, -6.0, -5.0] for name in ("mean", "ci_low", "ci_high")}
+    cells = cells_of(
+        cell("maml:paper", scores, curve=curve, paths={"tasks": [{"ways": way, "scene": scene}]}),
+        cell("oracle", [-2.0] * 6),
+        cell("maml", scores, family="half-cheetah-dir", controls=cross),
+    )
+    panel = {
+        "num_arms": 5,
+        "num_pulls": 100,
+        "learned": ["RL² (GRU)"],
+        "players": {
+            name: {"regret_per_pull": [0.3] * 100}
+            for name in ("Thompson", "tuned UCB", "greedy", "Gittins index", "RL² (GRU)")
+        },
+    }
+    figure = script("figure_one").draw(cells, [panel])
+    navigation, bandit, cheetah = figure.axes
+    lines = {line.get_label(): line for line in navigation.lines}
+    assert list(lines["MAML"].get_ydata()) == curve["mean"]
+    assert list(lines["oracle"].get_ydata()) == [-2.0] * 4
+    assert "random init" not in lines  # not run
+    assert {"RL² (GRU)", "Thompson"} <= {line.get_label() for line in bandit.lines}
+    forward, backward = (list(line.get_ydata()) for line in cheetah.lines[:2])
+    assert forward == [score + 1.0 for score in scores]
+    assert backward == [score - 1.0 for score in scores]
+    texts = [text.get_text() for text in cheetah.child_axes[0].texts]
+    assert texts == ["5", "-4", "-3", "6"]
