@@ -117,13 +117,13 @@ def test_statistics_are_named_after_their_place_and_forgotten_after_use() -> Non
     inputs = drawn(6, 1, 16, 16)
     plain = network(network.parameters, inputs)
     _, used = network.recorded(network.parameters, inputs)
-    assert list(used) == [f"encoder.blocks.{i}.norm" for i in range(4)] == list(network.no_statistics())
+    assert list(used) == [f"encoder.blocks.{i}.norm" for i in range(4)] == list(network.statistics)
     assert {tuple(value.shape) for value in used.values()} == {(2, 2)}
     torch.testing.assert_close(network(network.parameters, inputs, statistics=used), plain, atol=1e-5, rtol=1e-4)
     shifted = {name: value + 1.0 for name, value in used.items()}
     assert not torch.allclose(network(network.parameters, inputs, statistics=shifted), plain, atol=1e-2)
     assert torch.equal(network(network.parameters, inputs), plain)
-    unseen = network(network.parameters, inputs, statistics=network.no_statistics())
+    unseen = network(network.parameters, inputs, statistics=network.statistics)
     assert not torch.allclose(unseen, plain, atol=1e-2)
 
 
@@ -207,7 +207,7 @@ def test_a_module_of_ones_own_by_name(own_module: str) -> None:
     encoder = make_encoder(EncoderConfig(encoder=f"{own_module}:Foreign"), (2, 6, 6), generator=rng())
     assert isinstance(encoder, Foreign)
     network = Network(encoder, name="encoder")
-    assert list(network.no_statistics()) == ["encoder.body.1"]
+    assert list(network.statistics) == ["encoder.body.1"]
     assert network(network.parameters, drawn(4, 2, 6, 6)).shape == (4, 3)
 
 

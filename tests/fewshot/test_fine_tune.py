@@ -98,7 +98,7 @@ def test_tuning_leaves_every_bit_but_the_heads(
     assert changed == ({"head.weight", "head.bias"} if head == "linear" else {"head.weight"})
     assert not torch.equal(state.parameters["head.weight"][0], state.parameters["head.weight"][1])
     moved = learner.state_dict()["statistics"]
-    assert all(torch.equal(v, u) for v, u in zip(moved.values(), learner.encoder.no_statistics().values(), strict=True))
+    assert all(torch.equal(v, u) for v, u in zip(moved.values(), learner.encoder.statistics.values(), strict=True))
 
 
 @BOTH
