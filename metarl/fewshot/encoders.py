@@ -255,6 +255,7 @@ def _foreign(name: str, input_shape: Sequence[int], generator: torch.Generator) 
         except Exception as error:  # foreign code: whatever stops it is the answer
             raise InputError(f"agent.encoder = {name!r}: {raised(error)}") from error
     require(isinstance(made, nn.Module), "agent.encoder", name, "a torch.nn.Module when called with the input's shape")
+    assert isinstance(made, nn.Module)
     _require_function(name, made, outputs, before)
     return made
 

@@ -133,7 +133,9 @@ class Reptile(GradientLearner):
     def _step(self, parameters: Parameters, batch: ExampleBatch, step: int) -> Parameters:
         size = self.config.test_batch_size or self.config.inner_batch_size
         gradients = torch.func.grad(self.test_loss)(self._own(parameters), mini_batch(batch, step, size))
-        return packed_step(parameters, gradients, self.step_size(step))
+        lr = self.step_size(step)
+        assert isinstance(lr, float)  # one for all parameters
+        return packed_step(parameters, gradients, lr)
 
     def _own(self, state: Parameters) -> Parameters:
         return {name: state[name] for name in self._parameters}
