@@ -61,7 +61,7 @@ class Norms(nn.Module):
         self.body = nn.Sequential(
             nn.BatchNorm1d(shape[0], eps=0.3, momentum=0.4),
             nn.BatchNorm1d(shape[0], eps=0.2, momentum=0.2, affine=False),
-            nn.BatchNorm1d(shape[0], bias=False, momentum=0.05, track_running_stats=False),
+            nn.BatchNorm1d(shape[0], eps=0.5, bias=False, momentum=0.05, track_running_stats=False),
         )
         self.body[0].running_mean.copy_(torch.arange(shape[0]))
         self.body[1].running_var.fill_(4.0)

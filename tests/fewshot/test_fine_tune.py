@@ -211,6 +211,12 @@ def test_training_with_other_ways_than_testing(new_learner: Any, new_batches: An
     assert learner.parameters["head.weight"].shape == (3, 16)
 
 
+@pytest.mark.parametrize("setting", ["num_adaptation_steps", "later_step_scale"])
+def test_joint_training_has_no_inner_steps_to_set(setting: str) -> None:
+    with pytest.raises(TypeError, match=setting):
+        FineTuneConfig(**{setting: 2})
+
+
 def test_misfits_are_refused(new_learner: Any) -> None:
     with pytest.raises(InputError, match=r"^agent.head = 'cosine': must be 'linear' for a task of values$"):
         make(new_learner, spaces=VALUES, head="cosine")
