@@ -163,7 +163,9 @@ class Conv4(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         # Channels last is the layout that a CPU's convolutions and pooling are fast in. A copy, since an image of one
-        # channel has both layouts at once and would be taken for one of the other.
+        # channel has both layouts at once and would be taken for one of the other. The price: here torch sums gradients
+        # of batch norms in single precision, one after another. In Proto's episodes of 60 ways (360 images of glyphs),
+        # the meta-gradient is 6 % off that in double precision, else 0.03 %, which takes 1.6 to 1.8 times as long.
         hidden = inputs.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
         for block in self.blocks:
             hidden = block(hidden)
