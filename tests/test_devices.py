@@ -376,7 +376,7 @@ def few_shot_updates(name: str, device: str) -> tuple[dict[str, Tensor], list[fl
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", ["proto", "maml"])
 def test_few_shot_updates_on_cuda_equal_those_on_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With TensorFloat-32 off, which torch uses in convolutions unless told otherwise: it keeps 10 bits of the factors."""
+    """With TensorFloat-32 off, which torch by default uses in convolutions: it keeps 10 bits of the factors."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     (here, losses), (there, others) = (few_shot_updates(name, device) for device in ("cpu", "cuda"))
     largest = max(float(value.abs().max()) for value in here.values())
