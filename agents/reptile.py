@@ -22,12 +22,12 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from metarl.adam import Moments, no_moments, packed, packed_step
+from metarl.adam import no_moments, packed, packed_mean, packed_step
 from metarl.config import TrainerConfig
 from metarl.episodes import Episodes, to_device
 from metarl.errors import require
 from metarl.inner_loop import Parameters, gradient_step, over_tasks
-from metarl.learner import Spaces
+from metarl.learner import Spaces, loaded
 from metarl.policy_gradient import AdaptivePolicy, PolicyBatch, PolicyConfig, flatten
 
 
@@ -99,9 +99,9 @@ class Reptile(AdaptivePolicy):
         return {**super().state_dict(), "carried": dict(self._carried), "num_updates": self._num_updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        carried, self._num_updates = state["carried"], int(state["num_updates"])
+        carried = loaded(self._carried, state["carried"], what="carried moments")
         super().load_state_dict(state)
-        self._carried = {name: carried[name].to(self.device, copy=True) for name in self._carried}
+        self._carried, self._num_updates = carried, int(state["num_updates"])
 
     def begin(self, num_tasks: int, *, parameters: Mapping[str, Tensor] | None = None) -> Parameters:
         source = self._parameters if parameters is None else parameters
@@ -135,8 +135,7 @@ class Reptile(AdaptivePolicy):
         self._parameters = {name: old + moves[name] for name, old in self._parameters.items()}
         self._num_updates += 1
         if not self.config.reset_moments:
-            second = {name: trained[f"second.{name}"].mean(0) for name in self._policy_names}
-            self._carried = packed(Moments(trained["num_steps"][0].clone(), {}, second))
+            self._carried = packed_mean(trained, self._policy_names)
         metrics = {"meta_step_size": meta_step_size, "move_norm": float(flatten(moves).norm())}
         if "log_std" in self._parameters:
             metrics["std"] = float(self._parameters["log_std"].exp().mean())

@@ -27,7 +27,7 @@ from metarl.config import TrainerConfig
 from metarl.episodes import Episodes, Trajectories, live_first, to_device, tree_map
 from metarl.errors import require
 from metarl.inner_loop import over_chunks
-from metarl.learner import Acted, ScoreName, Spaces, Unit
+from metarl.learner import Acted, ScoreName, Spaces, Unit, loaded
 from metarl.memory import Memory, MemoryName, make_memory
 from metarl.networks import Categorical, Distribution, Gaussian
 from metarl.returns import discounted_returns, generalized_advantages, standardize
@@ -223,12 +223,9 @@ class RL2:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        own, loaded = self.parameters, state["parameters"]
-        expected, found = ({name: tuple(value.shape) for name, value in p.items()} for p in (own, loaded))
-        if expected != found:
-            raise ValueError(f"parameters do not fit the policy: expected {expected}, found {found}")
-        for name, value in own.items():
-            value.copy_(loaded[name])
+        own = self.parameters
+        for name, value in loaded(own, state["parameters"], what="parameters").items():
+            own[name].copy_(value)
         groups = self._optimizer.state_dict()["param_groups"]
         moments = tree_map(torch.clone, state["optimizer"])
         self._optimizer.load_state_dict({"state": moments, "param_groups": groups})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -61,6 +61,13 @@ def packed(moments: Moments) -> Parameters:
     """The moments of Adam without momentum as tensors that can stand beside the parameters: `num_steps`,
     `second.<name>`."""
     return {"num_steps": moments.num_steps, **{f"second.{name}": value for name, value in moments.second.items()}}
+
+
+def packed_mean(state: Mapping[str, Tensor], names: Iterable[str]) -> Parameters:
+    """The packed moments of `names` that `state` holds for every task, as their mean over the tasks, which have taken
+    equally many steps."""
+    second = {name: state[f"second.{name}"].mean(0) for name in names}
+    return packed(Moments(state["num_steps"][0].clone(), {}, second))
 
 
 def packed_step(state: Mapping[str, Tensor], gradients: Mapping[str, Tensor], lr: float) -> Parameters:

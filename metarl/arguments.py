@@ -23,6 +23,7 @@ from metarl.errors import InputError, require
 from metarl.tables import TABLES
 
 DEFAULT_AGENT = "maml"
+_SHOWN = "_shown_for"
 _DESCRIPTION = (
     "Meta-trains an agent on a family of tasks. Settings: preset, then --config file, then flags. "
     "metarl train TASKS --help shows the settings of that family and agent too."
@@ -74,7 +75,7 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
         base = resolve(str(task_name), agent_name, preset=preset, config_file=config_file)
     parsed = _parse_command_line(argv, base, resuming=resume is not None)
     require(parsed.task_name == base.task_name, "task", parsed.task_name, "the first argument: metarl train TASKS ...")
-    parts = {name: getattr(parsed, name, getattr(base, name)) for name in TABLES}
+    parts = {name: _plain(getattr(parsed, name, getattr(base, name))) for name in TABLES}
     return TrainArguments(dataclasses.replace(base, **parts), parsed.run_dir, parsed.resume, parsed.quiet)
 
 
@@ -208,12 +209,30 @@ def _command(base: RunConfig | None, resuming: bool) -> type[Any]:
     shared = [("trainer", TrainerConfig()), ("evaluation", EvaluationConfig())]
     for name, part in parts_of(base) if base else shared:
         if dataclasses.is_dataclass(part):
-            fields.append((name, type(part), dataclasses.field(default_factory=functools.partial(_same, part))))
+            shown = _as_settings(part)
+            fields.append((name, type(shown), dataclasses.field(default_factory=functools.partial(_same, shown))))
     return dataclasses.make_dataclass("Train", fields, frozen=True)
 
 
 def _same(value: Any) -> Any:
     return value
+
+
+def _as_settings(part: Any) -> Any:
+    """`part` as an object of a subclass that has no fields but those one may set: of the others, which `part` computes,
+    tyro would make flags, and the values that they have by default would stay whatever is set."""
+    kind = type(part)
+    settable = {field.name: field for field in dataclasses.fields(part) if field.init}
+    if len(settable) == len(dataclasses.fields(part)):
+        return part
+    members = {"__dataclass_fields__": settable, "__doc__": kind.__doc__, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), {**members, _SHOWN: kind})(**{name: getattr(part, name) for name in settable})
+
+
+def _plain(part: Any) -> Any:
+    """The inverse of `_as_settings`."""
+    kind = getattr(part, _SHOWN, None)
+    return part if kind is None else kind(**{f.name: getattr(part, f.name) for f in dataclasses.fields(part)})
 
 
 # What tyro says, and how it is said here: field = value: must be what is allowed.

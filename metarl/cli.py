@@ -79,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _without_memory(error: BaseException) -> str:
-    advice = "lower trainer.meta_batch_size, agent.num_trajectories, task.horizon or agent.hidden_sizes"
+    acting = "agent.num_trajectories, task.horizon, agent.hidden_sizes"
+    given = "or of few-shot tasks task.train_ways, task.train_queries, agent.num_filters"
+    advice = f"lower trainer.meta_batch_size, {acting}, {given}"
     return f"out of memory: {one_line(error)}; {advice}"
 
 
@@ -141,19 +143,25 @@ def train(arguments: Sequence[str]) -> int:
 
 def _train_in(run_dir: Path, parsed: TrainArguments) -> int:
     from metarl import runs
-    from metarl.trainer import Callback, ProgressCallback, StopOnSignal
+    from metarl.trainer import Callback, ProgressCallback, StopOnSignal, Trainer
 
     config = parsed.config
     console = Console(highlight=False, soft_wrap=True)
     signals = StopOnSignal()
+
+    class Announce(Callback):
+        """Names the folder once there is something to train: data is there, and agent and tasks fit."""
+
+        def on_start(self, trainer: Trainer) -> None:
+            console.print(f"run folder: {run_dir}", markup=False)
+            console.print(f"watch it: tensorboard --logdir {run_dir}", markup=False)
+
     callbacks: tuple[Callback, ...] = (signals,)
     if not parsed.quiet:
         device = runs.select_device(config.trainer.device)
         preset = f" (preset {config.preset})" if config.preset else ""
         console.print(f"{config.agent_name} on {config.task_name}{preset}, seed {config.trainer.seed}, device {device}")
-        console.print(f"run folder: {run_dir}", markup=False)
-        console.print(f"watch it: tensorboard --logdir {run_dir}", markup=False)
-        callbacks = (signals, ProgressCallback(console))
+        callbacks = (signals, Announce(), ProgressCallback(console))
     report = runs.train(config, run_dir, resume=parsed.resume is not None, callbacks=callbacks)
     if report is None:
         print(f"metarl: stopped; metarl train --resume {run_dir} goes on", file=sys.stderr)

@@ -97,7 +97,8 @@ class Learner(Protocol[State, Data_contra, Batch]):
         """Improves the meta-parameters; returns scalars to log, without the `train/` prefix.
 
         A learner of given data may have an attribute `adapts_in_update`, true: `episodes` then holds data alone, which
-        spares a second adaptation, and the scalars `adapt/step_0`, ..., as far as known, are the mean scores.
+        spares a second adaptation, and the scalars `adapt/step_0`, ..., as far as known, are the mean scores. An update
+        that adapts to no task, but trains on all of them together, reports its score under `score_name` instead.
 
         Where a loss or gradient is not finite, a scalar must show it by not being finite either: the trainer then
         undoes the update, as it does for parameters and state, and `health/nonfinite_skips` counts it.
@@ -128,6 +129,19 @@ class Actor(Protocol[State]):
     def observe(self, state: State, actions: Tensor, rewards: Tensor, terminated: Tensor, truncated: Tensor) -> State:
         """Feeds back what followed `act`, each [num_tasks, num_trajectories]; learners without a memory return
         `state`."""
+
+
+def loaded(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], *, what: str) -> dict[str, Tensor]:
+    """`saved`, in the order and on the device of `own`, for a `load_state_dict`.
+
+    Raises:
+        ValueError: names or shapes differ; says so of `what`.
+    """
+    expected, found = ({name: tuple(value.shape) for name, value in part.items()} for part in (own, saved))
+    if expected != found:
+        raise ValueError(f"{what} do not fit the network: expected {expected}, found {found}")
+    # Copied into memory of torch's own: where a file's bytes lie, the last bits of a matrix product may differ.
+    return {name: saved[name].to(value.device, copy=True) for name, value in own.items()}
 
 
 class ActingLearner(Learner[State, Data_contra, Batch], Actor[State], Protocol[State, Data_contra, Batch]):

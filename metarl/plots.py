@@ -24,6 +24,7 @@ from metarl.report import endpoints
 # Okabe and Ito's palette: its colours stay apart for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B6F47")
 PRE_TAG, POST_TAG = "rollout/pre_adapt/ep_rew_mean", "rollout/post_adapt/ep_rew_mean"
+JOINT_TAGS = ("train/accuracy", "train/mse")  # of updates that adapt to no task
 SCORE_LABELS = {"return": "return per trajectory", "accuracy": "accuracy (fraction)", "mse": "mean squared error"}
 SUFFIXES = (".png", ".pdf", ".svg")
 MAX_NAMED_TASKS = 8
@@ -128,7 +129,7 @@ def learning_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         InputError: a run has no return to draw.
     """
     for label, rows in runs.items():
-        if not any(_values(rows, tag)[0].size for tag in (PRE_TAG, POST_TAG)):
+        if not any(_values(rows, tag)[0].size for tag in (PRE_TAG, POST_TAG, *JOINT_TAGS)):
             raise InputError(f"{label}: metrics.jsonl holds no {POST_TAG} to draw")
     steps = {label: _evaluated_steps(rows) for label, rows in runs.items()}
     evaluated = any(steps.values())
@@ -308,7 +309,8 @@ def _short(tasks: Sequence[Any]) -> list[str]:
 
 
 def _draw_training(axes: Axes, rows: Sequence[Mapping[str, Any]], colour: str, prefix: str) -> None:
-    for tag, label, style in ((POST_TAG, "last step", "-"), (PRE_TAG, "step 0", (0, (4, 2)))):
+    joint = [(tag, "joint training", ":") for tag in JOINT_TAGS]
+    for tag, label, style in ((POST_TAG, "last step", "-"), (PRE_TAG, "step 0", (0, (4, 2))), *joint):
         env_steps, values = _values(rows, tag)
         if values.size:
             width = 1.8 if tag == POST_TAG else 1.3

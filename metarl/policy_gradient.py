@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from metarl.episodes import Episodes, Trajectories, live_first, to_device
 from metarl.errors import require
 from metarl.inner_loop import Parameters, StepSize, adapt, over_chunks
-from metarl.learner import Acted, ScoreName, Spaces, Unit
+from metarl.learner import Acted, ScoreName, Spaces, Unit, loaded
 from metarl.networks import Activation, Distribution, Stateless, make_policy
 from metarl.returns import discounted_returns, generalized_advantages, linear_baseline, standardize
 
@@ -149,13 +149,7 @@ class AdaptivePolicy(ABC):
         return {"parameters": dict(self._parameters)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        loaded = state["parameters"]
-        expected = {name: tuple(value.shape) for name, value in self._parameters.items()}
-        found = {name: tuple(value.shape) for name, value in loaded.items()}
-        if expected != found:
-            raise ValueError(f"parameters do not fit the policy: expected {expected}, found {found}")
-        # Copied into memory of torch's own: where a file's bytes lie, the last bits of a matrix product may differ.
-        self._parameters = {name: value.to(self.device, copy=True) for name, value in loaded.items()}
+        self._parameters = loaded(self._parameters, state["parameters"], what="parameters")
 
     def policy(self, state: Parameters, task: int) -> nn.Module:
         """The adapted policy of one task, as a module on the CPU: [..., observation_size] -> action distribution."""

@@ -69,14 +69,17 @@ def decisive_settings(plain: Mapping[str, Any]) -> dict[str, Any]:
 def best_iteration(run_dir: Path, learner: Learner[Any, Any, Any], *, also: Collection[int] = ()) -> int | None:
     """The iteration with the best score on test tasks, among those with a checkpoint and those of `also`.
 
-    The score is that after the learner's own number of adaptation steps, or the last evaluated one; of equal ones the
-    earliest. None without an evaluation.
+    The score is that after the learner's own number of adaptation steps, or the last evaluated one; always the last for
+    a learner that has no such number, since it counts shots or trains jointly. Of equal ones the earliest. None without
+    an evaluation.
     """
+    numberless = learner.unit == "shots" or getattr(learner, "trains_jointly", False)
     candidates, tag = {*checkpoint.list_checkpoints(run_dir), *also}, "meta_test/step_"
     scores: dict[int, float] = {}
     for row in read_metrics(run_dir):
         steps = [int(key.removeprefix(tag)) for key in row if key.startswith(tag)]
-        score = row.get(f"{tag}{min(learner.num_adaptation_steps, max(steps))}") if steps else None
+        last = max(steps, default=0)
+        score = row.get(f"{tag}{last if numberless else min(learner.num_adaptation_steps, last)}")
         if score is not None and row["iteration"] in candidates:
             scores[row["iteration"]] = -score if learner.score_name == "mse" else score
     return max(scores, key=lambda iteration: (scores[iteration], -iteration), default=None)

@@ -85,6 +85,8 @@ def _build_few_shot(config: RunConfig, device: torch.device, callbacks: tuple[Ca
     for name in ("num_trajectories", "min_live_steps"):
         value = getattr(config.evaluation, name)
         require(value is None, f"evaluation.{name}", value, f"left out: the tasks of {config.task_name} are given")
+    acting = config.trainer.act_device
+    require(acting == "cpu", "trainer.act_device", acting, f"left out: nothing acts in the tasks of {config.task_name}")
     collector = ExampleCollector(config.task, device=device)
     return Trainer(
         learner=_learner(config, collector.spaces).to(device),

@@ -244,6 +244,8 @@ def _step_scores(episodes: Episodes[Any, Any], metrics: Mapping[str, float]) -> 
 
 
 def _score_scalars(steps: Mapping[int, float]) -> dict[str, float]:
+    if not steps:  # an update that adapts to no task
+        return {}
     last = steps[max(steps)]
     scalars = {POST_ADAPT: last, **{f"{STEP}{step}": value for step, value in steps.items()}}
     if 0 in steps:
@@ -280,7 +282,10 @@ class ProgressCallback(Callback):
         name = trainer.learner.score_name
         told = zip(endpoints(trainer.learner.unit), (PRE_ADAPT, POST_ADAPT), strict=True)
         known = [f"{when} {progressed.scalars[tag]:.4g}" for when, tag in told if tag in progressed.scalars]
-        scores = f"{name} {', '.join(known)}"
+        jointly = progressed.scalars.get(f"train/{name}")
+        if jointly is not None:
+            known.append(f"in joint training {jointly:.4g}")
+        scores = f"{name} {', '.join(known)}" if known else ""
         if self._bar is not None:
             self._bar.update(self._task, completed=progressed.iteration, scores=scores)
             return

@@ -14,7 +14,7 @@ from metarl.errors import InputError
 
 MODULE = '''
 from __future__ import annotations
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 from metarl.errors import require
 from metarl.tasks import EnvTaskDistribution
@@ -47,6 +47,16 @@ class Agent:
         inner_lr: float = 0.1
         hidden_sizes: tuple[int, ...] = (64, 64)
     begin = prepare = adapt = score = meta_update = state_dict = load_state_dict = to = act = observe = print
+
+class Computing(Agent):
+    @dataclass(frozen=True)
+    class Config:
+        """Settings of it."""
+        updates: int = 5
+        """Updates in all."""
+        steps: int = field(default=4, init=False)
+        def __post_init__(self):
+            object.__setattr__(self, "steps", self.updates - 1)
 '''
 
 
@@ -72,6 +82,21 @@ def test_flags_go_over_the_file_over_the_preset(tmp_path: Path) -> None:
     config = parse_train(["family", *flags]).config
     assert (config.preset, config.trainer.iterations) == ("quick", 3)
     assert (config.agent.inner_lr, config.trainer.seed, config.trainer.num_threads) == (0.4, 5, 1)
+
+
+def test_what_a_config_computes_is_no_flag_and_follows_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    agent = ["family", "--agent", "arguments_family:Computing"]
+    config = parse_train([*agent, "--agent.updates", "3"]).config
+    assert (config.agent.updates, config.agent.steps) == (3, 2)
+    assert type(config.agent).__qualname__ == "Computing.Config"
+    assert parse_train(agent).config.agent.steps == 4
+    with pytest.raises(InputError, match=r"^--agent\.steps: unknown"):
+        parse_train([*agent, "--agent.steps", "3"])
+    with pytest.raises(SystemExit):
+        parse_train([*agent, "--help"])
+    text = capsys.readouterr().out
+    assert "--agent.steps" not in text
+    assert all(words in text for words in ("Settings of it.", "--agent.updates", "Updates in all."))
 
 
 def test_without_flags_the_default_agent_and_preset_hold() -> None:

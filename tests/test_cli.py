@@ -124,6 +124,21 @@ def test_training_quietly_says_nothing(say: Any, tmp_path: Path) -> None:
     assert (folder / "adaptation.png").is_file()
 
 
+@pytest.mark.parametrize("folder", [[], ["--run-dir", "new/run"]], ids=["own name", "given"])
+@pytest.mark.parametrize("tasks", ["omniglot", "mini-imagenet", "image-folder"])
+def test_without_data_no_folder_is_named_or_left(
+    tasks: str, folder: list[str], say: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("METARL_DATA", raising=False)
+    said = say("train", tasks, "--agent", "proto", *folder)
+    assert said.code == 2
+    assert said.err.startswith("metarl: task.root: missing; must be a folder that holds ")
+    assert said.err.count("\n") == 1
+    assert "run folder" not in said.out
+    assert "tensorboard" not in said.out
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_can_be_resumed(run_dir: Path, say: Any, tmp_path: Path) -> None:
     said = say("train", "bandit", *TINY, "--run-dir", "a", "--evaluation.no-controls", "--quiet")
     said = say("train", "--resume", "a", "--iterations", "3")

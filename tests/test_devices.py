@@ -3,6 +3,8 @@ tensors have no content, under a watch that lets no operation mix it with the CP
 
 from __future__ import annotations
 
+import sys
+import types
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +26,8 @@ from metarl.collect import run_episodes
 from metarl.envs.point_nav import PointNav
 from metarl.episodes import Episodes, Examples, Trajectories, to_device, tree_map
 from metarl.errors import InputError
-from metarl.examples import ExampleSpaces
+from metarl.examples import ExampleCollector, ExampleSpaces
+from metarl.fewshot.data.packed import Glyphs
 from metarl.inner_loop import Parameters, TaskHessians, over_tasks
 from metarl.learner import Spaces
 from metarl.policy_gradient import PolicyBatch, kl_from, surrogate
@@ -288,6 +291,98 @@ def test_an_iteration_on_cuda_equals_one_on_the_cpu() -> None:
     assert there.device.type == "cuda"
     for name, value in here.parameters.items():
         torch.testing.assert_close(there.parameters[name].cpu(), value, rtol=0, atol=1e-3)
+
+
+class Offset(torch.nn.Module):
+    """An encoder of a user's, with a buffer and a frozen layer."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("offset", torch.ones(shape))
+        self.frozen, self.layer = torch.nn.Linear(shape[0], 5).requires_grad_(False), torch.nn.Linear(5, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.layer(self.frozen(inputs + self.offset))
+        return out
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_foreign_encoders_buffers_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = types.ModuleType("encoder_with_buffers")
+    vars(own).update(Offset=Offset)
+    monkeypatch.setitem(sys.modules, own.__name__, own)
+    kind = registry.load_learner("proto")
+    config = kind.Config(encoder="encoder_with_buffers:Offset")
+    spaces = ExampleSpaces((6,), 3, discrete=True, train_ways=3)
+    learner = kind(config, spaces, generator=torch.Generator().manual_seed(0))
+    assert devices_of(learner.state_dict()["buffers"]) == {"cpu"}
+    learner.to("meta")
+    labels = torch.zeros(N, 6, dtype=torch.int64)
+    batch = learner.prepare(to_device(Examples(torch.zeros(N, 6, 6), labels, labels), "meta"))
+    with Watch():
+        learner.meta_update(Episodes((0, 1), (0, 1), (batch,), batch, None, (), 0, (0.0,)))
+    assert devices_of(learner.state_dict()) == {"meta"}
+
+
+class Crossings(Watch):
+    """Counts the numbers that cross from the CPU to "meta", by their type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[torch.dtype, list[int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._to_copy.default and args[0].device.type == "cpu":
+            self.sizes.setdefault(args[0].dtype, []).append(args[0].numel())
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_images_are_gathered_where_the_learner_is() -> None:
+    """The set crosses once; then an episode's places, labels and classes do, and where which image is turned."""
+    tasks = Glyphs(num_ways=3, num_shots=2, num_queries=2, train_rotations=True)
+    drawn = tasks.sample(4, generator(0, 0, Purpose.TASKS))
+    with Crossings() as crossings:
+        for iteration in range(3):
+            examples = tasks.support(drawn, Seeds.first(4, iteration=iteration), device="meta")
+    assert devices_of(examples) == {"meta"}
+    assert examples.inputs.shape == (4, 6, 1, 28, 28)
+    assert crossings.sizes[torch.uint8] == [tasks.data.images.size]
+    assert set(crossings.sizes) == {torch.uint8, torch.int64}
+    assert sum(crossings.sizes[torch.int64]) <= 3 * (3 * 4 * 6 + 2 * 4 * 6)
+
+
+def few_shot_updates(name: str, device: str) -> tuple[dict[str, Tensor], list[float]]:
+    """The first meta-gradient, and the losses of three updates. Batched on every device: in the layout of the loop on a
+    CPU, torch sums gradients of batch norms less exactly (see `Conv4.forward`)."""
+    tasks = Glyphs(num_ways=5, num_shots=1, num_queries=5, train_rotations=True)
+    kind = registry.load_learner(name)
+    collector = ExampleCollector(tasks, device=device)
+    learner = kind(
+        kind.Config(num_filters=16, execution="vmap"), tasks.spaces, generator=torch.Generator().manual_seed(0)
+    ).to(device)
+    gradients: dict[str, Tensor] = {}
+    told = []
+    for iteration in range(3):
+        drawn = tasks.sample(4, generator(0, iteration, Purpose.TASKS))
+        seeds = Seeds.first(4, iteration=iteration)
+        episodes = run_episodes(learner, collector, drawn, seeds, num_steps=1, adapting=False)
+        gradients = gradients or learner.meta_gradient(episodes.support, episodes.query)[0]
+        told.append(learner.meta_update(episodes)["loss"])
+    assert learner.device.type == episodes.query.inputs.device.type == device
+    return {key: value.cpu() for key, value in gradients.items()}, told
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", ["proto", "maml"])
+def test_few_shot_updates_on_cuda_equal_those_on_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With TensorFloat-32 off, which torch by default uses in convolutions: it keeps 10 bits of the factors."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    (here, losses), (there, others) = (few_shot_updates(name, device) for device in ("cpu", "cuda"))
+    largest = max(float(value.abs().max()) for value in here.values())
+    for key, value in here.items():
+        torch.testing.assert_close(there[key], value, rtol=0, atol=1e-3 * largest, msg=key)
+    assert others == pytest.approx(losses, rel=1e-2)
 
 
 @pytest.mark.parametrize("execution", ["vmap", "loop"])

@@ -324,18 +324,28 @@ def test_the_newest_checkpoints_stay_and_the_best(
 
 
 @pytest.mark.parametrize(
-    ("score_name", "steps", "best"), [("return", 1, 2), ("accuracy", 5, 3), ("mse", 1, 3), ("mse", 0, 2)]
+    ("score_name", "steps", "others", "best"),
+    [
+        ("return", 1, {}, 2),
+        ("accuracy", 5, {}, 3),
+        ("mse", 1, {}, 3),
+        ("mse", 0, {}, 2),
+        ("accuracy", 1, {"unit": "shots"}, 3),
+        ("accuracy", 1, {"trains_jointly": True}, 3),
+    ],
 )
 def test_the_best_is_by_the_learners_own_steps_and_direction(
-    score_name: str, steps: int, best: int, tmp_path: Path
+    score_name: str, steps: int, others: dict[str, Any], best: int, tmp_path: Path
 ) -> None:
-    """Iteration 1 has no checkpoint, 4 no evaluation, and step 2 is the last evaluated one."""
+    """Iteration 1 has no checkpoint, 4 no evaluation, and step 2 is the last evaluated one, which counts for a learner
+    of shots and one that trains jointly."""
     scores = {1: (9, 9, 9), 2: (1, 3, 1), 3: (2, 1, 3)}
     rows = [{"iteration": i, **{f"meta_test/step_{k}": x for k, x in enumerate(row)}} for i, row in scores.items()]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in [*rows, {"iteration": 4}]))
     for iteration in (2, 3, 4):
         (tmp_path / "checkpoints" / f"iteration_00000{iteration}").mkdir(parents=True)
-    learner: Any = SimpleNamespace(num_adaptation_steps=steps, score_name=score_name)
+    settings = {"unit": "gradient steps", "num_adaptation_steps": steps, "score_name": score_name, **others}
+    learner: Any = SimpleNamespace(**settings)
     assert best_iteration(tmp_path, learner) == best
 
 

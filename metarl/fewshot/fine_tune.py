@@ -12,7 +12,7 @@ Differs from the paper: plain gradient descent at test time; batches are those o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metarl.errors import require
-from metarl.examples import ExampleSpaces, Tables
+from metarl.examples import Tables
 from metarl.fewshot.encoders import BatchNormMode, Network, Statistics
 from metarl.fewshot.gradient import GradientConfig, GradientLearner
 from metarl.fewshot.learner import ExampleBatch, Outcome, joined, loss_of, score_of
@@ -33,6 +33,8 @@ class FineTuneConfig(GradientConfig):
 
     inner_lr: float = 0.5
     """Step size at test time."""
+    num_adaptation_steps: int = field(default=1, init=False)  # joint training takes no inner steps
+    later_step_scale: float = field(default=1.0, init=False)
     batch_norm: BatchNormMode = "running"
     head: Literal["linear", "cosine"] = "linear"
     """The last layer of a classifier: linear, or `cosine_scale` times the cosine of weights and features."""
@@ -58,11 +60,12 @@ class FineTune(GradientLearner):
 
     Config = FineTuneConfig
     config: FineTuneConfig
-    free_train_ways = True
+    trains_jointly = True
 
-    def __init__(self, config: FineTuneConfig, spaces: ExampleSpaces, *, generator: torch.Generator) -> None:
-        require(config.head == "linear" or spaces.discrete, "agent.head", config.head, "'linear' for a task of values")
-        super().__init__(config, spaces, generator=generator)
+    def _require_fit(self) -> None:
+        super()._require_fit()
+        fits = self.config.head == "linear" or self.spaces.discrete
+        require(fits, "agent.head", self.config.head, "'linear' for a task of values")
 
     def _add_networks(self, generator: torch.Generator) -> None:
         super()._add_networks(generator)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from metarl.errors import require
-from metarl.examples import ExampleSpaces
 from metarl.fewshot.encoders import Network, Statistics
 from metarl.fewshot.learner import ExampleBatch, FewShotConfig, FewShotLearner, Outcome, loss_of, score_of
 from metarl.inner_loop import Parameters, StepSize, gradient_step
@@ -56,14 +55,12 @@ class GradientLearner(FewShotLearner[Adapted]):
     unit: Unit = "gradient steps"
     config: GradientConfig
 
-    def __init__(self, config: GradientConfig, spaces: ExampleSpaces, *, generator: torch.Generator) -> None:
+    def _require_fit(self) -> None:
+        super()._require_fit()
+        spaces = self.spaces
+        fits = not spaces.discrete or spaces.train_ways == spaces.num_outputs or self.trains_jointly
         allowed = f"task.num_ways = {spaces.num_outputs}: the last layer has an output for each"
-        fits = not spaces.discrete or spaces.train_ways == spaces.num_outputs or self.free_train_ways
         require(fits, "task.train_ways", spaces.train_ways, allowed)
-        super().__init__(config, spaces, generator=generator)
-        self.num_adaptation_steps = config.num_adaptation_steps
-
-    free_train_ways = False
 
     def _add_networks(self, generator: torch.Generator) -> None:
         head = nn.Linear(math.prod(self.feature_shape), self.spaces.num_outputs)

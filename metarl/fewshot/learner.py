@@ -11,7 +11,7 @@ import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 import torch
@@ -23,9 +23,9 @@ from metarl.episodes import Episodes, Examples, to_device, tree_map, tree_zip
 from metarl.errors import require
 from metarl.examples import ExampleSpaces
 from metarl.fewshot.compiled import Compiled
-from metarl.fewshot.encoders import MOMENTUM, EncoderConfig, Network, Statistics, make_encoder
+from metarl.fewshot.encoders import EncoderConfig, Network, Statistics, make_encoder
 from metarl.inner_loop import Parameters, over_tasks
-from metarl.learner import ScoreName, Unit
+from metarl.learner import ScoreName, Unit, loaded
 
 Execution = Literal["auto", "loop", "vmap", "compiled"]
 EXECUTIONS = ("auto", "loop", "vmap", "compiled")
@@ -36,6 +36,7 @@ State = TypeVar("State")
 class FewShotConfig(EncoderConfig):
     """Settings of the network and of meta-training."""
 
+    num_adaptation_steps: int = field(default=1, init=False)  # a setting where training takes inner steps
     outer_lr: float = 1e-3
     """Step size of Adam in meta-training."""
     halve_lr_every: int | None = None
@@ -98,16 +99,21 @@ class FewShotLearner(ABC, Generic[State]):
     Attributes:
         adapts_in_update: data is given, so `meta_update` adapts by itself, once, and reports the score: see
             `metarl.collect.run_episodes`.
+        trains_jointly: `meta_update` adapts to no task: its score is that of training on all of them together.
+        reads_descriptions: the support is vectors that describe the classes.
     """
 
     unit: Unit
     config: Any
     adapts_in_update = True
-    num_adaptation_steps: int
+    trains_jointly = False
+    reads_descriptions = False
 
     def __init__(self, config: FewShotConfig, spaces: ExampleSpaces, *, generator: torch.Generator) -> None:
         self.config = config
         self.spaces = spaces
+        self._require_fit()
+        self.num_adaptation_steps: int = config.num_adaptation_steps
         self.score_name: ScoreName = "accuracy" if spaces.discrete else "mse"
         self.encoder = Network(self._make_encoder(generator), name="encoder")
         with torch.no_grad():
@@ -115,6 +121,7 @@ class FewShotLearner(ABC, Generic[State]):
             self.feature_shape = tuple(self.encoder(self.encoder.parameters, example).shape[1:])
         self._parameters: Parameters = {}
         self._statistics: Statistics = {}
+        self._networks: list[Network] = []
         self._add(self.encoder)
         self._add_networks(generator)
         require(bool(self._parameters), "agent.encoder", config.encoder, "one that has parameters: nothing else learns")
@@ -123,6 +130,11 @@ class FewShotLearner(ABC, Generic[State]):
         # An episode's loss in training reads the parameters and the data it is given, and settings: it can be compiled.
         self._gradient = Compiled(torch.func.grad(self.episode_loss, has_aux=True))
 
+    def _require_fit(self) -> None:
+        """Refuses tasks that the learner is not for, and settings that do not suit them, in one line each."""
+        allowed = "proto-zero-shot: the support of these tasks is descriptions of the classes"
+        require(self.reads_descriptions or not self.spaces.description_size, "agent", type(self).__name__, allowed)
+
     def _make_encoder(self, generator: torch.Generator) -> nn.Module:
         return make_encoder(self.config, self.spaces.input_shape, generator=generator)
 
@@ -130,8 +142,9 @@ class FewShotLearner(ABC, Generic[State]):
         """Adds what the learner has beside the encoder: networks with `_add`, or plain parameters."""
 
     def _add(self, network: Network) -> Network:
+        self._networks.append(network)
         self._parameters |= network.parameters
-        self._statistics |= network.no_statistics()
+        self._statistics |= network.statistics
         return network
 
     @abstractmethod
@@ -157,6 +170,10 @@ class FewShotLearner(ABC, Generic[State]):
         return self._parameters
 
     @property
+    def _buffers(self) -> Parameters:
+        return {name: value for network in self._networks for name, value in network.buffers.items()}
+
+    @property
     def device(self) -> torch.device:
         return next(iter(self._parameters.values())).device
 
@@ -171,6 +188,8 @@ class FewShotLearner(ABC, Generic[State]):
         self._parameters, self._statistics, self._moments = to_device(
             (self._parameters, self._statistics, self._moments), device
         )
+        for network in self._networks:
+            network.buffers = to_device(network.buffers, device)
         return self
 
     def state_dict(self) -> dict[str, Any]:
@@ -179,19 +198,25 @@ class FewShotLearner(ABC, Generic[State]):
             "statistics": dict(self._statistics),
             "adam": self._moments._asdict(),
             "num_updates": self._num_updates,
+            "buffers": self._buffers,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for name in ("parameters", "statistics"):
-            expected = {key: tuple(value.shape) for key, value in getattr(self, f"_{name}").items()}
-            found = {key: tuple(value.shape) for key, value in state[name].items()}
-            if expected != found:
-                raise ValueError(f"{name} do not fit the network: expected {expected}, found {found}")
-        loaded = (state["parameters"], state["statistics"], Moments(**state["adam"]))
-        # Copied into memory of torch's own: where a file's bytes lie, the last bits of a matrix product may differ.
-        copied = tree_map(lambda value: value.to(self.device, copy=True), loaded)
-        self._parameters, self._statistics, self._moments = copied
+        buffers = loaded(self._buffers, state.get("buffers", {}), what="buffers")  # earlier versions saved none
+        parts = [
+            loaded(own, saved, what=what)
+            for what, own, saved in (
+                ("parameters", self._parameters, state["parameters"]),
+                ("statistics", self._statistics, state["statistics"]),
+                ("first moments", self._moments.first, state["adam"]["first"]),
+                ("second moments", self._moments.second, state["adam"]["second"]),
+            )
+        ]
+        self._parameters, self._statistics, *moments = parts
+        self._moments = Moments(state["adam"]["num_steps"].to(self.device, copy=True), *moments)
         self._num_updates = int(state["num_updates"])
+        for network in self._networks:
+            network.buffers = {name: buffers[name] for name in network.buffers}
 
     def prepare(self, data: Examples) -> ExampleBatch:
         numbers = data.classes
@@ -199,12 +224,13 @@ class FewShotLearner(ABC, Generic[State]):
         return ExampleBatch(data.inputs, data.targets, classes if numbers is None else numbers)
 
     def meta_update(self, episodes: Episodes[State, ExampleBatch]) -> dict[str, float]:
-        """One step of Adam on the mean loss of the meta-batch."""
+        """One step of Adam on the mean loss of the meta-batch. What it reports as `train/accuracy` or `train/mse`
+        instead of `adapt/step_k` is the score of joint training."""
         gradients, outcome = self.meta_gradient(episodes.support, episodes.query)
         norm = self._descend(gradients)
         self._remember(outcome.statistics)
-        last = f"adapt/step_{len(episodes.support)}"
-        return {"loss": float(outcome.loss.mean()), "gradient_norm": norm, last: float(outcome.score.mean())}
+        score = self.score_name if self.trains_jointly else f"adapt/step_{len(episodes.support)}"
+        return {"loss": float(outcome.loss.mean()), "gradient_norm": norm, score: float(outcome.score.mean())}
 
     def meta_gradient(self, support: tuple[ExampleBatch, ...], query: ExampleBatch) -> tuple[Parameters, Outcome]:
         """The mean over tasks of the loss's gradient, and each task's outcome, task axis leading."""
@@ -249,8 +275,10 @@ class FewShotLearner(ABC, Generic[State]):
     def _remember(self, statistics: Statistics) -> None:
         """Moves the running averages towards the tasks' `statistics`, task axis leading; torch's layers would keep the
         unbiased variance."""
+        momenta = {name: momentum for network in self._networks for name, momentum in network.momenta.items()}
         for name, value in statistics.items():
-            self._statistics[name] = (1.0 - MOMENTUM) * self._statistics[name] + MOMENTUM * value.mean(0)
+            share = momenta[name]
+            self._statistics[name] = (1.0 - share) * self._statistics[name] + share * value.mean(0)
 
 
 def loss_of(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -22,9 +22,10 @@ from metarl.inner_loop import LEARNED_STEP_SIZE
 
 @dataclass(frozen=True)
 class MetaSGDConfig(MAMLConfig):
-    """Settings of Meta-SGD; `inner_lr` is a factor on all step sizes."""
+    """Settings of Meta-SGD."""
 
     inner_lr: float = 1.0
+    """Factor on all learned step sizes."""
     initial_step_sizes: tuple[float, float] = (0.005, 0.1)
     """Bounds of the uniform distribution that the step sizes start from, one number for each weight tensor."""
 

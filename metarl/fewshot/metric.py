@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from metarl.errors import require
-from metarl.examples import ExampleSpaces, Tables
+from metarl.examples import Tables
 from metarl.fewshot.encoders import BatchNormMode, Statistics
 from metarl.fewshot.learner import (
     ExampleBatch,
@@ -72,10 +72,10 @@ class MetricLearner(FewShotLearner[Known]):
     unit: Unit = "shots"
     config: MetricConfig
 
-    def __init__(self, config: MetricConfig, spaces: ExampleSpaces, *, generator: torch.Generator) -> None:
-        require(spaces.discrete, "agent", type(self).__name__, "a learner for values: this one needs classes")
-        super().__init__(config, spaces, generator=generator)
-        self.num_adaptation_steps = 1
+    def _require_fit(self) -> None:
+        super()._require_fit()
+        allowed = "a learner for values: this one needs classes"
+        require(self.spaces.discrete, "agent", type(self).__name__, allowed)
 
     @abstractmethod
     def remember(self, parameters: Parameters, features: Tensor, targets: Tensor, num_ways: int) -> Any:

@@ -12,17 +12,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from metarl.errors import require
-from metarl.examples import ExampleSpaces
-from metarl.fewshot.fine_tune import FineTune, FineTuneConfig
+from metarl.fewshot.fine_tune import FineTune
 from metarl.fewshot.learner import score_of
 
 
 class MultiTask(FineTune):
     """A shared encoder with a head for each of many fixed tasks."""
 
-    def __init__(self, config: FineTuneConfig, spaces: ExampleSpaces, *, generator: torch.Generator) -> None:
-        require(spaces.discrete, "agent", "multi-task", "a learner for values: this one needs classes")
-        super().__init__(config, spaces, generator=generator)
+    def _require_fit(self) -> None:
+        super()._require_fit()
+        require(self.spaces.discrete, "agent", "multi-task", "a learner for values: this one needs classes")
 
     def class_loss(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and accuracy within each example's own task."""

@@ -64,7 +64,7 @@ class Relation(MetricLearner):
             require(min(sides) >= 4, "agent.encoder", self.config.encoder, allowed)
             module: nn.Module = RelationModule(self.feature_shape, self.config, batch_norm=norm, generator=generator)
         else:
-            module = FlatRelation(self.feature_shape[0], self.config.relation_size, generator=generator)
+            module = FlatRelation(math.prod(self.feature_shape), self.config.relation_size, generator=generator)
         self.relation = self._add(Network(module, name="relation"))
 
     def remember(self, parameters: Parameters, features: Tensor, targets: Tensor, num_ways: int) -> Tensor:
@@ -135,7 +135,10 @@ class FlatScore(nn.Module):
 
 
 class FlatRelation(FlatScore):
-    """The relation of feature vectors of length `size`."""
+    """The relation of features of `size` numbers, vectors or not: [B, 2 C, ...] -> [B, 1]."""
 
     def __init__(self, size: int, hidden_size: int, *, generator: torch.Generator) -> None:
         super().__init__(2 * size, hidden_size, generator=generator)
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        return super().forward(pairs.flatten(1))

@@ -19,13 +19,14 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from metarl.adam import Moments, no_moments, packed, packed_step
+from metarl.adam import no_moments, packed, packed_mean, packed_step
 from metarl.episodes import Episodes, to_device
 from metarl.errors import require
 from metarl.examples import ExampleSpaces, Tables
 from metarl.fewshot.gradient import Adapted, GradientConfig, GradientLearner
 from metarl.fewshot.learner import ExampleBatch, Outcome
 from metarl.inner_loop import Parameters
+from metarl.learner import loaded
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class ReptileConfig(GradientConfig):
         size, schedule = self.meta_step_size, self.schedule_iterations
         require(0.0 < size < math.inf, "agent.meta_step_size", size, "a positive number")
         require(schedule is None or schedule >= 1, "agent.schedule_iterations", schedule, "an integer >= 1")
+        allowed = "'auto', 'loop' or 'vmap': Reptile follows no meta-gradient that could be compiled"
+        require(self.execution != "compiled", "agent.execution", self.execution, allowed)
         for name in ("inner_batch_size", "test_batch_size"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"agent.{name}", value, "an integer >= 1")
@@ -83,9 +86,9 @@ class Reptile(GradientLearner):
         return {**super().state_dict(), "carried": dict(self._carried)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        carried = state["carried"]
+        carried = loaded(self._carried, state["carried"], what="carried moments")
         super().load_state_dict(state)
-        self._carried = {name: carried[name].to(self.device, copy=True) for name in self._carried}
+        self._carried = carried
 
     def begin(self, num_tasks: int, *, parameters: Mapping[str, Tensor] | None = None) -> Adapted:
         source = self._parameters if parameters is None else parameters
@@ -101,8 +104,7 @@ class Reptile(GradientLearner):
         self._parameters = {name: old + moves[name] for name, old in self._parameters.items()}
         self._num_updates += 1
         if not self.config.reset_moments:
-            second = {name: trained[f"second.{name}"].mean(0) for name in self._parameters}
-            self._carried = packed(Moments(trained["num_steps"][0].clone(), {}, second))
+            self._carried = packed_mean(trained, self._parameters)
         self._remember(outcome.statistics)
         last = f"adapt/step_{len(episodes.support)}"
         norm = math.sqrt(sum(float(move.square().sum()) for move in moves.values()))
@@ -131,7 +133,9 @@ class Reptile(GradientLearner):
     def _step(self, parameters: Parameters, batch: ExampleBatch, step: int) -> Parameters:
         size = self.config.test_batch_size or self.config.inner_batch_size
         gradients = torch.func.grad(self.test_loss)(self._own(parameters), mini_batch(batch, step, size))
-        return packed_step(parameters, gradients, self.config.inner_lr)
+        lr = self.step_size(step)
+        assert isinstance(lr, float)  # one for all parameters
+        return packed_step(parameters, gradients, lr)
 
     def _own(self, state: Parameters) -> Parameters:
         return {name: state[name] for name in self._parameters}

@@ -7,33 +7,46 @@ since it comes from another domain than the features, is the prototype.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from metarl.errors import require
-from metarl.examples import ExampleSpaces
+from metarl.examples import Tables
 from metarl.fewshot.encoders import Network, Statistics
 from metarl.fewshot.metric import MetricConfig, MetricLearner
 from metarl.fewshot.proto import class_means, squared_distances
 from metarl.inner_loop import Parameters
 
 
+@dataclass(frozen=True)
+class ZeroShotConfig(MetricConfig):
+    """Settings of a zero-shot prototypical network."""
+
+    # There is one description of each class: nothing comes with further shots.
+    defaults: ClassVar[Tables] = {"trainer": {"meta_batch_size": 2}, "evaluation": {"num_adaptation_steps": 1}}
+
+
 class ZeroShotProto(MetricLearner):
     """The nearest described class; its state holds prototypes [N, W, D]. For tasks whose support is descriptions."""
 
-    Config = MetricConfig
-    config: MetricConfig
+    Config = ZeroShotConfig
+    config: ZeroShotConfig
+    reads_descriptions = True
 
-    def __init__(self, config: MetricConfig, spaces: ExampleSpaces, *, generator: torch.Generator) -> None:
+    def _require_fit(self) -> None:
+        super()._require_fit()
         allowed = "a learner for tasks whose support are examples: this one needs descriptions of the classes"
-        require(spaces.description_size > 0, "agent", "proto-zero-shot", allowed)
-        mode = config.batch_norm
+        require(self.spaces.description_size > 0, "agent", "proto-zero-shot", allowed)
+        mode = self.config.batch_norm
         require(mode != "support", "agent.batch_norm", mode, "another: a description gives the encoder no statistics")
-        super().__init__(config, spaces, generator=generator)
 
     def _add_networks(self, generator: torch.Generator) -> None:
-        layer = nn.Linear(self.spaces.description_size, self.feature_shape[0])
+        layer = nn.Linear(self.spaces.description_size, math.prod(self.feature_shape))
         nn.init.xavier_uniform_(layer.weight, generator=generator)
         nn.init.zeros_(layer.bias)
         self.description = self._add(Network(layer, name="description"))
@@ -47,7 +60,7 @@ class ZeroShotProto(MetricLearner):
     def compare(
         self, parameters: Parameters, memory: Tensor, features: Tensor, statistics: Statistics | None
     ) -> Tensor:
-        return -squared_distances(features, memory)
+        return -squared_distances(features.flatten(1), memory)
 
     def _encode_both(
         self, parameters: Parameters, support: Tensor, query: Tensor

@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from metarl.collect import run_episodes
 from metarl.config import EvaluationConfig, TrainerConfig
 from metarl.episodes import tree_map
+from metarl.errors import InputError
 from metarl.examples import ExampleCollector, ExampleSpaces, ExampleTaskDistribution
 from metarl.fewshot.data.described import DescribedTasks
 from metarl.fewshot.learner import ExampleBatch
+from metarl.plots import learning_figure
 from metarl.registry import LEARNERS, load_learner
 from metarl.seeds import Purpose, Seeds, generator
-from metarl.trainer import Trainer
+from metarl.trainer import Callback, ProgressCallback, Progressed, Trainer
 
 WAYS, QUERIES = 3, 4
 # Those settings that a learner has are made small; Reptile's mini-batches are the whole support.
@@ -253,6 +256,38 @@ def test_an_update_reports_the_score_of_run_episodes(name: str, characters: Any)
     assert progressed.scalars["rollout/post_adapt/ep_rew_mean"] == pytest.approx(expected)
     assert progressed.episodes.scores == ()
     assert not any(tag.startswith("train/adapt") for tag in progressed.scalars)
+
+
+@pytest.mark.parametrize("name", sorted(set(VARIANTS) - set(SCORED_BY_EPISODE)))
+def test_joint_training_reports_no_adaptation(name: str, characters: Any) -> None:
+    """Its accuracy is that on training classes, under a tag and in a progress line that say so."""
+    trainer = make_trainer(name, characters, iterations=1)
+    file, rows = io.StringIO(), []
+
+    class Recorder(Callback):
+        def on_iteration(self, trainer: Trainer, progressed: Progressed) -> None:
+            rows.append(progressed.scalars)
+
+    trainer.callbacks = (Recorder(), ProgressCallback(Console(file=file)))
+    trainer.run()
+    assert not [tag for tag in rows[0] if tag.startswith(("adapt/", "rollout/"))]
+    score = rows[0]["train/accuracy"]
+    assert file.getvalue().startswith(f"iteration 1/1  accuracy in joint training {score:.4g}  ")
+    assert "adaptation" not in file.getvalue()
+    assert any(label.get_text() == "joint training" for label in legend_of(rows))
+
+
+def legend_of(rows: list[dict[str, float]]) -> Any:
+    (axes,) = learning_figure({"run": [{"iteration": 1, "env_steps": 10, **rows[0]}]}).axes
+    return axes.get_legend().get_texts()
+
+
+@pytest.mark.parametrize("name", ["fine-tune", "maml", "proto"])
+def test_descriptions_are_for_who_reads_them(name: str, characters: Any) -> None:
+    distribution = tasks_for("proto-zero-shot", characters)
+    kind, config = kind_and_config(name)
+    with pytest.raises(InputError, match=r"^agent = '\w+': must be proto-zero-shot: the support .* is descriptions"):
+        kind(config, distribution.spaces, generator=torch.Generator())
 
 
 @pytest.mark.parametrize("name", ["proto", "maml"])

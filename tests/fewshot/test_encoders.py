@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metarl.errors import InputError
+from metarl.examples import ExampleSpaces
 from metarl.fewshot.encoders import (
     BatchNorm,
     Conv4,
@@ -21,6 +22,7 @@ from metarl.fewshot.encoders import (
     make_encoder,
     with_own_batch_norm,
 )
+from metarl.fewshot.proto import Proto
 
 
 def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -51,11 +53,117 @@ def number(shape: tuple[int, ...]) -> int:
     return 3
 
 
+class Norms(nn.Module):
+    """Batch norms of all kinds, whose running averages and settings are not torch's defaults."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.BatchNorm1d(shape[0], eps=0.3, momentum=0.4),
+            nn.BatchNorm1d(shape[0], eps=0.2, momentum=0.2, affine=False),
+            nn.BatchNorm1d(shape[0], eps=0.5, bias=False, momentum=0.05, track_running_stats=False),
+        )
+        self.body[0].running_mean.copy_(torch.arange(shape[0]))
+        self.body[1].running_var.fill_(4.0)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.body(inputs)
+        return out
+
+
+class Constant(nn.Module):
+    """A buffer that the constructor draws, a layer that is frozen, and a weight that stands in two places."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.randn(shape))
+        self.register_buffer("scale", torch.randn(shape), persistent=False)
+        self.frozen = nn.Linear(shape[0], shape[0]).requires_grad_(False)
+        self.first, self.second = (nn.Linear(shape[0], shape[0], bias=False) for _ in range(2))
+        self.second.weight = self.first.weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.second(torch.relu(self.first(self.frozen(inputs * self.scale + self.shift))))
+        return out
+
+
+class Dropping(nn.Module):
+    def __init__(self, shape: tuple[int, ...], p: float = 0.5) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(shape[0], 4), nn.Dropout(p))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.layers(inputs)
+        return out
+
+
+class Undecided(nn.Module):
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return functional.dropout(inputs, training=self.training)
+
+
+class Counting(nn.Module):
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += 1
+        return inputs
+
+
+class SumsUp(nn.Module):
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.sum(1)
+
+
+class Misfit(nn.Module):
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(shape[0] + 1, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.layer(inputs)
+        return out
+
+
+def without_momentum(shape: tuple[int, ...]) -> nn.Module:
+    return nn.Sequential(nn.BatchNorm1d(shape[0], momentum=None))
+
+
+def almost_dropping(shape: tuple[int, ...]) -> nn.Module:
+    return Dropping(shape, p=1e-6)
+
+
+def no_longer_dropping(shape: tuple[int, ...]) -> nn.Module:
+    return Dropping(shape, p=0.0)
+
+
+MINE = (
+    Norms,
+    Constant,
+    Dropping,
+    Undecided,
+    Counting,
+    SumsUp,
+    Misfit,
+    without_momentum,
+    almost_dropping,
+    no_longer_dropping,
+)
+
+
 @pytest.fixture
 def own_module(monkeypatch: pytest.MonkeyPatch) -> str:
     """A module by the name of `encoders_of_mine`, which holds the functions above."""
     module = types.ModuleType("encoders_of_mine")
-    vars(module).update(Foreign=Foreign, refuses=refuses, number=number)
+    vars(module).update(Foreign=Foreign, refuses=refuses, number=number, **{made.__name__: made for made in MINE})
     monkeypatch.setitem(sys.modules, "encoders_of_mine", module)
     return "encoders_of_mine"
 
@@ -117,13 +225,13 @@ def test_statistics_are_named_after_their_place_and_forgotten_after_use() -> Non
     inputs = drawn(6, 1, 16, 16)
     plain = network(network.parameters, inputs)
     _, used = network.recorded(network.parameters, inputs)
-    assert list(used) == [f"encoder.blocks.{i}.norm" for i in range(4)] == list(network.no_statistics())
+    assert list(used) == [f"encoder.blocks.{i}.norm" for i in range(4)] == list(network.statistics)
     assert {tuple(value.shape) for value in used.values()} == {(2, 2)}
     torch.testing.assert_close(network(network.parameters, inputs, statistics=used), plain, atol=1e-5, rtol=1e-4)
     shifted = {name: value + 1.0 for name, value in used.items()}
     assert not torch.allclose(network(network.parameters, inputs, statistics=shifted), plain, atol=1e-2)
     assert torch.equal(network(network.parameters, inputs), plain)
-    unseen = network(network.parameters, inputs, statistics=network.no_statistics())
+    unseen = network(network.parameters, inputs, statistics=network.statistics)
     assert not torch.allclose(unseen, plain, atol=1e-2)
 
 
@@ -207,8 +315,93 @@ def test_a_module_of_ones_own_by_name(own_module: str) -> None:
     encoder = make_encoder(EncoderConfig(encoder=f"{own_module}:Foreign"), (2, 6, 6), generator=rng())
     assert isinstance(encoder, Foreign)
     network = Network(encoder, name="encoder")
-    assert list(network.no_statistics()) == ["encoder.body.1"]
+    assert list(network.statistics) == ["encoder.body.1"]
     assert network(network.parameters, drawn(4, 2, 6, 6)).shape == (4, 3)
+
+
+def own(name: str, shape: tuple[int, ...], *, seed: int = 0) -> nn.Module:
+    config = EncoderConfig(encoder=f"encoders_of_mine:{name}")
+    return make_encoder(config, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.usefixtures("own_module")
+def test_foreign_batch_norms_keep_what_they_are() -> None:
+    """Epsilon, momentum, running averages, and whether there are a weight and a bias."""
+    network = Network(own("Norms", (3,)), name="net")
+    assert list(network.parameters) == ["net.body.0.weight", "net.body.0.bias", "net.body.2.weight"]
+    assert network.momenta == {"net.body.0": 0.4, "net.body.1": 0.2, "net.body.2": 0.05}
+    first, second, third = network.statistics.values()
+    assert first.tolist() == [[0.0, 1.0, 2.0], [1.0, 1.0, 1.0]]
+    assert second.tolist() == [[0.0, 0.0, 0.0], [4.0, 4.0, 4.0]]
+    assert third.tolist() == [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
+    assert network.buffers == {}
+    inputs, given = drawn(5, 3), {**network.parameters, "net.body.0.bias": drawn(3, seed=1)}
+    torchs = Norms((3,))
+    with torch.no_grad():
+        torchs.body[0].bias.copy_(drawn(3, seed=1))  # type: ignore[operator]
+    torch.testing.assert_close(network(given, inputs), torchs(inputs))
+    outputs, used = network.recorded(given, inputs)
+    torch.testing.assert_close(outputs, torchs(inputs))
+    torch.testing.assert_close(network(given, inputs, statistics=used), outputs)
+    fresh = Norms((3,)).eval()
+    with torch.no_grad():
+        fresh.body[0].bias.copy_(drawn(3, seed=1))  # type: ignore[operator]
+    fresh.body[2].track_running_stats = True  # what has no averages starts from 0 and 1
+    fresh.body[2].running_mean, fresh.body[2].running_var = torch.zeros(3), torch.ones(3)
+    torch.testing.assert_close(network(given, inputs, statistics=network.statistics), fresh(inputs))
+
+
+@pytest.mark.usefixtures("own_module")
+def test_running_averages_move_by_the_foreign_momenta(new_learner: Any, new_batches: Any, as_episodes: Any) -> None:
+    spaces = ExampleSpaces((6,), 3, True, train_ways=3)
+    learner = new_learner(Proto, spaces, encoder="encoders_of_mine:Norms", batch_norm="running")
+    before = learner.state_dict()["statistics"]
+    assert before["encoder.body.0"][0].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    support, query = new_batches()
+    seen = learner.meta_gradient((support,), query)[1].statistics
+    learner.meta_update(as_episodes(support, query))
+    after = learner.state_dict()["statistics"]
+    for name, momentum in (("encoder.body.0", 0.4), ("encoder.body.1", 0.2), ("encoder.body.2", 0.05)):
+        expected = (1 - momentum) * before[name] + momentum * (seen[name][0] + seen[name][1]) / 2
+        torch.testing.assert_close(after[name], expected)
+
+
+@pytest.mark.usefixtures("own_module")
+def test_buffers_and_frozen_weights_are_constants(new_learner: Any, new_batches: Any, as_episodes: Any) -> None:
+    """They are no parameters, and a checkpoint holds them: the constructor may draw others."""
+    spaces = ExampleSpaces((6,), 3, True, train_ways=3)
+    learner, other = (new_learner(Proto, spaces, encoder="encoders_of_mine:Constant", seed=seed) for seed in (0, 1))
+    assert list(learner.parameters) == ["encoder.first.weight"]
+    support, query = new_batches()
+    learner.meta_update(as_episodes(support, query))
+    buffers = learner.state_dict()["buffers"]
+    names = ["shift", "scale", "frozen.weight", "frozen.bias"]
+    assert list(buffers) == [f"encoder.{name}" for name in names]
+    assert not torch.equal(other.state_dict()["buffers"]["encoder.shift"], buffers["encoder.shift"])
+    other.load_state_dict(learner.state_dict())
+    shift, scale, weight, bias = buffers.values()
+    hidden = torch.relu(
+        ((support.inputs[0] * scale + shift) @ weight.mT + bias) @ learner.parameters["encoder.first.weight"].mT
+    )
+    expected = hidden @ learner.parameters["encoder.first.weight"].mT  # both places hold the present weight
+    for made in (learner, other):
+        torch.testing.assert_close(made.encoder(made.parameters, support.inputs[0]), expected)
+    with pytest.raises(ValueError, match="buffers do not fit the network"):
+        learner.load_state_dict({**learner.state_dict(), "buffers": {}})
+
+
+@pytest.mark.usefixtures("own_module")
+def test_a_foreign_encoder_is_drawn_from_the_generator_and_leaves_torchs_alone() -> None:
+    before = torch.get_rng_state()
+    weights = [dict(own("Constant", (4,), seed=seed).state_dict()) for seed in (0, 0, 1)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not any(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+
+
+@pytest.mark.usefixtures("own_module")
+def test_dropout_that_drops_nothing_is_let_through() -> None:
+    assert own("no_longer_dropping", (3,))(drawn(2, 3)).shape == (2, 4)
 
 
 @pytest.mark.parametrize(
@@ -225,6 +418,17 @@ def test_a_module_of_ones_own_by_name(own_module: str) -> None:
         ({"encoder": "torch.nn:Nothing"}, (5,), r"agent.encoder = 'torch.nn:Nothing': .*Nothing"),
         ({"encoder": "encoders_of_mine:refuses"}, (5,), r"agent.encoder = .*refuses': .*no weights for"),
         ({"encoder": "encoders_of_mine:number"}, (5,), r"number': must be a torch.nn.Module"),
+        ({"encoder": "encoders_of_mine:Dropping"}, (5,), r"must be a module without dropout .* \(layers\.1\): leave"),
+        ({"encoder": "encoders_of_mine:almost_dropping"}, (5,), r"must be a module without dropout"),
+        (
+            {"encoder": "encoders_of_mine:Undecided"},
+            (5,),
+            r"must be a module without dropout or other randomness: leave",
+        ),
+        ({"encoder": "encoders_of_mine:Counting"}, (5,), r"must be a module that changes no buffer .* does calls$"),
+        ({"encoder": "encoders_of_mine:SumsUp"}, (5,), r"must be a module that makes features \[B, \.\.\.\]"),
+        ({"encoder": "encoders_of_mine:Misfit"}, (5,), r"agent.encoder = .*: RuntimeError: mat1 and mat2 shapes"),
+        ({"encoder": "encoders_of_mine:without_momentum"}, (5,), r"momentum of a batch norm = None: must be a number"),
         (
             {"encoder": "encoders_of_mine:Foreign", "batch_norm": "none"},
             (1, 8, 8),

@@ -98,7 +98,7 @@ def test_tuning_leaves_every_bit_but_the_heads(
     assert changed == ({"head.weight", "head.bias"} if head == "linear" else {"head.weight"})
     assert not torch.equal(state.parameters["head.weight"][0], state.parameters["head.weight"][1])
     moved = learner.state_dict()["statistics"]
-    assert all(torch.equal(v, u) for v, u in zip(moved.values(), learner.encoder.no_statistics().values(), strict=True))
+    assert all(torch.equal(v, u) for v, u in zip(moved.values(), learner.encoder.statistics.values(), strict=True))
 
 
 @BOTH
@@ -209,6 +209,12 @@ def test_training_with_other_ways_than_testing(new_learner: Any, new_batches: An
     assert learner.meta_update(as_episodes(*new_batches(ways=5, dtype=torch.float64)))["loss"] > 0
     assert learner.parameters["classes.weight"].shape == (10, 16)
     assert learner.parameters["head.weight"].shape == (3, 16)
+
+
+@pytest.mark.parametrize("setting", ["num_adaptation_steps", "later_step_scale"])
+def test_joint_training_has_no_inner_steps_to_set(setting: str) -> None:
+    with pytest.raises(TypeError, match=setting):
+        FineTuneConfig(**{setting: 2})
 
 
 def test_misfits_are_refused(new_learner: Any) -> None:

@@ -72,6 +72,27 @@ def test_an_episode_is_the_plain_loop(
     assert len({round(score, 4) for row in rows for score in row}) > 10
 
 
+def test_features_may_be_rows_of_vectors(new_learner: Any, new_batches: Any, as_episodes: Any, logits_of: Any) -> None:
+    """[2, 3] is no map to convolve: it is compared as six numbers are, paired along its first axis."""
+    support, query = new_batches()
+    learner = new_learner(Relation, VECTORS, encoder=f"{__name__}:rows")
+    assert learner.feature_shape == (2, 3)
+    assert learner.meta_update(as_episodes(support, query))["loss"] > 0
+    state = learner.adapt(learner.begin(2), support, step=0)
+    pair = torch.cat([state.memory[0, 1], query.inputs[0, 0].view(2, 3)]).flatten()
+    weight, bias, last, offset = (learner.parameters[name] for name in sorted(learner.parameters, key=_place))
+    by_hand = torch.relu(pair @ weight.mT + bias) @ last.mT + offset
+    torch.testing.assert_close(logits_of(learner, state, query)[0, 0, 1], by_hand[0])
+
+
+def rows(shape: tuple[int, ...]) -> nn.Module:
+    return nn.Unflatten(1, (2, 3))
+
+
+def _place(name: str) -> int:
+    return ["hidden.weight", "hidden.bias", "score.weight", "score.bias"].index(name.split(".", 1)[1])
+
+
 def test_a_class_is_the_sum_of_its_shots(new_learner: Any, new_batches: Any, task_of: Any) -> None:
     """Not their mean: three shots make three times the map of three equal ones."""
     learner = new_learner(Relation, IMAGES, num_filters=2, batch_norm="none")

@@ -117,6 +117,35 @@ def test_adapting_goes_on_from_the_carried_moments_and_changes_none(
         assert same_bits(learner.state_dict(), before)
 
 
+def test_later_steps_are_scaled_and_those_of_meta_training_are_not(
+    new_learner: Any, new_batches: Any, same_bits: Any
+) -> None:
+    """Adam without momentum: a step is its learning rate times something that does not depend on it."""
+    support, _ = new_batches(shots=SHOTS, dtype=torch.float64)
+    plain, scaled = (make(new_learner, later_step_scale=scale) for scale in (1.0, 0.25))
+    state = plain.begin(2)
+    for step in range(5):
+        before, after, other = state, plain.adapt(state, support, step=step), scaled.adapt(state, support, step=step)
+        for name in plain.parameters:
+            moved, less = (new.parameters[name] - before.parameters[name] for new in (after, other))
+            torch.testing.assert_close(less, moved * (1.0 if step < 3 else 0.25))
+        state = after
+
+
+def test_there_is_no_meta_gradient_to_compile() -> None:
+    allowed = "'auto', 'loop' or 'vmap': Reptile follows no meta-gradient"
+    with pytest.raises(InputError, match=rf"^agent.execution = 'compiled': must be {allowed}"):
+        ReptileConfig(execution="compiled")
+
+
+def test_a_state_with_other_moments_is_refused(new_learner: Any) -> None:
+    learner = make(new_learner)
+    state = learner.state_dict()
+    carried = {name: value for name, value in state["carried"].items() if name != "second.head.bias"}
+    with pytest.raises(ValueError, match="carried moments do not fit the network"):
+        learner.load_state_dict({**state, "carried": carried})
+
+
 def test_one_inner_step_is_joint_training(new_learner: Any, new_batches: Any, as_episodes: Any, task_of: Any) -> None:
     """With moments that the batch hardly moves, the same for all weights, the move is a step of gradient descent on the
     mean of the tasks' losses: Adam then divides every gradient by 10."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metarl.errors import InputError
 from metarl.examples import ExampleSpaces
@@ -95,6 +95,26 @@ def test_more_ways_in_training_than_in_testing(new_learner: Any, as_episodes: An
     assert learner.meta_update(as_episodes(*world(2, 0, ways=9)))["loss"] > 0
     support, _ = world(2, 1)
     assert learner.adapt(learner.begin(2), support, step=0).memory.shape == (2, WAYS, 8)
+
+
+def test_features_may_be_maps(new_learner: Any, as_episodes: Any, logits_of: Any) -> None:
+    """[2, 4] counts as 8 numbers, as with the learners that compare features."""
+    support, query = world(2, 0)
+    scores = []
+    for encoder in ("Identity", "Unflatten"):
+        learner = new_learner(ZeroShotProto, SPACES, encoder=f"{__name__}:{encoder}")
+        assert learner.parameters["description.weight"].shape == (INPUTS, ATTRIBUTES)
+        learner.meta_update(as_episodes(support, query))
+        scores.append(logits_of(learner, learner.adapt(learner.begin(2), support, step=0), query))
+    assert torch.equal(*scores)
+
+
+def Identity(shape: tuple[int, ...]) -> nn.Module:  # noqa: N802
+    return nn.Identity()
+
+
+def Unflatten(shape: tuple[int, ...]) -> nn.Module:  # noqa: N802
+    return nn.Unflatten(1, (2, 4))
 
 
 def test_misfits_are_refused(new_learner: Any) -> None:

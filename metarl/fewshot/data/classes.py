@@ -269,8 +269,10 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
         images = self._tensors[device][places.to(device)]
         turns = classes // len(self.data.counts)
         for turn in range(1, QUARTER_TURNS):
-            turned = (turns == turn).to(device)
-            if bool((turns == turn).any()):
+            # Counted where the classes are: counting on the device would make the CPU wait for it.
+            where = (turns == turn).nonzero(as_tuple=True)
+            if len(where[0]):
+                turned = tuple(index.to(device) for index in where)
                 images[turned] = torch.rot90(images[turned], turn, (-2, -1))
         return images.float() / self.data.maximum
 
