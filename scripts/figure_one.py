@@ -96,7 +96,9 @@ def _bandit(axes: Axes, panels: Sequence[Mapping[str, Any]]) -> None:
     for name in panel["learned"]:
         colour = MEMORIES.get(name.lower().split("(")[-1].split(",")[0].rstrip(")"), "#000000")
         axes.plot(pulls, panel["players"][name]["regret_per_pull"], color=colour, linewidth=1.8, label=name)
-    axes.set_ylim(bottom=0.0)
+    axes.set_yscale("log")
+    axes.set_yticks([0.02, 0.05, 0.1, 0.2, 0.3], ["0.02", "0.05", "0.1", "0.2", "0.3"])
+    axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8)
 
 
@@ -125,7 +127,7 @@ def _cheetah(axes: Axes, cells: Cells) -> None:
     axes.set_ylabel("return")
     axes.set_title("(c) half-cheetah-dir: the same weights, either direction")
     low, high = axes.get_ylim()
-    axes.set_ylim(low - 0.75 * (high - low), high + 0.18 * (high - low))
+    axes.set_ylim(low - 0.65 * (high - low), high + 0.45 * (high - low))
     crosses = [cell["controls"] for cell in cells.get(("half-cheetah-dir", "maml"), []) if cell["controls"]]
     if crosses:
         inset = axes.inset_axes((0.62, 0.07, 0.34, 0.3))
