@@ -50,6 +50,7 @@ WORKINGS = {
     "testing",
     "tracking",
     "trainer",
+    "video",
 }
 EPISODIC = FOUNDATION | CORE | WORKINGS
 LAYERS = {
@@ -70,6 +71,7 @@ PRIVILEGES = {
     "metarl.gymnasium_tasks": {"gymnasium"},
     "metarl.tracking": {"tensorboard"},
     "metarl.trainer": {"rich"},
+    "metarl.video": {"PIL", "av"},
 }
 
 
