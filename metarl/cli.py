@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from metarl import registry
-from metarl.config import EvaluationConfig, TrainerConfig, read_saved
+from metarl.config import EvaluationConfig, TrainerConfig, load_config, read_saved
 from metarl.errors import InputError, RunError, one_line, require, unknown_name
 from metarl.report import report_lines
 from metarl.tables import from_table
@@ -43,6 +43,7 @@ examples:
   metarl train point-nav --preset quick
   metarl train half-cheetah-dir --preset quick --seed 1 --agent.inner-lr 0.05
   metarl evaluate runs/point-nav --tasks 40 --adaptation-steps 3
+  metarl evaluate runs/half-cheetah-dir --on half-cheetah-vel --task.low 1 --task.high 2
   metarl video runs/half-cheetah-dir --out film.webp
   metarl list --json
 
@@ -105,10 +106,15 @@ def _dispatch(arguments: list[str]) -> int:
         return train(rest)
     if name not in commands:
         raise unknown_name("command", name, ["train", *commands])
-    return _parsed(commands[name], rest, prog=f"metarl {name}")()
+    if name != "evaluate":
+        return _parsed(commands[name], rest, prog=f"metarl {name}")()
+    from metarl.arguments import split_task_flags
+
+    rest, task_flags = split_task_flags(rest)
+    return _parsed(evaluate, rest, prog="metarl evaluate")(task_flags=tuple(task_flags))
 
 
-def _parsed(command: Callable[..., int], arguments: list[str], *, prog: str) -> Callable[[], int]:
+def _parsed(command: Callable[..., int], arguments: list[str], *, prog: str) -> Callable[..., int]:
     """`command` with its arguments, not yet run: only what tyro says is put into one line."""
     from metarl.arguments import errors_in_one_line
 
@@ -179,9 +185,14 @@ def evaluate(
     seed: int | None = None,
     checkpoint: str = "latest",
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+    on: str | None = None,
     trust: bool = False,
+    task_flags: Annotated[tuple[str, ...], tyro.conf.Suppress, tyro.conf.Fixed] = (),
 ) -> int:
     """Adaptation curve of a trained run on test tasks.
+
+    --task.NAME VALUE, after RUN_DIR, gives the evaluated family's setting NAME another value: such as --task.test-low 2
+    --task.test-high 3 for goals held out of training. `metarl train FAMILY --help` lists the settings.
 
     Args:
         run_dir: a folder that `metarl train` filled.
@@ -190,7 +201,10 @@ def evaluate(
         seed: of evaluation's tasks and random numbers; None = the run's.
         checkpoint: latest, best (by the evaluations during training), or an iteration.
         json_file: also write the result there, in the schema of adaptation.json.
-        trust: import the task or agent class that the folder names as module:Class.
+        on: another family to evaluate on, with the same observations and actions, or images and classes. Horizon,
+            action range, ways and shots are the run's; other settings are the family's.
+        trust: import the task or agent class that the folder, or `on`, names as module:Class.
+        task_flags: what --task.* flags there were.
     """
     settings = {"num_tasks": tasks, "num_adaptation_steps": adaptation_steps}
     given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
@@ -203,9 +217,17 @@ def evaluate(
         require(fits, "--json", str(json_file), "a file in a folder that exists")
 
     from metarl import runs
+    from metarl.arguments import parse_task_flags
+    from metarl.transfer import Target, describe_transfer, target_family
 
-    trainer = runs.load_trainer(run_dir, checkpoint=checkpoint, trusted=trust, seed=seed, **given)
+    target, saved = None, load_config(run_dir, trusted=trust)
+    if on is not None or task_flags:
+        family = target_family(saved, on, trusted=trust)
+        target = Target(family.name, parse_task_flags(family.task, task_flags))
+    trainer = runs.load_trainer(run_dir, checkpoint=checkpoint, trusted=trust, seed=seed, on=target, **given)
     report = runs.describe(trainer, trainer.evaluate(), controls=trainer.evaluation.controls)
+    if target is not None:
+        report = describe_transfer(report, saved, target)
     for line in report_lines(report):
         print(line)
     if json_file is not None:

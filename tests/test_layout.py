@@ -50,6 +50,7 @@ WORKINGS = {
     "testing",
     "tracking",
     "trainer",
+    "transfer",
     "video",
 }
 EPISODIC = FOUNDATION | CORE | WORKINGS
