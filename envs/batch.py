@@ -399,7 +399,7 @@ class BatchEnv(TaskBatchEnv):
         mujoco.mj_forward(model, data)
         key = (index, width, height)
         if key not in self._renderers:
-            if len(self._renderers) == _MOST_RENDERERS:
+            if len(self._renderers) >= _MOST_RENDERERS:
                 self._close_renderers()
             self._renderers[key] = _make_renderer(model, width, height)
         chosen = self.default_camera if camera is None else camera
