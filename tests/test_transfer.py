@@ -215,7 +215,9 @@ def test_few_shot_runs_on_other_images_of_one_size(evaluate: Any, tmp_path: Path
     assert (report["evaluated_on"]["task"]["num_ways"], report["evaluated_on"]["task"]["num_queries"]) == (3, 2)
     assert (report["splits"], len(report["tasks"])) == ("transfer", 4)
     assert said.startswith("trained on glyphs (num_ways = 3, ")
-    report, _ = evaluate("glyphs --task.test-split val")
+    report, _ = evaluate("glyphs --task.train-split train+val --task.num-queries 3")
+    assert report["splits"] == "transfer"
+    report, _ = evaluate("glyphs --task.test-split val --task.num-queries 3")
     assert report["splits"] == "disjoint"
 
 
@@ -225,6 +227,8 @@ def test_splits_are_kept_where_training_draws_the_same_tasks() -> None:
     longer = describe_transfer(report, config, Target("half-cheetah-dir", HalfCheetahDir(horizon=9)))
     other = describe_transfer(report, config, Target("half-cheetah-vel", HalfCheetahVel()))
     assert (longer["splits"], other["splits"], report) == ("identical", "transfer", {"splits": "identical"})
+    twin = describe_transfer(report, config, Target("other:HalfCheetahDir", HalfCheetahDir()))
+    assert twin["splits"] == "transfer"
 
 
 def test_the_runs_own_family_keeps_its_settings() -> None:

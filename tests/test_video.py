@@ -97,17 +97,24 @@ def test_a_film_shows_each_task_before_and_after_adaptation(cheetah: Path, views
 
 
 def test_a_panels_return_is_of_the_first_trajectory_by_the_adapted_state(
-    cheetah: Path, views: list[float | None]
+    cheetah: Path, views: list[float | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = load_trainer(cheetah, seed=5)
+    trainer, closed = load_trainer(cheetah, seed=5), []
+    monkeypatch.setattr(BatchEnv, "close_extras", lambda env, **settings: closed.append(env.num_envs))
     film = make_film(trainer, FilmSettings(num_adaptation_steps=2))
+    assert closed == [1, 1, 4]  # what tried to draw, and what was filmed
     learner: Any = trainer.learner
     collector: Any = trainer.evaluation_collector
     tasks, seeds = trainer.distribution.all_tasks(), Seeds(5, EVALUATION_SEED, (0, 1), evaluation=True)
     assert tasks is not None
     states = [learner.begin(2), run_episodes(learner, collector, tasks, seeds, num_steps=2).state]
-    returns = [collector.query(tasks, learner, state, seeds).rewards[:, 0].sum(-1) for state in states]
+    data = [collector.query(tasks, learner, state, seeds) for state in states]
+    returns = [part.rewards[:, 0].sum(-1) for part in data]
     assert [[panel.total_reward for panel in row] for row in film.panels] == [row.tolist() for row in returns]
+    for row, part in zip(film.panels, data, strict=True):
+        for number, panel in enumerate(row):
+            positions = [np.frombuffer(frame.tobytes()[:72])[1:] for frame in panel.frames[:HORIZON]]
+            np.testing.assert_allclose(positions, part.observations[number, 0, :, :8], rtol=1e-6)
     assert film.panels[1][0].caption == f"Direction(sign=-1)\nafter 2 gradient steps: return {returns[1][0]:.1f}"
 
 
@@ -122,11 +129,12 @@ def test_a_stride_leaves_frames_out_and_time_goes_on_as_fast(cheetah: Path, view
 
 def test_a_memory_is_filmed_in_its_first_and_in_a_later_trajectory(tmp_path: Path, views: list[float | None]) -> None:
     flags = (f"--task.horizon={HORIZON}", "--agent.hidden-size=4", "--agent.trajectories-per-trial=3")
-    run = trained(tmp_path / "rl2", "half-cheetah-vel", "--agent=rl2", *flags)
+    held_out = ("--task.test-low=2", "--task.test-high=3")
+    run = trained(tmp_path / "rl2", "half-cheetah-vel", "--agent=rl2", *flags, *held_out)
     film = make_film(load_trainer(run), FilmSettings(num_tasks=3))
     assert [[panel.when for panel in row] for row in film.panels] == [["first trajectory"] * 3, ["trajectory 3"] * 3]
     rng = generator(0, EVALUATION_SEED, Purpose.EVALUATION_TASKS)
-    tasks = HalfCheetahVel().sample(3, rng, split="test")  # an evaluation's
+    tasks = HalfCheetahVel(test_low=2.0, test_high=3.0).sample(3, rng, split="test")  # an evaluation's
     assert [panel.task for panel in film.panels[0]] == [str(task) for task in tasks]
 
 
