@@ -51,7 +51,7 @@ def target_family(config: RunConfig, on: str | None, *, trusted: bool = False) -
     kind = "environments" if acting else "examples"
     fits = acting == issubclass(family, EnvTaskDistribution)
     require(fits, "--on", on, f"a family of {kind}, as {config.task_name}, on which the run was trained")
-    fields = dataclasses.fields(family) if dataclasses.is_dataclass(family) else ()
+    fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(family) if dataclasses.is_dataclass(family) else ()
     known = [field.name for field in fields]
     carried = {name: getattr(config.task, name) for name in CARRIED if name in known and hasattr(config.task, name)}
     return Target(on, from_table(family, carried, "task"))
