@@ -39,6 +39,7 @@ except (AttributeError, ImportError) as error:  # AttributeError: PyOpenGL's way
 
 # MuJoCo resets a simulation whose numbers blow up and goes on: only these counters tell.
 _BREAKDOWNS = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADCTRL) + 1)
+_MOST_RENDERERS = 16  # kept open at a time: each has an OpenGL context, which takes a second to make
 _STATE_FIELDS = ("qpos", "qvel", "act", "ctrl", "qfrc_applied", "xfrc_applied", "mocap_pos", "mocap_quat")
 
 _logger = logging.getLogger(__name__)
@@ -233,6 +234,14 @@ def _warn_of_solver_bug(model: Any) -> None:
         )
 
 
+def _side_camera(distance: float) -> Any:
+    camera = mujoco.MjvCamera()
+    camera.type = mujoco.mjtCamera.mjCAMERA_FREE
+    camera.lookat[:] = (0.0, 0.0, 0.5)
+    camera.distance, camera.azimuth, camera.elevation = distance, 90.0, -12.0
+    return camera
+
+
 def _make_renderer(model: Any, width: int, height: int) -> Any:
     model.vis.global_.offwidth = max(model.vis.global_.offwidth, width)
     model.vis.global_.offheight = max(model.vis.global_.offheight, height)
@@ -305,7 +314,7 @@ class BatchEnv(TaskBatchEnv):
                 raise ValueError("action_limit needs a model whose controls are all limited")
             self._control_scale, self._control_centre = (high - low) / (2.0 * action_limit), (high + low) / 2.0
             low, high = np.full((2, model.nu), action_limit) * [[-1.0], [1.0]]
-        self._renderer: tuple[tuple[int, int, int], Any] | None = None
+        self._renderers: dict[tuple[int, int, int], Any] = {}
         size = model.nq + model.nv if observation_size is None else observation_size
         super().__init__(
             num_envs,
@@ -344,7 +353,7 @@ class BatchEnv(TaskBatchEnv):
         return np.concatenate((self.simulator.qpos, self.simulator.qvel), 1)
 
     def _reset(self, ids: NDArray[np.intp], rngs: Luck) -> None:
-        self._close_renderer()  # it draws the model as it was; tasks may have changed it
+        self._close_renderers()  # they draw the models as they were; tasks may have changed them
         self.simulator.reset(ids, *self._initial_states(rngs))
 
     def _advance(self, actions: NDArray[Any], ids: Ids) -> tuple[Floats, Bools | bool, Bools | bool]:
@@ -362,7 +371,13 @@ class BatchEnv(TaskBatchEnv):
         return self._rewards(ids, velocities, controls), self._terminated(ids), diverged
 
     def render_simulation(
-        self, index: int, *, width: int = 480, height: int = 480, camera: int | str | None = None
+        self,
+        index: int,
+        *,
+        width: int = 480,
+        height: int = 480,
+        camera: int | str | None = None,
+        side_view: float | None = None,
     ) -> NDArray[np.uint8]:
         """Draws one simulation.
 
@@ -371,6 +386,8 @@ class BatchEnv(TaskBatchEnv):
             width: in pixels.
             height: in pixels.
             camera: a camera of the model, by name or number; None for the family's default.
+            side_view: metres; instead of `camera`, one that stands still this far from the origin, at the side where
+                x grows to the right.
 
         Returns:
             RGB image [height, width, 3].
@@ -381,19 +398,22 @@ class BatchEnv(TaskBatchEnv):
         model, data = self.simulator.snapshot(index)
         mujoco.mj_forward(model, data)
         key = (index, width, height)
-        if self._renderer is None or self._renderer[0] != key:
-            self._close_renderer()
-            self._renderer = key, _make_renderer(model, width, height)
+        if key not in self._renderers:
+            if len(self._renderers) >= _MOST_RENDERERS:
+                self._close_renderers()
+            self._renderers[key] = _make_renderer(model, width, height)
         chosen = self.default_camera if camera is None else camera
-        self._renderer[1].update_scene(data, -1 if chosen is None else chosen)
-        return self._renderer[1].render()  # type: ignore[no-any-return]
+        if side_view is not None:
+            chosen = _side_camera(side_view)
+        self._renderers[key].update_scene(data, -1 if chosen is None else chosen)
+        return self._renderers[key].render()  # type: ignore[no-any-return]
 
-    def _close_renderer(self) -> None:
-        if self._renderer is not None:
-            self._renderer[1].close()
-            self._renderer = None
+    def _close_renderers(self) -> None:
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers.clear()
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Ends the simulator's threads and the renderer."""
-        self._close_renderer()
+        """Ends the simulator's threads and the renderers."""
+        self._close_renderers()
         self.simulator.close()

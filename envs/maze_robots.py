@@ -74,7 +74,7 @@ class MazeEnv(BatchEnv):
         self.simulator.set_model_field("site_pos", ids, sites[:, np.newaxis])
 
     def _reset(self, ids: NDArray[np.intp], rngs: Luck) -> None:
-        self._close_renderer()
+        self._close_renderers()
         qpos, qvel = self._initial_states(rngs)
         qpos[:, :2] += self._starts[ids]
         self.simulator.reset(ids, qpos, qvel)

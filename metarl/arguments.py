@@ -79,6 +79,33 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
     return TrainArguments(dataclasses.replace(base, **parts), parsed.run_dir, parsed.resume, parsed.quiet)
 
 
+def split_task_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """`argv` without the `--task.*` flags and what follows each up to the next flag; and these."""
+    own: list[str] = []
+    flags: list[str] = []
+    part = own
+    for token in argv:
+        if token.startswith("--"):
+            part = flags if token.startswith("--task.") else own
+        part.append(token)
+    return own, flags
+
+
+def parse_task_flags(task: Any, flags: Sequence[str]) -> Any:
+    """The task distribution `task` with the settings that `flags`, all `--task.*`, give it.
+
+    Raises:
+        InputError: an unknown setting, or a value that is not allowed.
+    """
+    fields = dataclasses.fields(task) if dataclasses.is_dataclass(task) else ()
+    known = [f"--task.{field.name}".replace("_", "-") for field in fields if field.init]
+    part = [("task", type(task), dataclasses.field(default_factory=functools.partial(_same, task)))] if fields else []
+    command = dataclasses.make_dataclass("Evaluate", part, frozen=True)
+    with errors_in_one_line("metarl evaluate", known), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Could not resolve type parameter")
+        return getattr(tyro.cli(command, prog="metarl evaluate", args=list(flags)), "task", task)
+
+
 def refuse_blank(argv: Sequence[str]) -> None:
     """Refuses empty arguments, whose path would be the folder one is in, and those with control characters.
 

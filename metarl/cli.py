@@ -1,4 +1,4 @@
-"""The command line: `metarl train | evaluate | plot | list | check-tasks`.
+"""The command line: `metarl train | evaluate | plot | video | list | check-tasks`.
 
 Exit codes: 0 done, 2 bad input (one line on standard error), 130 and 143 after SIGINT and SIGTERM (the present
 iteration is finished and saved; a second signal stops at once), 1 what ends a run otherwise (one line, after the
@@ -14,15 +14,16 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
+from rich.progress import Progress
 
 from metarl import registry
-from metarl.config import EvaluationConfig, TrainerConfig, read_saved
+from metarl.config import EvaluationConfig, TrainerConfig, load_config, read_saved
 from metarl.errors import InputError, RunError, one_line, require, unknown_name
 from metarl.report import report_lines
 from metarl.tables import from_table
@@ -34,6 +35,7 @@ EPILOG = """commands:
   train TASKS            meta-train an agent on a task family
   evaluate RUN_DIR       adaptation curve of a trained run on test tasks
   plot RUN_DIR ...       draw the curves of one or more runs
+  video RUN_DIR          film a trained run's agent before and after adaptation
   list                   task families, agents, learners and presets
   check-tasks MOD:CLASS  check a task distribution of your own
 
@@ -41,6 +43,8 @@ examples:
   metarl train point-nav --preset quick
   metarl train half-cheetah-dir --preset quick --seed 1 --agent.inner-lr 0.05
   metarl evaluate runs/point-nav --tasks 40 --adaptation-steps 3
+  metarl evaluate runs/half-cheetah-dir --on half-cheetah-vel --task.low 1 --task.high 2
+  metarl video runs/half-cheetah-dir --out film.webp
   metarl list --json
 
 `metarl COMMAND --help` lists every flag."""
@@ -96,6 +100,7 @@ def _dispatch(arguments: list[str]) -> int:
     commands: dict[str, Callable[..., int]] = {
         "evaluate": evaluate,
         "plot": plot,
+        "video": video,
         "list": list_names,
         "check-tasks": check_tasks,
     }
@@ -103,10 +108,15 @@ def _dispatch(arguments: list[str]) -> int:
         return train(rest)
     if name not in commands:
         raise unknown_name("command", name, ["train", *commands])
-    return _parsed(commands[name], rest, prog=f"metarl {name}")()
+    if name != "evaluate":
+        return _parsed(commands[name], rest, prog=f"metarl {name}")()
+    from metarl.arguments import split_task_flags
+
+    rest, task_flags = split_task_flags(rest)
+    return _parsed(evaluate, rest, prog="metarl evaluate")(task_flags=tuple(task_flags))
 
 
-def _parsed(command: Callable[..., int], arguments: list[str], *, prog: str) -> Callable[[], int]:
+def _parsed(command: Callable[..., int], arguments: list[str], *, prog: str) -> Callable[..., int]:
     """`command` with its arguments, not yet run: only what tyro says is put into one line."""
     from metarl.arguments import errors_in_one_line
 
@@ -183,9 +193,14 @@ def evaluate(
     seed: int | None = None,
     checkpoint: str = "latest",
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+    on: str | None = None,
     trust: bool = False,
+    task_flags: Annotated[tuple[str, ...], tyro.conf.Suppress, tyro.conf.Fixed] = (),
 ) -> int:
     """Adaptation curve of a trained run on test tasks.
+
+    --task.NAME VALUE, after RUN_DIR, gives the evaluated family's setting NAME another value: such as --task.test-low 2
+    --task.test-high 3 for goals held out of training. `metarl train FAMILY --help` lists the settings.
 
     Args:
         run_dir: a folder that `metarl train` filled.
@@ -194,7 +209,10 @@ def evaluate(
         seed: of evaluation's tasks and random numbers; None = the run's.
         checkpoint: latest, best (by the evaluations during training), or an iteration.
         json_file: also write the result there, in the schema of adaptation.json.
-        trust: import the task or agent class that the folder names as module:Class.
+        on: another family to evaluate on, with the same observations and actions, or images and classes. Horizon,
+            action range, ways and shots are the run's; other settings are the family's.
+        trust: import the task or agent class that the folder, or `on`, names as module:Class.
+        task_flags: what --task.* flags there were.
     """
     settings = {"num_tasks": tasks, "num_adaptation_steps": adaptation_steps}
     given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
@@ -207,9 +225,17 @@ def evaluate(
         require(fits, "--json", str(json_file), "a file in a folder that exists")
 
     from metarl import runs
+    from metarl.arguments import parse_task_flags
+    from metarl.transfer import Target, describe_transfer, target_family
 
-    trainer = runs.load_trainer(run_dir, checkpoint=checkpoint, trusted=trust, seed=seed, **given)
+    target, saved = None, load_config(run_dir, trusted=trust)
+    if on is not None or task_flags:
+        family = target_family(saved, on, trusted=trust)
+        target = Target(family.name, parse_task_flags(family.task, task_flags))
+    trainer = runs.load_trainer(run_dir, checkpoint=checkpoint, trusted=trust, seed=seed, on=target, **given)
     report = runs.describe(trainer, trainer.evaluate(), controls=trainer.evaluation.controls)
+    if target is not None:
+        report = describe_transfer(report, saved, target)
     for line in report_lines(report):
         print(line)
     if json_file is not None:
@@ -246,6 +272,71 @@ def plot(run_dirs: tyro.conf.Positional[tuple[Path, ...]], out: Path) -> int:
         plots.save_figure(plots.paths_figure(runs.read_report(run_dirs[0], "paths.json")), beside)
         print(beside)
     return 0
+
+
+def video(
+    run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")],
+    out: Path,
+    tasks: int = 2,
+    adaptation_steps: int | None = None,
+    seed: int | None = None,
+    checkpoint: str = "latest",
+    size: tuple[int, int] = (320, 240),
+    stride: int = 1,
+    fps: float | None = None,
+    side_view: float | None = None,
+    trust: bool = False,
+) -> int:
+    """Films a trained run's agent on test tasks before and after adaptation. MuJoCo families only.
+
+    Without a display, set MUJOCO_GL=egl or MUJOCO_GL=osmesa.
+
+    Args:
+        run_dir: a folder that `metarl train` filled.
+        out: the film, .mp4 (extra `video`), .gif or .webp.
+        tasks: side by side, up to 8; a finite family has no more than it has.
+        adaptation_steps: of the second row of pictures; None = as many as in training.
+        seed: of the tasks and random numbers; None = the run's.
+        checkpoint: latest, best (by the evaluations during training), or an iteration.
+        size: width and height of one picture, in pixels.
+        stride: environment steps from frame to frame.
+        fps: frames per second; None = simulated time.
+        side_view: metres between the start and a camera that stands still; None = the family's own camera.
+        trust: import the task or agent class that the folder names as module:Class.
+    """
+    from metarl import video as films
+
+    films.check_path(out)
+    settings = films.FilmSettings(tasks, adaptation_steps, size, stride, fps, side_view)
+    TrainerConfig(seed=0 if seed is None else seed)
+    read_saved(run_dir)
+
+    from metarl import runs
+
+    trainer = runs.load_trainer(run_dir, checkpoint=checkpoint, trusted=trust, seed=seed)
+    with _drawing() as on_frame:
+        film = films.make_film(trainer, settings, on_frame=on_frame)
+    films.save_film(film, out)
+    for row in film.panels:
+        for panel in row:
+            print(panel.caption.replace("\n", ", "))
+    print(f"{out}: {film.num_frames} frames, {film.fps:g} a second")
+    return 0
+
+
+@contextlib.contextmanager
+def _drawing() -> Iterator[Callable[[int, int], None]]:
+    """Shows how many pictures are drawn: a bar on a terminal, ten plain lines elsewhere."""
+    console = Console(highlight=False, soft_wrap=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        shown = bar.add_task("drawing")
+
+        def on_frame(drawn: int, most: int) -> None:
+            bar.update(shown, completed=drawn, total=most)
+            if not console.is_terminal and 10 * drawn // most > 10 * (drawn - 1) // most:
+                console.print(f"drawn {drawn}/{most}")
+
+        yield on_frame
 
 
 def list_names(json_output: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:

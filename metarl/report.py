@@ -19,6 +19,8 @@ def endpoints(unit: str) -> tuple[str, str]:
 def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """Lines that show the content of `adaptation.json`."""
     finite = report["num_replicates"] > 1
+    if "trained_on" in report:
+        yield _transfer(report["trained_on"], report["evaluated_on"])
     yield _headline(report, finite)
     spent = "env steps" if report["score"] == "return" else "examples"
     header = ["step", spent, "mean", "95 % interval", "IQM", "worst decile"]
@@ -70,6 +72,17 @@ def _headline(report: Mapping[str, Any], finite: bool) -> str:
             f"({splits})"
         )
     return f"{what} on {report['num_tasks']} test tasks (splits: {report['splits']})"
+
+
+def _transfer(trained: Mapping[str, Any], evaluated: Mapping[str, Any]) -> str:
+    """What a run was trained and evaluated on; of two settings of one family, only what differs."""
+    same = trained["task_name"] == evaluated["task_name"]
+    texts = []
+    for one, other in ((trained, evaluated), (evaluated, trained)):
+        settings = {name: value for name, value in one["task"].items() if not same or value != other["task"][name]}
+        listed = ", ".join(f"{name} = {value}" for name, value in settings.items() if same or value is not None)
+        texts.append(f"{one['task_name']} ({listed})" if listed else one["task_name"])
+    return f"trained on {texts[0]}, evaluated on {texts[1]}"
 
 
 def _gains(report: Mapping[str, Any], finite: bool) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -37,6 +37,8 @@ class RolloutCollector:
         act_device: where the policy acts. The CPU by default: one step's observations of a small policy are too little
             to repay two transfers. Elsewhere, observations and actions cross once per step.
         environment_timeout: seconds that one call of one gymnasium environment may take, > 0; None for no limit.
+        watch: called after the reset and after every step with the environments and those of them, bool
+            [num_tasks * num_trajectories], whose trajectory has just reached a new state.
 
     Raises:
         InputError: if the environments' spaces cannot be used.
@@ -55,6 +57,7 @@ class RolloutCollector:
         device: torch.device | str = "cpu",
         act_device: torch.device | str = "cpu",
         environment_timeout: float | None = None,
+        watch: Callable[[TaskVectorEnv, NDArray[np.bool_]], None] | None = None,
     ) -> None:
         self.tasks = tasks
         self.num_trajectories = num_trajectories
@@ -63,6 +66,7 @@ class RolloutCollector:
         self.act_device = torch.device(act_device)
         self._num_threads = num_threads
         self._environment_timeout = environment_timeout
+        self._watch = watch
         self._envs: dict[int, TaskVectorEnv] = {}
         self.spaces = spaces_of(self._env(1))
 
@@ -130,6 +134,8 @@ class RolloutCollector:
         alive = np.ones(num_tasks * width, dtype=bool)
         observation, _ = env.reset(seed=seeds)
         observation = check(observation, None, alive, step=0)
+        if self._watch is not None:
+            self._watch(env, alive)
         for t in range(horizon):
             buffers.observations[t] = observation
             acted, state = learner.act(state, self._to_act(buffers.observations[t], num_tasks), noise[t])
@@ -137,6 +143,8 @@ class RolloutCollector:
             observation, rewards, terminated, truncated, infos = _step(env, actions)
             live = alive & ~np.asarray(infos.get("diverged", False))
             observation = check(observation, rewards, live, step=t + 1)
+            if self._watch is not None:
+                self._watch(env, live)
             if t + 1 == horizon:
                 truncated = truncated | ~terminated
             buffers.record(t, actions, acted.log_probs, acted.values, rewards, terminated, truncated, infos, alive)

@@ -26,6 +26,7 @@ from metarl.run_folder import RunFolder, best_iteration, claimed, decisive_setti
 from metarl.seeds import Purpose, generator
 from metarl.tasks import EnvTaskDistribution
 from metarl.trainer import Callback, Trainer
+from metarl.transfer import Target, require_same_spaces
 
 MAX_CONTROL_TASKS = 5
 
@@ -42,34 +43,17 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
     agent = config.agent
     if hasattr(agent, "check_trainer"):
         agent.check_trainer(config.trainer)
-    if not isinstance(config.task, EnvTaskDistribution):
-        return _build_few_shot(config, device, callbacks)
-
-    timeout = config.trainer.environment_timeout
     observed = getattr(_kind(config), "observes_task", False)
-    distribution = TaskInObservation(config.task, timeout=timeout) if observed else config.task
-
-    def collector_of(num_trajectories: int, min_live_steps: int | None = None) -> RolloutCollector:
-        return RolloutCollector(
-            distribution,
-            num_trajectories=num_trajectories,
-            min_live_steps=min_live_steps,
-            num_threads=config.trainer.num_threads,
-            device=device,
-            act_device=device if config.trainer.act_device == "learner" else "cpu",
-            environment_timeout=timeout,
-        )
-
-    collector = collector_of(agent.num_trajectories)
-    evaluation_collector = collector_of(
-        config.evaluation.num_trajectories or agent.num_trajectories, config.evaluation.min_live_steps
+    distribution = (
+        TaskInObservation(config.task, timeout=config.trainer.environment_timeout) if observed else config.task
     )
+    collector, evaluation_collector = _collectors(config, distribution, device)
     learner = _learner(config, collector.spaces)
     least = config.evaluation.min_live_steps
     own_memory = learner.unit == "trajectories"
     allowed = f"left out for {config.agent_name}: each of its trajectories has a memory of its own"
     require(least is None or not own_memory, "evaluation.min_live_steps", least, allowed)
-    shuffled = getattr(agent, "shuffle_tasks", False)
+    shuffled = getattr(agent, "shuffle_tasks", False) and isinstance(collector, RolloutCollector)
     return Trainer(
         learner=learner.to(device),
         collector=ShuffledTasks(collector, num_steps=learner.num_adaptation_steps) if shuffled else collector,
@@ -81,21 +65,30 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
     )
 
 
-def _build_few_shot(config: RunConfig, device: torch.device, callbacks: tuple[Callback, ...]) -> Trainer:
-    for name in ("num_trajectories", "min_live_steps"):
-        value = getattr(config.evaluation, name)
-        require(value is None, f"evaluation.{name}", value, f"left out: the tasks of {config.task_name} are given")
-    acting = config.trainer.act_device
-    require(acting == "cpu", "trainer.act_device", acting, f"left out: nothing acts in the tasks of {config.task_name}")
-    collector = ExampleCollector(config.task, device=device)
-    return Trainer(
-        learner=_learner(config, collector.spaces).to(device),
-        collector=collector,
-        distribution=config.task,
-        config=config.trainer,
-        evaluation=config.evaluation,
-        callbacks=callbacks,
-    )
+def _collectors(config: RunConfig, distribution: Any, device: torch.device) -> tuple[Any, Any]:
+    """What brings the data of training, and that of evaluation or None where it is the same."""
+    if not isinstance(distribution, EnvTaskDistribution):
+        for name in ("num_trajectories", "min_live_steps"):
+            value = getattr(config.evaluation, name)
+            require(value is None, f"evaluation.{name}", value, f"left out: the tasks of {config.task_name} are given")
+        acting = config.trainer.act_device
+        allowed = f"left out: nothing acts in the tasks of {config.task_name}"
+        require(acting == "cpu", "trainer.act_device", acting, allowed)
+        return ExampleCollector(distribution, device=device), None
+
+    def collector_of(num_trajectories: int, min_live_steps: int | None = None) -> RolloutCollector:
+        return RolloutCollector(
+            distribution,
+            num_trajectories=num_trajectories,
+            min_live_steps=min_live_steps,
+            num_threads=config.trainer.num_threads,
+            device=device,
+            act_device=device if config.trainer.act_device == "learner" else "cpu",
+            environment_timeout=config.trainer.environment_timeout,
+        )
+
+    own, evaluation = config.agent.num_trajectories, config.evaluation
+    return collector_of(own), collector_of(evaluation.num_trajectories or own, evaluation.min_live_steps)
 
 
 def _learner(config: RunConfig, spaces: Any) -> Any:
@@ -199,6 +192,7 @@ def load_trainer(
     checkpoint: str | int = "latest",
     trusted: bool = False,
     seed: int | None = None,
+    on: Target | None = None,
     **evaluation: Any,
 ) -> Trainer:
     """The trainer of a run folder with the learner of one of its checkpoints, for evaluation on the CPU.
@@ -208,7 +202,11 @@ def load_trainer(
         checkpoint: as in `load`.
         trusted: as in `load`.
         seed: of the evaluation; None for the run's.
+        on: other tasks than the run's, for evaluation.
         **evaluation: settings of the evaluation that replace the run's.
+
+    Raises:
+        InputError: as `load`; the tasks of `on` have other observations, actions, inputs or classes than the run's.
     """
     saved = load_config(Path(run_dir), trusted=trusted)
     config = replace(
@@ -218,6 +216,11 @@ def load_trainer(
     )
     trainer = build(config)
     restore(trainer, Path(run_dir), config=saved, which=checkpoint)
+    if on is not None:
+        before = trainer.evaluation_collector or trainer.collector
+        there = _collectors(replace(config, task_name=on.name, task=on.task), trainer.learner.device)
+        require_same_spaces(on, there[0].spaces, getattr(before, "spaces", None))
+        trainer.distribution, (trainer.collector, trainer.evaluation_collector) = on.task, there
     return trainer
 
 

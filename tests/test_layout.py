@@ -50,6 +50,8 @@ WORKINGS = {
     "testing",
     "tracking",
     "trainer",
+    "transfer",
+    "video",
 }
 EPISODIC = FOUNDATION | CORE | WORKINGS
 LAYERS = {
@@ -70,6 +72,7 @@ PRIVILEGES = {
     "metarl.gymnasium_tasks": {"gymnasium"},
     "metarl.tracking": {"tensorboard"},
     "metarl.trainer": {"rich"},
+    "metarl.video": {"PIL", "av"},
 }
 
 

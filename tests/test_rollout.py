@@ -574,6 +574,30 @@ def test_spaces_that_can() -> None:
     assert RolloutCollector(family_of(Silent), num_trajectories=1).spaces == Spaces(2, 2, discrete=True)
 
 
+def test_who_watches_sees_the_reset_and_every_live_step() -> None:
+    family, seen = Walks(), []
+
+    def watch(env: TaskVectorEnv, moved: NDArray[np.bool_]) -> None:
+        seen.append((np.asarray(moved).copy(), env.positions.copy()))  # type: ignore[attr-defined]
+
+    data = collect(family, tasks_of(family), watch=watch)
+    moved = np.stack([row for row, _ in seen])
+    assert moved[0].all()
+    steps = data.mask.sum(-1).flatten().numpy()
+    assert len(seen) == steps.max() + 1
+    assert (moved[1:].sum(0) == steps).all()
+    assert 1 <= steps.min() < steps.max()
+    for index, length in enumerate(steps.astype(int)):
+        followed = [positions[index] for row, positions in seen if row[index]]
+        task, trajectory = divmod(index, K)
+        own = [*data.observations[task, trajectory, :length, 0], data.last_observations[task, trajectory, 0]]
+        np.testing.assert_allclose(followed, own, rtol=1e-6)
+    broken: list[Any] = []
+    tasks = [HalfCheetahDir().all_tasks()[0]]
+    collect(BreakingFamily(horizon=6), tasks, watch=lambda env, moved: broken.append(moved.copy()))
+    assert np.stack(broken).sum(0).tolist() == [1 + 6, 1 + 3, 1 + 0]
+
+
 def test_environments_are_kept_between_collections_and_closed_once() -> None:
     family = Walks()
     collector = RolloutCollector(family, num_trajectories=K)

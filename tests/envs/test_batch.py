@@ -268,6 +268,7 @@ def test_mujoco_writes_nothing_to_the_terminal_or_the_working_directory(tmp_path
 RENDER = """
 import numpy as np
 try:
+    from metarl.envs import batch
     from metarl.envs.half_cheetah import HalfCheetahDir
     env = HalfCheetahDir().make_vector_env(2, num_threads=1)
     env.reset(seed=0)
@@ -283,10 +284,22 @@ def image(index):
 def paint(index):
     env.simulator.set_model_field("geom_rgba", np.array([index]), np.ones((1, env.simulator.model.ngeom, 4)))
 
+def side_view(distance):
+    return env.render_simulation(0, width=64, height=48, side_view=distance).astype(int)
+
 state = env.simulator.qpos.copy()
-first = image(0)
-assert (first == image(0)).all() and (first != image(1)).any()
+batch._MOST_RENDERERS = 1
+first, second = image(0), image(1)
+assert len(env._renderers) == 1
+batch._MOST_RENDERERS = 2
+assert (first == image(0)).all() and (second == image(1)).all() and (first != second).any()
+assert len(env._renderers) == 2
 assert (state == env.simulator.qpos).all()
+start = side_view(3.0)
+assert (start == side_view(3.0)).all() and (start != side_view(5.0)).any()
+env.simulator.qpos[0, 0] += 1.0
+moved = np.abs(side_view(3.0) - start).sum((0, 2))
+assert not moved[:16].any() and moved[48:].all()
 paint(1)
 env.reset(seed=[0, 0])
 painted = image(1)
