@@ -773,7 +773,9 @@ def test_a_memory_learns_a_bandit_over_trials(kind: str) -> None:
         config = RL2Config(hidden_size=32, trajectories_per_trial=2, num_trajectories=1, learning_rate=3e-3)
         collector = RolloutCollector(family, num_trajectories=1)
         learner = RL2(config, collector.spaces, generator=torch.Generator().manual_seed(seed))
-        Trainer(learner, family, collector, TrainerConfig(iterations=40, meta_batch_size=200, seed=seed)).train()
+        trainer = Trainer(learner, collector, family, TrainerConfig(iterations=40, meta_batch_size=200, seed=seed))
+        for _ in range(40):
+            trainer.train_iteration()
         model = TrialPredictor(learner, env.action_space)
     test = TrialVecEnv(family, 200, episodes_per_trial=2, split="test", seed=99)
     score, spread = evaluate_policy(model, test, 4000, deterministic=True, warn=False)
