@@ -90,7 +90,8 @@ class TaskVecEnv(VecEnv):
         timeout: float | None = None,
     ) -> None:
         require(num_envs >= 1, "num_envs", num_envs, "an integer >= 1")
-        fixed = list(tasks) if isinstance(tasks, (list, tuple)) else [tasks] * num_envs
+        many = isinstance(tasks, (list, tuple)) and not hasattr(tasks, "_fields")  # a task may be a named tuple
+        fixed = list(tasks) if many else [tasks] * num_envs
         require(len(fixed) == num_envs, "tasks", tasks, f"one task, or a list of {num_envs}: one per sub-environment")
         self.distribution, self.split = distribution, split
         self._env = vector_env_of(distribution, num_envs, num_threads=num_threads, timeout=timeout)
