@@ -90,6 +90,14 @@ def test_test_tasks_are_those_of_metarls_evaluation(script: Any) -> None:
     assert script.test_tasks(HalfCheetahDir()) == [Direction(-1), Direction(1)]
 
 
+def test_every_point_of_a_curve_has_the_same_initial_states(script: Any) -> None:
+    env = TaskVecEnv(HalfCheetahDir(horizon=5), 2, tasks=Direction(1))
+    model = PPO("MlpPolicy", TaskVecEnv(HalfCheetahDir(horizon=5), 1), n_steps=8, batch_size=8, seed=0, device="cpu")
+    returns = script.Returns(env, 4, [Direction(1)] * 2)
+    assert returns.measure(model, 0) == returns.measure(model, 1)
+    assert returns.values[0] == returns.values[1]
+
+
 @pytest.mark.parametrize("algorithm", ["RecurrentPPO", "TRPO"])
 def test_a_whole_trial_is_an_episode(script: Any, tmp_path: Path, algorithm: str) -> None:
     flags = ["bandit", "--algorithm", algorithm, "--episodes-per-trial", "2", "--set-task", "num_pulls=4", *FEW]

@@ -193,6 +193,11 @@ def test_an_episode_without_success_is_none() -> None:
     env = TaskVecEnv(Walks(), 1, tasks=Walk(1, 1.0))
     env.reset()
     assert env.step(np.zeros((1, 1)))[3][0]["is_success"] is False
+    env.set_attr("task", Walk(2, 1.0))
+    env.step(np.zeros((1, 1)))
+    env.set_attr("task", Walk(1, 1.0))
+    ends = [env.step(np.zeros((1, 1)))[3][0].get("is_success") for _ in range(4)]
+    assert ends == [None, True, False, False], "the success of one episode is not that of the next"
 
 
 @BOTH
@@ -217,6 +222,20 @@ def test_a_broken_simulation_is_a_time_limit_after_the_step_before() -> None:
     assert observations.tolist() == [[0.0, 0.0], [3.0, 3.0]]
 
 
+def test_a_step_that_breaks_the_simulation_does_not_end_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = TaskVecEnv(Walks(), 1, tasks=Walk(1, 1.0))
+    env.reset()
+    step = env._env.step
+
+    def broken(actions: Any) -> Any:
+        *others, infos = step(actions)
+        return *others, {**infos, "diverged": np.ones(1, bool)}
+
+    monkeypatch.setattr(env._env, "step", broken)
+    _, rewards, dones, infos = env.step(np.ones((1, 1)))
+    assert (rewards.tolist(), dones.tolist(), infos[0]["TimeLimit.truncated"]) == ([0.0], [True], True)
+
+
 @BOTH
 def test_tasks_are_drawn_anew_where_a_sub_environment_is_reset_and_nowhere_else(together: bool) -> None:
     trace = walk(TaskVecEnv(Walks(together=together), 6, seed=1), 60)
@@ -233,6 +252,11 @@ def test_tasks_are_drawn_anew_where_a_sub_environment_is_reset_and_nowhere_else(
     # what a sub-environment draws does not depend on when the others end
     few = walk(TaskVecEnv(Walks(together=together), 2, seed=1), 60)
     assert [now[1] for *_, now in few] == [now[1] for *_, now in trace]
+
+
+def test_neighbouring_seeds_share_no_tasks() -> None:
+    one, two = ({task for *_, now in walk(TaskVecEnv(Walks(), 3, seed=s), 9) for task in now} for s in (0, 1))
+    assert not one & two
 
 
 def test_tasks_may_come_from_the_test_split_or_be_fixed() -> None:
