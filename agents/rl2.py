@@ -246,7 +246,8 @@ class RL2:
             over=torch.zeros(size, dtype=torch.bool, device=weight.device),
         )
 
-    def act(self, state: TrialState, observations: Tensor, noise: Tensor) -> tuple[Acted, TrialState]:
+    def distribution(self, state: TrialState, observations: Tensor) -> tuple[Distribution, Tensor, TrialState]:
+        """Of the next actions, the values [N, K], and the state that has seen `observations` [N, K, ...]."""
         network = self._network_on(observations.device)
         state, size = _widened(state, observations.shape[1]), observations.shape[:2]
         inputs = _inputs(observations.to(state.action.dtype), state.action, state.reward, state.done)
@@ -254,9 +255,13 @@ class RL2:
         live = None if not bool(state.over.any()) else ~state.over.flatten()
         outputs, memory = network.memory.step(inputs.flatten(0, 1), memory, live=live)
         distribution, values = network.heads(outputs.reshape(*size, -1))
-        actions = distribution.sample(noise.to(outputs.dtype))
-        acted = Acted(actions, distribution.log_prob(actions), values * self._value_scale)
-        return acted, state._replace(memory=tuple(part.reshape(*size, *part.shape[1:]) for part in memory))
+        state = state._replace(memory=tuple(part.reshape(*size, *part.shape[1:]) for part in memory))
+        return distribution, values * self._value_scale, state
+
+    def act(self, state: TrialState, observations: Tensor, noise: Tensor) -> tuple[Acted, TrialState]:
+        distribution, values, state = self.distribution(state, observations)
+        actions = distribution.sample(noise.to(values.dtype))
+        return Acted(actions, distribution.log_prob(actions), values), state
 
     def observe(
         self, state: TrialState, actions: Tensor, rewards: Tensor, terminated: Tensor, truncated: Tensor

@@ -30,7 +30,8 @@ Result = TypeVar("Result")
 class GymnasiumTasks:
     """Environments stepped by gymnasium's own `SyncVectorEnv`; vector actions are clipped.
 
-    One that has ended stays as it is until the next `reset`.
+    One that has ended stays as it is until the next `reset`, which with `{"reset_mask": bool array [num_envs]}` among
+    its options resets only some, as in gymnasium.
 
     Args:
         tasks: makes the environments and gives them their tasks.
@@ -50,16 +51,23 @@ class GymnasiumTasks:
         self.single_observation_space = self._vector.single_observation_space
         self.single_action_space = self._vector.single_action_space
 
+    @property
+    def envs(self) -> list[gymnasium.Env[Any, Any]]:
+        """The environments, as the tasks' `make_env` made them, in a wrapper."""
+        return self._vector.envs
+
     def set_tasks(self, tasks: Sequence[Any]) -> None:
         """One task per environment, from the next reset."""
         self._vector.set_attr("task", list(tasks))
 
     def reset(
-        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        self._vector.set_attr("ended", False)
+        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
+        for i in np.flatnonzero(mask):
+            cast(_TaskEnv, self._vector.envs[i]).ended = False
         with self._limit.watching():
-            return self._vector.reset(seed=cast(Any, seed), options=options)
+            return self._vector.reset(seed=cast(Any, seed), options=None if options is None else dict(options))
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         space = self.single_action_space
@@ -103,8 +111,7 @@ class TaskInObservation(EnvTaskDistribution[Any]):
             raise InputError(f"task = {type(self.tasks).__name__}: {error}") from error
 
     def make_vector_env(self, num_envs: int, *, num_threads: int) -> TaskVectorEnv:
-        native = self.tasks.make_vector_env(num_envs, num_threads=num_threads)
-        env = GymnasiumTasks(self.tasks, num_envs, timeout=self._timeout) if native is None else native
+        env = vector_env_of(self.tasks, num_envs, num_threads=num_threads, timeout=self._timeout)
         return _TellingEnv(env, self.task_features, self._num_features)
 
     def scene(self, task: Any) -> Scene | None:
@@ -130,17 +137,20 @@ class _TellingEnv:
         self._env = env
         self._features_of = features
         self._features = np.zeros((env.num_envs, num_features), np.float32)
+        self._next = self._features.copy()  # a task holds from the next reset
 
     def set_tasks(self, tasks: Sequence[Any]) -> None:
         self._env.set_tasks(tasks)
-        known: dict[int, NDArray[np.float32]] = {}  # trajectories of one task share it
+        known = {id(task): self._features_of(task) for task in {id(task): task for task in tasks}.values()}
         for i, task in enumerate(tasks):
-            self._features[i] = known.setdefault(id(task), self._features_of(task))
+            self._next[i] = known[id(task)]
 
     def reset(
-        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         observations, infos = self._env.reset(seed=seed, options=options)
+        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
+        self._features[mask] = self._next[mask]
         return self._told(observations), infos
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -152,6 +162,21 @@ class _TellingEnv:
 
     def _told(self, observations: Any) -> NDArray[Any]:
         return np.concatenate([observations, self._features], axis=1)
+
+
+def vector_env_of(
+    tasks: EnvTaskDistribution[Any], num_envs: int, *, num_threads: int = 0, timeout: float | None = None
+) -> TaskVectorEnv:
+    """`num_envs` environments of `tasks`: those that step together where it has them, gymnasium's own elsewhere.
+
+    Args:
+        tasks: the distribution.
+        num_envs: how many.
+        num_threads: of the simulator, 0 for all cores; does not change the results.
+        timeout: seconds that one call of one of gymnasium's environments may take, > 0; None for no limit.
+    """
+    together = tasks.make_vector_env(num_envs, num_threads=num_threads)
+    return GymnasiumTasks(tasks, num_envs, timeout=timeout) if together is None else together
 
 
 def spaces_of(env: TaskVectorEnv) -> Spaces:

@@ -40,6 +40,10 @@ class Gaussian(NamedTuple):
         """Actions from standard normal `noise` of `mean`'s shape."""
         return self.mean + self.log_std.exp() * noise
 
+    def mode(self) -> Tensor:
+        """The likeliest actions, of `mean`'s shape."""
+        return self.mean
+
     def log_prob(self, actions: Tensor) -> Tensor:
         """Summed over action dimensions, [...]."""
         scaled = (actions - self.mean) * (-self.log_std).exp()
@@ -72,6 +76,10 @@ class Categorical(NamedTuple):
         """Actions [...] by inversion of the cumulative distribution at uniform `noise` in [0, 1)."""
         cumulative = self.logits.softmax(-1).cumsum(-1)
         return (cumulative[..., :-1] <= noise.unsqueeze(-1)).sum(-1)
+
+    def mode(self) -> Tensor:
+        """The likeliest actions, [...]."""
+        return self.logits.argmax(-1)
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """[...]."""

@@ -153,7 +153,7 @@ def check_step(
     *,
     observation_size: int,
     tasks: Sequence[Any],
-    seeds: Sequence[int],
+    seeds: Sequence[int | None],
     step: int,
 ) -> NDArray[Any]:
     """What a vector environment returned, once it is known to be usable.
@@ -164,7 +164,7 @@ def check_step(
         live: [num_envs] bool: others may return anything.
         observation_size: that there must be.
         tasks: in equal blocks of sub-environments.
-        seeds: one per sub-environment, of its reset.
+        seeds: one per sub-environment, of its reset, None where that had none.
         step: since the reset, from 1.
 
     Returns:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metarl.episodes import Trajectories, to_device
 from metarl.errors import EnvironmentFaultError
-from metarl.gymnasium_tasks import GymnasiumTasks, spaces_of
+from metarl.gymnasium_tasks import spaces_of, vector_env_of
 from metarl.learner import Actor, Spaces
 from metarl.nonfinite import check_step
 from metarl.seeds import Seeds
@@ -174,10 +174,9 @@ class RolloutCollector:
 
     def _env(self, num_envs: int) -> TaskVectorEnv:
         if num_envs not in self._envs:
-            native = self.tasks.make_vector_env(num_envs, num_threads=self._num_threads)
-            if native is None:
-                native = GymnasiumTasks(self.tasks, num_envs, timeout=self._environment_timeout)
-            self._envs[num_envs] = native
+            self._envs[num_envs] = vector_env_of(
+                self.tasks, num_envs, num_threads=self._num_threads, timeout=self._environment_timeout
+            )
         return self._envs[num_envs]
 
 

@@ -52,7 +52,8 @@ class TaskVectorEnv(Protocol):
     what it returns until the next `reset` is ignored. `infos["diverged"]`, where present, is a bool array [num_envs]:
     the step broke the simulation and its observation and reward mean nothing. `infos["success"]`, where a family
     has it, is there in every step: bool [num_envs], whether the aim was met in it; a trajectory is a success if any of
-    its live steps was.
+    its live steps was. Where `metadata["autoreset_mode"]` is gymnasium's `DISABLED`, `reset` understands the option
+    `reset_mask`, bool [num_envs], and resets only those: stable-baselines3 needs it, collection does not.
     """
 
     num_envs: int
@@ -61,7 +62,7 @@ class TaskVectorEnv(Protocol):
 
     def set_tasks(self, tasks: Sequence[Any]) -> None: ...
     def reset(
-        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]: ...
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]: ...
     def close(self) -> None: ...

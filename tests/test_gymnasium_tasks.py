@@ -95,6 +95,19 @@ def raising(error: BaseException) -> Callable[..., Any]:
     return mishap
 
 
+def test_a_mask_resets_some_and_leaves_the_others_as_they_ended() -> None:
+    family = Hills(ends_at=2)
+    envs = play(family, steps=3)
+    options = {"reset_mask": np.array([True, False])}
+    observations, _ = envs.reset(options=options)
+    assert "reset_mask" in options, "the caller's own"
+    assert observations.tolist() == [[0.0, 0.0], [2.0, 2.0]]
+    assert envs.step(np.zeros((2, 1)))[0].tolist() == [[1.0, 1.0], [2.0, 2.0]]
+    assert [env.resets for env in family.made] == [2, 1]
+    envs.reset()
+    assert [env.resets for env in family.made] == [3, 2]
+
+
 @pytest.mark.parametrize("error", [ValueError("bad\n  luck"), BrokenPipeError("gone"), SystemExit(0)])
 def test_what_a_step_raises_comes_with_its_task_seed_and_step(error: BaseException) -> None:
     with pytest.raises(EnvironmentFaultError) as raised:

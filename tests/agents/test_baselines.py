@@ -222,6 +222,10 @@ def test_environments_of_gymnasium_tell_an_oracle_too() -> None:
     assert np.array_equal(first[:, 3:], expected)
     assert np.array_equal(second[:, 3:], expected)
     assert env.single_observation_space.shape == (6,)
+    env.set_tasks(tasks[::-1])  # which holds from the next reset, of one of them
+    assert np.array_equal(env.step(np.zeros((2, 1), np.float32))[0][:, 3:], expected)
+    again, _ = env.reset(options={"reset_mask": np.array([True, False])})
+    assert np.array_equal(again[:, 3:], expected[[1, 1]])
     env.close()
     with pytest.raises(InputError, match="task_features"):
         TaskInObservation(Unnamed())
