@@ -65,6 +65,12 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
     )
 
 
+def _distribution(config: RunConfig) -> Any:
+    """The run's tasks, with the task in the observation for an agent that is told it."""
+    told = getattr(_kind(config), "observes_task", False)
+    return TaskInObservation(config.task, timeout=config.trainer.environment_timeout) if told else config.task
+
+
 def _collectors(config: RunConfig, distribution: Any, device: torch.device) -> tuple[Any, Any]:
     """What brings the data of training, and that of evaluation or None where it is the same."""
     if not isinstance(distribution, EnvTaskDistribution):
@@ -218,9 +224,11 @@ def load_trainer(
     restore(trainer, Path(run_dir), config=saved, which=checkpoint)
     if on is not None:
         before = trainer.evaluation_collector or trainer.collector
-        there = _collectors(replace(config, task_name=on.name, task=on.task), trainer.learner.device)
+        config = replace(config, task_name=on.name, task=on.task)
+        trainer.distribution = _distribution(config)
+        there = _collectors(config, trainer.distribution, trainer.learner.device)
         require_same_spaces(on, there[0].spaces, getattr(before, "spaces", None))
-        trainer.distribution, (trainer.collector, trainer.evaluation_collector) = on.task, there
+        trainer.collector, trainer.evaluation_collector = there
     return trainer
 
 
