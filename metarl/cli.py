@@ -194,6 +194,7 @@ def evaluate(
     checkpoint: str = "latest",
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
     on: str | None = None,
+    choose_step_size: bool = False,
     trust: bool = False,
     task_flags: Annotated[tuple[str, ...], tyro.conf.Suppress, tyro.conf.Fixed] = (),
 ) -> int:
@@ -211,6 +212,8 @@ def evaluate(
         json_file: also write the result there, in the schema of adaptation.json.
         on: another family to evaluate on, with the same observations and actions, or images and classes. Horizon,
             action range, ways and shots are the run's; other settings are the family's.
+        choose_step_size: first choose the size of the test-time steps on validation tasks, from 1/4 to 8 times the
+            run's: as many tasks, of the training split.
         trust: import the task or agent class that the folder, or `on`, names as module:Class.
         task_flags: what --task.* flags there were.
     """
@@ -233,7 +236,8 @@ def evaluate(
         family = target_family(saved, on, trusted=trust)
         target = Target(family.name, parse_task_flags(family.task, task_flags))
     trainer = runs.load_trainer(run_dir, checkpoint=checkpoint, trusted=trust, seed=seed, on=target, **given)
-    report = runs.describe(trainer, trainer.evaluate(), controls=trainer.evaluation.controls)
+    scales = runs.choose_step_size(trainer) if choose_step_size else {}
+    report = runs.describe(trainer, trainer.evaluate(), controls=trainer.evaluation.controls) | scales
     if target is not None:
         report = describe_transfer(report, saved, target)
     for line in report_lines(report):

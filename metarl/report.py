@@ -21,6 +21,8 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     finite = report["num_replicates"] > 1
     if "trained_on" in report:
         yield _transfer(report["trained_on"], report["evaluated_on"])
+    if "step_scale" in report:
+        yield f"step size: {report['step_scale']:g} times the run's own, the best on validation tasks"
     yield _headline(report, finite)
     spent = "env steps" if report["score"] == "return" else "examples"
     header = ["step", spent, "mean", "95 % interval", "IQM", "worst decile"]

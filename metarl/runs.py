@@ -15,7 +15,7 @@ from metarl import checkpoint, plots, registry
 from metarl.collect import ShuffledTasks
 from metarl.config import RunConfig, load_config, read_saved, to_dict
 from metarl.errors import InputError, require
-from metarl.evaluation import AdaptationCurve, adaptation_controls, evaluate_baseline
+from metarl.evaluation import AdaptationCurve, adaptation_controls, choose_step_scale, evaluate_baseline
 from metarl.examples import ExampleCollector, ExampleTaskDistribution
 from metarl.files import WriteError, write_atomically, writing
 from metarl.gymnasium_tasks import TaskInObservation
@@ -230,6 +230,33 @@ def load_trainer(
         require_same_spaces(on, there[0].spaces, getattr(before, "spaces", None))
         trainer.collector, trainer.evaluation_collector = there
     return trainer
+
+
+def choose_step_size(trainer: Trainer) -> dict[str, Any]:
+    """Gives `trainer` its learner with the step size that is best on validation tasks.
+
+    Returns:
+        JSON-ready: `step_scale`, the factor on the learner's own, and `validation`, the mean score with every factor.
+
+    Raises:
+        InputError: the learner has no step size that could be chosen.
+    """
+    learner, settings = trainer.learner, trainer.evaluation
+    steps = settings.num_adaptation_steps
+    fits = hasattr(learner, "with_step_scale") and steps > 0
+    require(fits, "--choose-step-size", "given", "left out for an agent that takes no gradient steps, or for no steps")
+    collector = trainer.evaluation_collector or trainer.collector
+    trainer.learner, scores = choose_step_scale(
+        learner,
+        collector,
+        trainer.distribution,
+        num_tasks=settings.num_tasks,
+        num_steps=steps,
+        seed=trainer.config.seed,
+    )
+    better = min if learner.score_name == "mse" else max
+    best = better(scores, key=lambda factor: scores[factor])
+    return {"step_scale": best, "validation": {str(factor): score for factor, score in scores.items()}}
 
 
 def describe(trainer: Trainer, curve: AdaptationCurve, *, controls: bool) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import metarl
-from metarl import registry
+from metarl import cli, registry
 from metarl.agents.expert import Expert, ExpertConfig
 from metarl.agents.maml import _OuterStep
 from metarl.agents.pretrained import Pretrained, PretrainedConfig
@@ -335,6 +335,32 @@ def test_the_step_scale_is_chosen_on_validation_tasks() -> None:
     assert [split for _, split in asked] == ["test"]
     stub = object()
     assert choose_step_scale(stub, Nothing(), Distribution())[0] is stub  # type: ignore[arg-type]
+
+
+def test_metarl_evaluate_chooses_the_step_size_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = tmp_path / "run", tmp_path / "out.json"
+    train(small("random-init", inner_lr=1e-3), run)
+    assert cli.main(["evaluate", str(run), "--choose-step-size", "--json", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert list(report["validation"]) == ["0.25", "0.5", "1.0", "2.0", "4.0", "8.0"]
+    assert report["validation"][str(report["step_scale"])] == max(report["validation"].values())
+    assert f"step size: {report['step_scale']:g} times the run's own" in capsys.readouterr().out
+    chosen = choose_step_scale(
+        metarl.load(run), RolloutCollector(POINTS, num_trajectories=4), POINTS, num_tasks=4, num_steps=2
+    )
+    assert {str(factor): score for factor, score in chosen[1].items()} == report["validation"]
+    rl2 = tmp_path / "rl2"
+    config = resolve("point-nav", "rl2")
+    config = dataclasses.replace(
+        config,
+        agent=dataclasses.replace(config.agent, hidden_size=4, num_trajectories=2),
+        trainer=TrainerConfig(iterations=1, meta_batch_size=2, device="cpu"),
+        evaluation=EvaluationConfig(num_tasks=2, num_adaptation_steps=1, controls=False),
+    )
+    train(config, rl2)
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(rl2), "--choose-step-size"]) == 2
+    assert "--choose-step-size" in capsys.readouterr().err
 
 
 def test_baselines_have_the_presets_of_maml_with_their_changes() -> None:
