@@ -46,9 +46,9 @@ POST, CURVE_POINTS = "rollout/post_adapt/ep_rew_mean", 40
 MEMORIES_FILE = ROOT / "results" / "bandit-memories.json"
 # Iterations and meta-batch of RL² on 100 pulls of 5 arms, for each memory as many as half an hour on one core allows.
 MEMORY_RUNS = {"lstm": (1500, 300), "gru": (600, 300), "transformer": (200, 75), "mann": (150, 50)}
-FIGURE_CELLS = [("point-nav", "maml:paper")]
-FIGURE_CELLS += [("point-nav", column) for column in ("pretrained", "random-init", "oracle")]
-FIGURE_CELLS += [("half-cheetah-dir", column) for column in ("maml", "pretrained", "random-init", "oracle")]
+FIGURE_CELLS = [("point-nav", "maml:paper", 2 * STEPS)]  # the paper's 100 iterations
+FIGURE_CELLS += [("point-nav", column, STEPS) for column in ("pretrained", "random-init", "oracle")]
+FIGURE_CELLS += [("half-cheetah-dir", column, STEPS) for column in ("maml", "pretrained", "random-init", "oracle")]
 TEST_STEPS = 3
 LONG = 3
 FULL = 5
@@ -188,7 +188,8 @@ def reproduce(family: str, column: str, seed: int, parsed: argparse.Namespace) -
 
 
 def _figure(parsed: argparse.Namespace) -> int:
-    for family, column in FIGURE_CELLS:
+    for family, column, steps in FIGURE_CELLS:
+        parsed.steps = steps
         reproduce(family, column, 0, parsed)
     if not MEMORIES_FILE.is_file():
         learners = {}
