@@ -13,5 +13,7 @@ from metarl.policy_gradient import PolicyBatch
 class TaskBlind(Pretrained):
     """One policy for all tasks, trained jointly and left as it is; its adaptation curve is flat."""
 
+    has_step_size = False
+
     def adapt(self, state: Parameters, support: PolicyBatch, *, step: int, differentiable: bool = False) -> Parameters:
         return state

@@ -215,30 +215,37 @@ def choose_step_scale(
     num_tasks: int = 40,
     num_steps: int = 3,
     seed: int = 0,
+    batch_size: int | None = None,
 ) -> tuple[Any, dict[float, float]]:
     """Chooses the size of the test-time steps on validation tasks: the best mean score after steps 1 to `num_steps`.
 
     Args:
-        learner: any learner; one without `with_step_scale`, which takes no gradient steps, stays as it is.
+        learner: any learner; one that has no step size (`has_step_size`, `with_step_scale`) stays as it is.
         collector: brings its data.
         distribution: the task distribution.
         num_tasks: validation episodes.
         num_steps: K.
         seed: as in `evaluate`.
+        batch_size: as in `evaluate`.
 
     Returns:
         The learner with the best of `STEP_SCALES` as the factor on its steps, and the score of each; none were tried if
         that is empty.
     """
-    if num_steps < 1 or not hasattr(learner, "with_step_scale"):
+    if num_steps < 1 or not (getattr(learner, "has_step_size", False) and hasattr(learner, "with_step_scale")):
         return learner, {}
-    sign = -1.0 if learner.score_name == "mse" else 1.0
     scores = {}
     for factor in STEP_SCALES:
         scaled = learner.with_step_scale(factor)
-        settings: dict[str, Any] = {"num_tasks": num_tasks, "num_steps": num_steps, "seed": seed, "split": "train"}
+        settings: dict[str, Any] = {
+            "num_tasks": num_tasks,
+            "num_steps": num_steps,
+            "seed": seed,
+            "split": "train",
+            "batch_size": batch_size,
+        }
         scores[factor] = float(evaluate(scaled, collector, distribution, **settings).mean[1:].mean())
-    best = max(scores, key=lambda factor: sign * scores[factor])
+    best = max(scores, key=lambda factor: scores[factor])
     return learner.with_step_scale(best), scores
 
 

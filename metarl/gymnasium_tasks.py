@@ -160,6 +160,12 @@ class _TellingEnv:
     def close(self) -> None:
         self._env.close()
 
+    def __getattr__(self, name: str) -> Any:
+        """What only some environments have, such as `render_simulation`."""
+        if name == "_env":
+            raise AttributeError(name)
+        return getattr(self._env, name)
+
     def _told(self, observations: Any) -> NDArray[Any]:
         return np.concatenate([observations, self._features], axis=1)
 

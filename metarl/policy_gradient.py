@@ -112,11 +112,13 @@ class AdaptivePolicy(ABC):
         generator: draws the initial weights.
 
     Attributes:
+        has_step_size: whether `with_step_scale` changes what it does.
         first_order: whether the inner gradient counts as a constant where an adaptation is differentiated.
     """
 
     unit: Unit = "gradient steps"
     score_name: ScoreName = "return"
+    has_step_size = True
     first_order = False
     config: PolicyConfig
 

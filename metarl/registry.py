@@ -176,9 +176,15 @@ def preset_table(task_name: str, agent_name: str, preset: str) -> dict[str, dict
     like = "maml" if agent_name in BASELINES else agent_name
     table = tomllib.loads((folder / task_name / f"{like}{variant}.toml").read_text(encoding="utf-8"))
     if agent_name in BASELINES:
-        changes = tomllib.loads((folder / "baselines" / f"{agent_name}.toml").read_text(encoding="utf-8"))
+        changes = baseline_changes(agent_name)
         return {name: {**table.get(name, {}), **changes.get(name, {})} for name in {**table, **changes}}
     return table
+
+
+def baseline_changes(agent_name: str) -> dict[str, dict[str, Any]]:
+    """What the baseline `agent_name` changes in a preset of `maml`."""
+    file = resources.files("metarl") / "presets" / "baselines" / f"{agent_name}.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8"))
 
 
 def entries() -> dict[str, list[dict[str, Any]]]:

@@ -243,8 +243,8 @@ def choose_step_size(trainer: Trainer) -> dict[str, Any]:
     """
     learner, settings = trainer.learner, trainer.evaluation
     steps = settings.num_adaptation_steps
-    fits = hasattr(learner, "with_step_scale") and steps > 0
-    require(fits, "--choose-step-size", "given", "left out for an agent that takes no gradient steps, or for no steps")
+    fits = getattr(learner, "has_step_size", False) and steps > 0
+    require(fits, "--choose-step-size", "given", "for RL agents that take gradient steps, and for some steps")
     collector = trainer.evaluation_collector or trainer.collector
     trainer.learner, scores = choose_step_scale(
         learner,
@@ -253,9 +253,9 @@ def choose_step_size(trainer: Trainer) -> dict[str, Any]:
         num_tasks=settings.num_tasks,
         num_steps=steps,
         seed=trainer.config.seed,
+        batch_size=trainer.config.meta_batch_size,
     )
-    better = min if learner.score_name == "mse" else max
-    best = better(scores, key=lambda factor: scores[factor])
+    best = max(scores, key=lambda factor: scores[factor])
     return {"step_scale": best, "validation": {str(factor): score for factor, score in scores.items()}}
 
 

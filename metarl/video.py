@@ -31,6 +31,7 @@ MOST_TASKS = 8
 MARGIN = 8  # pixels around a panel; its caption is two lines of text above the image
 FONT_SIZE = 14
 LINE = 19
+GIF_FRAME = 20  # milliseconds, the least that viewers respect
 WEBP_QUALITY = 70
 
 Frame = NDArray[np.uint8]
@@ -286,6 +287,10 @@ def _encode_picture(pictures: Iterator[Image.Image], fps: float, kind: str) -> b
     buffer = io.BytesIO()
     quality = {"quality": WEBP_QUALITY, "method": 4} if kind == "webp" else {}
     duration = round(1000.0 / fps)  # milliseconds
+    if kind == "gif" and duration < GIF_FRAME:  # which viewers would show at a tenth of the speed
+        every = -(-GIF_FRAME // max(1, duration))
+        others = others[every - 1 :: every]
+        duration = every * duration
     first.save(buffer, format=kind, save_all=True, append_images=others, duration=duration, loop=0, **quality)
     return buffer.getvalue()
 

@@ -57,9 +57,8 @@ def measure(run_dir: Path, num_tasks: int, seed: int) -> dict[str, Any]:
     assert isinstance(tasks, EnvTaskDistribution)
     remembers = trainer.learner.unit == "trajectories"
     query = RolloutCollector(tasks, num_trajectories=PARALLEL_TRIALS if remembers else config.agent.num_trajectories)
-    adapts = config.agent_name not in ("task-blind", "oracle")
     learner, validation = choose_step_scale(
-        trainer.learner, query, tasks, num_tasks=num_tasks // 2, num_steps=2 * adapts
+        trainer.learner, query, tasks, num_tasks=max(1, num_tasks // 2), num_steps=2
     )
 
     def curve_of(collector: Any, num_steps: int) -> AdaptationCurve:

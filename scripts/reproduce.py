@@ -32,16 +32,19 @@ import numpy as np
 import results_table
 from rich.console import Console
 
+from metarl.checkpoint import list_checkpoints
 from metarl.config import RunConfig, load_config, resolve
-from metarl.errors import InputError, require, unknown_name
-from metarl.registry import AGENTS
+from metarl.errors import InputError, RunError, require, unknown_name
+from metarl.files import write_atomically
+from metarl.registry import AGENTS, presets
 from metarl.runs import load, read_report, train, write_json
+from metarl.tasks import EnvTaskDistribution
 from metarl.tracking import read_metrics
-from metarl.trainer import ProgressCallback
+from metarl.trainer import ProgressCallback, StopOnSignal
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ROOT / "results" / "cells"
-STEPS = 4_000_000
+STEPS, MINUTES, TASKS = 4_000_000, 45.0, 40
 POST, CURVE_POINTS = "rollout/post_adapt/ep_rew_mean", 40
 MEMORIES_FILE = ROOT / "results" / "bandit-memories.json"
 # Iterations and meta-batch of RL² on 100 pulls of 5 arms, for each memory as many as half an hour on one core allows.
@@ -55,7 +58,7 @@ FULL = 5
 
 
 def cell_config(
-    family: str, column: str, seed: int, *, steps: int = STEPS, minutes: float | None = 45.0, threads: int = 0
+    family: str, column: str, seed: int, *, steps: int = STEPS, minutes: float | None = MINUTES, threads: int = 0
 ) -> RunConfig:
     """The run of a cell: the agent's preset with as many iterations as `steps` environment steps allow.
 
@@ -76,6 +79,7 @@ def cell_config(
     if name not in AGENTS:
         raise unknown_name("agent", name, {*AGENTS, "oracle-long"})
     config = resolve(family, name, preset=preset or None)
+    require(isinstance(config.task, EnvTaskDistribution), "family", family, "a family of environments")
     collections = getattr(config.agent, "num_adaptation_steps", 0) + 1  # of an agent with a memory: trials
     per_task = getattr(config.agent, "trajectories_per_trial", collections)
     batch = config.trainer.meta_batch_size
@@ -96,10 +100,7 @@ def cell_config(
 
 def run_cell(config: RunConfig, run_dir: Path, *, num_tasks: int, command: str) -> dict[str, Any]:
     """Trains, or goes on with, the run of a cell, and measures it."""
-    resume = (run_dir / "config.json").is_file()
-    if not (run_dir / "adaptation.json").is_file():
-        train(config, run_dir, resume=resume, callbacks=(progress(),))
-    saved = load_config(run_dir)
+    saved = trained(config, run_dir)
     cell = compare_agents.measure(run_dir, num_tasks, results_table.EVALUATION_SEED)
     rows = read_metrics(run_dir)
     curve = [(row["env_steps"], round(row[POST], 3)) for row in rows if row.get(POST) is not None]
@@ -121,6 +122,25 @@ def run_cell(config: RunConfig, run_dir: Path, *, num_tasks: int, command: str) 
     return cell
 
 
+def trained(config: RunConfig, run_dir: Path) -> RunConfig:
+    """Trains in `run_dir`, goes on with what is there, or finds it done.
+
+    Raises:
+        InputError: the folder holds a run of another length.
+    """
+    if (run_dir / "adaptation.json").is_file():
+        saved = load_config(run_dir)
+        length = saved.trainer.iterations
+        allowed = f"{length}, as in the run {run_dir}; name another folder with --runs"
+        require(length == config.trainer.iterations, "iterations", config.trainer.iterations, allowed)
+        return saved
+    signals = StopOnSignal()
+    progress = ProgressCallback(Console(highlight=False, soft_wrap=True))
+    if train(config, run_dir, resume=bool(list_checkpoints(run_dir)), callbacks=(signals, progress)) is None:
+        raise SystemExit(128 + (signals.received or 0))
+    return load_config(run_dir)
+
+
 def is_flat(scores: Sequence[float]) -> bool | None:
     """Whether the last third of a learning curve does not rise: its slope is within two standard errors of zero, or
     rises by less than a twentieth of what the whole curve rose. None where there are too few points to say.
@@ -139,12 +159,12 @@ def is_flat(scores: Sequence[float]) -> bool | None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("family", nargs="?", help="task family")
-    parser.add_argument("--agents", nargs="+", default=list(results_table.COLUMNS), metavar="AGENT[:PRESET]")
+    parser.add_argument("--agents", nargs="+", metavar="AGENT[:PRESET]", help="left out: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=STEPS, help="environment steps of a cell")
-    parser.add_argument("--minutes", type=float, default=45.0, help="of training, at most")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="of training, at most")
     parser.add_argument("--full", action="store_true", help=f"{FULL} times the steps, no limit of time")
-    parser.add_argument("--tasks", type=int, default=40, help="test episodes")
+    parser.add_argument("--tasks", type=int, default=TASKS, help="test episodes")
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"))
     parser.add_argument("--cells", type=Path, default=CELLS)
     parser.add_argument("--threads", type=int, default=0, help="of the simulator; 0 = all cores")
@@ -160,12 +180,19 @@ def main() -> int:
             return _figure(parsed)
         require(parsed.family is not None, "family", parsed.family, "a task family; --list shows the table's")
         require(parsed.steps >= 1, "--steps", parsed.steps, "an integer >= 1")
+        require(parsed.tasks >= 2, "--tasks", parsed.tasks, "an integer >= 2")
+        columns = parsed.agents or [name for name in results_table.COLUMNS if _has_preset(parsed.family, name)]
+        for column in columns:  # all of them before hours of the first
+            cell_config(parsed.family, column, 0)
         for seed in parsed.seeds:
-            for column in parsed.agents:
+            for column in columns:
                 reproduce(parsed.family, column, seed, parsed)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 
@@ -180,6 +207,8 @@ def reproduce(family: str, column: str, seed: int, parsed: argparse.Namespace) -
     config = cell_config(family, column, seed, steps=steps, minutes=minutes, threads=parsed.threads)
     command = f"python scripts/reproduce.py {family} --agents {column} --seeds {seed}"
     command += " --full" if parsed.full else f" --steps {steps}" if steps != STEPS else ""
+    command += f" --minutes {minutes:g}" if minutes not in (None, MINUTES) else ""
+    command += f" --tasks {parsed.tasks}" if parsed.tasks != TASKS else ""
     cell = run_cell(config, parsed.runs / family / name, num_tasks=parsed.tasks, command=command)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json({"column": column} | cell, path, indent=None)
@@ -199,10 +228,10 @@ def _figure(parsed: argparse.Namespace) -> int:
             trainer = dataclasses.replace(config.trainer, iterations=iterations, meta_batch_size=batch, device="cpu")
             config = dataclasses.replace(config, agent=agent, trainer=trainer)
             run_dir = parsed.runs / "bandit" / memory
-            if not (run_dir / "adaptation.json").is_file():
-                train(config, run_dir, resume=(run_dir / "config.json").is_file(), callbacks=(progress(),))
+            trained(config, run_dir)
             learners[f"RL² ({memory.upper() if len(memory) < 5 else memory})"] = load(run_dir)
-        MEMORIES_FILE.write_text(json.dumps([compare_bandits.compare(learners, 5, 100, 20_000, 0)]) + "\n")
+        panel = compare_bandits.compare(learners, 5, 100, 20_000, 0)
+        write_atomically(MEMORIES_FILE, (json.dumps([panel]) + "\n").encode())
     panels = json.loads(MEMORIES_FILE.read_text())
     picture = ROOT / "results" / "figure-1.png"
     figure_one.draw(results_table.read_cells(parsed.cells), panels).savefig(picture, dpi=130)
@@ -215,9 +244,13 @@ def _tables(parsed: argparse.Namespace) -> int:
     print("\n\n".join(f"{name}\n\n{table}" for name, table in results_table.tables(cells).items()))
     if parsed.readme:
         readme = ROOT / "README.md"
-        readme.write_text(results_table.filled(readme.read_text(), cells))
+        write_atomically(readme, results_table.filled(readme.read_text(), cells).encode())
         for family in results_table.FAMILIES:
-            rows = [run for (name, _), group in cells.items() if name == family for run in group]
+            rows = [
+                {**cell, "label": column}
+                for column in results_table.COLUMNS
+                for cell in cells.get((family, column), [])
+            ]
             if rows:
                 with matplotlib.rc_context({"font.size": 11}):
                     figure = compare_agents.draw(family, compare_agents.summarise(rows))
@@ -225,8 +258,9 @@ def _tables(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def progress() -> ProgressCallback:
-    return ProgressCallback(Console(highlight=False, soft_wrap=True))
+def _has_preset(family: str, column: str) -> bool:
+    name, _, preset = column.partition(":")
+    return not preset or preset in presets(family, name)
 
 
 if __name__ == "__main__":

@@ -91,12 +91,16 @@ def _family_table(cells: Cells, family: str) -> str:
     lines = [head, "|---|---|" + "---|" * (len(BUDGETS) + 2)]
     for column in COLUMNS:
         label = LABELS.get(column, f"`{column}`")
+        if column == "expert" and column in there:
+            ends_at = float(np.mean([cell["curve"]["mean"][-1] for cell in cells[family, column]]))
+            label += f"; {ends_at:.1f} after {len(cells[family, column][0]['curve']['mean']) - 1} iterations"
         if column not in there:
             lines.append(f"| {label} | {NOT_RUN} |" + " |" * (len(BUDGETS) + 2))
             continue
         group = cells[family, column]
         mean, low, high = summary(group)
         marks = "" if all(cell["step_scale"] is not None for cell in group) else "†"
+        marks += "§" if any(_at_an_end(cell) for cell in group) else ""
         marks += "" if column not in CEILINGS or all(cell.get("flat") for cell in group) else "‡"
         scores = [f"{a:.1f} [{b:.1f}, {c:.1f}]" for a, b, c in zip(mean, low, high, strict=True)]
         shares = [_share(float(mean[BUDGETS.index(budget)]), ends) for budget in (20, 60)]
@@ -104,9 +108,17 @@ def _family_table(cells: Cells, family: str) -> str:
     return "\n".join(lines)
 
 
+def _at_an_end(cell: Mapping[str, Any]) -> bool:
+    """Whether the best step size is the smallest or the largest that was tried: a better one may lie beyond."""
+    tried = [float(scale) for scale in cell.get("validation", {})]
+    return bool(tried) and cell["step_scale"] in (min(tried), max(tried))
+
+
 def _share(score: float, ends: tuple[float, float] | None) -> str:
-    if ends is None or ends[1] == ends[0]:
+    if ends is None:
         return NOT_RUN
+    if ends[1] <= ends[0]:
+        return "none"  # a ceiling below the floor measures nothing
     return f"{100.0 * (score - ends[0]) / (ends[1] - ends[0]):.0f} %"
 
 
@@ -117,7 +129,7 @@ def _paper_table(cells: Cells) -> str:
         shares = [100.0 * (score - before) / (oracle - before) for score in (one, three)]
         ends = anchors(cells, family)
         here = [NOT_RUN] * 2
-        if ends is not None and (family, "maml") in cells:
+        if ends is not None and ends[1] > ends[0] and (family, "maml") in cells:
             mean, _, _ = summary(cells[family, "maml"])
             start, gap = float(mean[0]), ends[1] - float(mean[0])
             here = [f"{100.0 * (float(mean[BUDGETS.index(budget)]) - start) / gap:.0f} %" for budget in (20, 60)]

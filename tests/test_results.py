@@ -77,6 +77,24 @@ def test_shares_lie_between_the_floor_and_the_ceiling(script: Any) -> None:
     assert len({line.count("|") for line in table}) == 1
 
 
+def test_marks_and_impossible_shares(script: Any) -> None:
+    tried = {"0.25": 1.0, "0.5": 2.0, "1.0": 3.0}
+    example = cells_of(
+        cell("task-blind", [0.0] * 6),
+        cell("oracle", [-1.0] * 6),
+        cell("maml", [1.0] * 6, validation=tried, step_scale=1.0),
+        cell("promp", [1.0] * 6, validation=tried, step_scale=0.5),
+        cell("expert", [1.0] * 6, curve={"mean": [1.0, 2.0, 7.0]}),
+    )
+    tables = script("results_table").tables(example)
+    rows = {line.split("`")[1]: line for line in tables["point-nav"].splitlines()[2:]}
+    assert "§" in rows["maml"]  # the largest that was tried
+    assert "§" not in rows["promp"]
+    assert rows["maml"].endswith("| none | none |")  # the ceiling lies below the floor
+    assert "7.0 after 2 iterations" in rows["expert"]
+    assert tables["paper"].splitlines()[2].count("not run") == 2
+
+
 def test_the_papers_own_form_beside_its_figures(script: Any) -> None:
     """The shares that the reference gives: 75 and 98 %, 68 and 92, 70 and 74, 86 and 92, 95 and 95."""
     table = script("results_table").tables(EXAMPLE)["paper"].splitlines()[2:]
@@ -108,6 +126,14 @@ def test_the_readmes_tables_are_what_the_cells_hold(script: Any) -> None:
     text = (ROOT / "README.md").read_text()
     assert text.count("<!-- table ") >= 5
     assert table.filled(text, table.read_cells(ROOT / "results" / "cells")) == text
+
+
+def test_what_the_documents_show_is_there() -> None:
+    for document in (ROOT / "README.md", ROOT / "results" / "README.md", ROOT / "CONTRIBUTING.md"):
+        text = document.read_text()
+        links = [*re.findall(r"\]\(([^)#]+?)\)", text), *re.findall(r'src="([^"]+)"', text)]
+        assert [link for link in links if "://" not in link and not (document.parent / link).exists()] == []
+        assert "@@" not in text
 
 
 def test_committed_cells_are_whole() -> None:
@@ -156,12 +182,16 @@ def test_a_cell_is_measured_once(script: Any, tmp_path: Path, capsys: pytest.Cap
     assert one["validation"][str(one["step_scale"])] == max(one["validation"].values())
     assert np.shape(one["values"]) == (6, 21)
     assert one["env_steps"] == [0.0, 15.0, 30.0, 300.0, 600.0, 900.0]
-    assert one["command"] == "python scripts/reproduce.py grid-nav --agents maml --seeds 4 --steps 30000"
+    assert one["command"] == "python scripts/reproduce.py grid-nav --agents maml --seeds 4 --steps 30000 --tasks 21"
     assert len(one["paths"]["tasks"][0]["ways"]) == 2
     assert json.loads((tmp_path / "cells" / "grid-nav" / "rl2-seed4.json").read_text())["validation"] == {}
     assert capsys.readouterr().out.count("is there") == 0
     assert script("reproduce", *arguments) == 0
     assert capsys.readouterr().out.count("is there") == 3
+    arguments[arguments.index(30_000)] = 60_000
+    assert script("reproduce", *arguments, "--again") == 2  # the run that is there was half as long
+    assert "as in the run" in capsys.readouterr().err
+    assert json.loads(path.read_text()) == one
     assert script("reproduce", "--list", "--cells", tmp_path / "cells") == 0
     assert "| `maml` | 1 |" in capsys.readouterr().out
 
@@ -173,6 +203,9 @@ def test_a_cell_is_measured_once(script: Any, tmp_path: Path, capsys: pytest.Cap
         (["point-nav", "--agents", "mamal"], "maml"),
         (["point-nav", "--agents", "maml:quik"], "quick"),
         (["point-nav", "--steps", "0"], "--steps"),
+        (["point-nav", "--tasks", "1"], "--tasks"),
+        (["sinusoid", "--agents", "maml"], "family"),
+        (["point-nav", "--agents", "maml", "promp:fast"], "fast"),
         (["--seeds", "1"], "family"),
     ],
 )

@@ -167,6 +167,10 @@ def test_an_oracle_sees_its_task_at_the_end_of_every_observation(tmp_path: Path)
     ways = json.loads((tmp_path / "run" / "paths.json").read_text())["tasks"][0]["ways"]
     assert np.asarray(ways[0][0]).shape[-1] == 2  # positions, without what the oracle was told
     assert metarl.load(tmp_path / "run").spaces.observation_size == 4
+    robots = TaskInObservation(HalfCheetahDir()).make_vector_env(1, num_threads=1)
+    assert callable(robots.render_simulation)  # type: ignore[attr-defined]
+    assert not hasattr(robots, "no_such_thing")
+    robots.close()
 
 
 def test_task_features() -> None:
@@ -293,6 +297,7 @@ def test_the_step_scale_is_chosen_on_validation_tasks() -> None:
             return tasks
 
     class Stub:
+        has_step_size = True
         unit, score_name, num_adaptation_steps = "gradient steps", "return", 1
 
         def __init__(self, scale: float = 1.0) -> None:
@@ -349,6 +354,9 @@ def test_metarl_evaluate_chooses_the_step_size_too(tmp_path: Path, capsys: pytes
         metarl.load(run), RolloutCollector(POINTS, num_trajectories=4), POINTS, num_tasks=4, num_steps=2
     )
     assert {str(factor): score for factor, score in chosen[1].items()} == report["validation"]
+    blind = tmp_path / "blind"
+    train(small("task-blind"), blind)
+    assert cli.main(["evaluate", str(blind), "--choose-step-size"]) == 2
     rl2 = tmp_path / "rl2"
     config = resolve("point-nav", "rl2")
     config = dataclasses.replace(
@@ -377,6 +385,8 @@ def test_baselines_have_the_presets_of_maml_with_their_changes() -> None:
             assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
     assert resolve("half-cheetah-dir", "pretrained", preset="paper").agent.max_kl == 0.02
     assert resolve("grid-nav", "pretrained").preset == "default"
+    alone = resolve("tabular-mdp", "expert")  # where MAML has no preset
+    assert (alone.preset, alone.trainer.iterations, alone.evaluation.num_adaptation_steps) == (None, 1, 100)
     with pytest.raises(InputError, match="papr"):
         resolve("half-cheetah-dir", "oracle", preset="papr")
     assert issubclass(registry.load_agent("expert"), AdaptivePolicy)
