@@ -296,8 +296,7 @@ def _encode_picture(pictures: Iterator[Image.Image], fps: float, kind: str) -> b
 
 
 def _encode_mp4(pictures: Iterator[Image.Image], fps: float, kind: str) -> bytes:
-    import av
-
+    av: Any = importlib.import_module("av")  # an extra, with types where it is installed and none elsewhere
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=kind) as container:
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
