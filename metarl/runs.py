@@ -43,10 +43,7 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
     agent = config.agent
     if hasattr(agent, "check_trainer"):
         agent.check_trainer(config.trainer)
-    observed = getattr(_kind(config), "observes_task", False)
-    distribution = (
-        TaskInObservation(config.task, timeout=config.trainer.environment_timeout) if observed else config.task
-    )
+    distribution = _distribution(config)
     collector, evaluation_collector = _collectors(config, distribution, device)
     learner = _learner(config, collector.spaces)
     least = config.evaluation.min_live_steps

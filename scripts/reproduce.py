@@ -3,7 +3,7 @@
     python scripts/reproduce.py half-cheetah-dir --agents maml rl2 --seeds 0 1 2
     python scripts/reproduce.py --list                    # what there is, and what was not run
     python scripts/reproduce.py --readme                  # the tables between their markers in README.md, and pictures
-    python scripts/reproduce.py --figure                  # Figure 1: trains what it lacks, at most 3 hours on two cores
+    python scripts/reproduce.py --figure                  # Figure 1: trains what it lacks, two to three hours or so
 
 A cell is a family, an agent and a seed: 4 million environment steps (`--steps`), or 45 minutes (`--minutes`) if that is
 less; `--full` takes five times as many steps and no limit of time. Its run goes to `--runs`, where an interrupted one
@@ -47,7 +47,8 @@ CELLS = ROOT / "results" / "cells"
 STEPS, MINUTES, TASKS = 4_000_000, 45.0, 40
 POST, CURVE_POINTS = "rollout/post_adapt/ep_rew_mean", 40
 MEMORIES_FILE = ROOT / "results" / "bandit-memories.json"
-# Iterations and meta-batch of RL² on 100 pulls of 5 arms, for each memory as many as half an hour on one core allows.
+# Iterations and meta-batch of RL² on 100 pulls of 5 arms: the preset's for the LSTM, for the others what took 12 to 24
+# minutes on about one core.
 MEMORY_RUNS = {"lstm": (1500, 300), "gru": (600, 300), "transformer": (200, 75), "mann": (150, 50)}
 FIGURE_CELLS = [("point-nav", "maml:paper", 2 * STEPS)]  # the paper's 100 iterations
 FIGURE_CELLS += [("point-nav", column, STEPS) for column in ("pretrained", "random-init", "oracle")]
