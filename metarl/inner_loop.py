@@ -373,4 +373,5 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _use_one_thread() -> None:
+    torch.get_num_threads()  # else torch would take the process's number at this thread's first operation
     torch.set_num_threads(1)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from metarl import checkpoint, plots, registry
+from metarl.allocation import keep_freed_memory
 from metarl.collect import ShuffledTasks
 from metarl.config import RunConfig, load_config, read_saved, to_dict
 from metarl.errors import InputError, require
@@ -40,6 +41,7 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
         InputError: the device is not there, or the environments' spaces cannot be used.
     """
     device = select_device(config.trainer.device)
+    keep_freed_memory()
     agent = config.agent
     if hasattr(agent, "check_trainer"):
         agent.check_trainer(config.trainer)

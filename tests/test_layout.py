@@ -35,6 +35,7 @@ CORE = {
     "trust_region",
 }
 WORKINGS = {
+    "allocation",
     "arguments",
     "checkpoint",
     "collect",

@@ -12,7 +12,7 @@ import importlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -93,15 +93,58 @@ class BatchNorm(nn.Module):
             if self.bias is not None:
                 shift = self.bias + shift
             return inputs * scale.view(shape) + shift.view(shape)
-        if self.record == "constants":
-            arguments = (self.weight, self.bias, None, None, True, self.momentum, self.epsilon)
-            output, mean, inverse_deviation = torch.native_batch_norm(inputs, *arguments)
-            self.used = torch.stack([mean, inverse_deviation.square().reciprocal() - self.epsilon]).detach()
+        if self.record != "no":
+            with torch.set_grad_enabled(self.record == "differentiable" and torch.is_grad_enabled()):
+                self.used = torch.stack(_moments(inputs))
+        if inputs.device.type == "cpu":
+            output: Tensor = _BatchNormalised.apply(inputs, self.weight, self.bias, self.epsilon)[0]
             return output
-        if self.record == "differentiable":
-            variance, mean = torch.var_mean(inputs, (0, *range(2, inputs.dim())), correction=0)
-            self.used = torch.stack([mean, variance])
         return functional.batch_norm(inputs, None, None, self.weight, self.bias, training=True, eps=self.epsilon)
+
+
+class _BatchNormalised(torch.autograd.Function):
+    """torch's batch norm of a batch's own statistics, with these summed to full precision.
+
+    On a CPU torch sums the statistics of images with channels last one value after another in single precision: for 360
+    images of 28 by 28 the mean is 0.8 % of a deviation off, and a meta-gradient of Proto's by 4 %.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        inputs: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        shape = (1, -1, *(1,) * (inputs.dim() - 2))
+        mean, variance = _moments(inputs)
+        inverse_deviation = (variance + epsilon).rsqrt()
+        scale = inverse_deviation if weight is None else weight * inverse_deviation
+        output = (inputs - mean.view(shape)) * scale.view(shape)
+        return output if bias is None else output + bias.view(shape), mean, inverse_deviation
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        values, weight, bias, ctx.epsilon = inputs
+        ctx.has_bias = bias is not None
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(values, weight, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        inputs, weight, mean, inverse_deviation = ctx.saved_tensors
+        wanted = (True, weight is not None, ctx.has_bias)
+        statistics = (None, None, mean, inverse_deviation, True, ctx.epsilon)
+        of_inputs, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, inputs, weight, *statistics, wanted
+        )
+        return of_inputs, of_weight if wanted[1] else None, of_bias if wanted[2] else None, None
+
+
+def _moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance [C] of [B, C, ...]."""
+    dims = (0, *range(2, inputs.dim()))
+    mean = inputs.mean(dims, keepdim=True)
+    return mean.flatten(), (inputs - mean).square().mean(dims)
 
 
 class ConvBlock(nn.Module):
@@ -163,9 +206,7 @@ class Conv4(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         # Channels last is the layout that a CPU's convolutions and pooling are fast in. A copy, since an image of one
-        # channel has both layouts at once and would be taken for one of the other. The price: here torch sums gradients
-        # of batch norms in single precision, one after another. In Proto's episodes of 60 ways (360 images of glyphs),
-        # the meta-gradient is 6 % off that in double precision, else 0.03 %, which takes 1.6 to 1.8 times as long.
+        # channel has both layouts at once and would be taken for one of the other.
         hidden = inputs.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
         for block in self.blocks:
             hidden = block(hidden)

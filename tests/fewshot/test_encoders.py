@@ -184,6 +184,53 @@ def test_batch_norm_is_torchs_by_the_batch_and_by_given_statistics(shape: tuple[
     torch.testing.assert_close(own(inputs), torchs.train()(inputs))
 
 
+def test_statistics_of_many_large_maps_are_summed_to_full_precision() -> None:
+    """torch's own kernel for channels last is off by 0.5 % of a deviation here."""
+    maps = (drawn(120, 4, 28, 28) > 2.0).float().add(0.3).contiguous(memory_format=torch.channels_last)
+    expected = functional.batch_norm(maps.double(), None, None, training=True)
+    own = BatchNorm(4)
+    torch.testing.assert_close(own(maps).double(), expected, rtol=1e-5, atol=1e-5)
+    own.record = "constants"
+    own(maps)
+    rows = maps.double().permute(1, 0, 2, 3).flatten(1)
+    assert own.used is not None
+    used = torch.stack([rows.mean(1), rows.var(1, correction=0)])
+    torch.testing.assert_close(own.used.double(), used, rtol=1e-5, atol=1e-5, check_layout=False)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_first_and_second_derivatives_of_batch_norm_by_finite_differences(affine: bool) -> None:
+    own = BatchNorm(2).double()
+    if not affine:
+        own.weight = own.bias = None
+    else:
+        own.weight, own.bias = nn.Parameter(drawn(2, seed=1).double()), nn.Parameter(drawn(2, seed=2).double())
+    inputs = drawn(3, 2, 2, 2, dtype=torch.float64).requires_grad_()
+    variables = (inputs, *own.parameters())
+
+    def value(inputs: Tensor, *parameters: Tensor) -> Tensor:
+        given = dict(zip([name for name, _ in own.named_parameters()], parameters, strict=True))
+        output: Tensor = torch.func.functional_call(own, given, (inputs,))
+        return output.sin()
+
+    assert torch.autograd.gradcheck(value, variables)
+    assert torch.autograd.gradgradcheck(value, variables)
+
+
+def test_batch_norm_under_vmap_is_that_of_each_task() -> None:
+    own = BatchNorm(2).double()
+    inputs = drawn(3, 5, 2, 4, 4, dtype=torch.float64)
+
+    def second_order(inputs: Tensor) -> Tensor:
+        def first_order(inputs: Tensor) -> Tensor:
+            return torch.func.grad(lambda x: own(x).pow(3).sum())(inputs).pow(2).sum()
+
+        return torch.func.grad(first_order)(inputs)
+
+    together = torch.func.vmap(second_order)(inputs)
+    torch.testing.assert_close(together, torch.stack([second_order(task) for task in inputs]))
+
+
 @pytest.mark.parametrize("record", ["constants", "differentiable"])
 def test_recorded_statistics_are_mean_and_biased_variance(record: Any) -> None:
     inputs, own = drawn(7, 4, 3, 5, dtype=torch.float64).requires_grad_(), BatchNorm(4).double()
