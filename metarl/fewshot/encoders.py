@@ -97,7 +97,7 @@ class BatchNorm(nn.Module):
             with torch.set_grad_enabled(self.record == "differentiable" and torch.is_grad_enabled()):
                 self.used = torch.stack(_moments(inputs))
         if inputs.device.type == "cpu":
-            output: Tensor = _BatchNormalised.apply(inputs, self.weight, self.bias, self.epsilon)[0]
+            output: Tensor = _BatchNormalised.apply(inputs, self.weight, self.bias, self.epsilon)[0]  # type: ignore[no-untyped-call]
             return output
         return functional.batch_norm(inputs, None, None, self.weight, self.bias, training=True, eps=self.epsilon)
 
