@@ -255,6 +255,9 @@ def test_the_experts_iteration_is_ppo_written_out() -> None:
             optimizer.step()
         for name, value in policy.named_parameters():
             torch.testing.assert_close(adapted[name][task], value.detach(), rtol=1e-4, atol=1e-5)
+    later = build(small("expert", num_epochs=3, inner_lr=0.04, later_step_scale=0.5, clip_range=0.1)).learner
+    for name, value in later.adapt(later.begin(3), batch, step=1).items():
+        torch.testing.assert_close(value, adapted[name], rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match=r"agent\.num_epochs"):
         ExpertConfig(num_epochs=0)
     with pytest.raises(InputError, match=r"agent\.clip_range"):
