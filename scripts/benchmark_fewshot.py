@@ -4,8 +4,9 @@ Omniglot's 5-way 1-shot with 32 tasks and 64 filters, on images of noise: Conv-4
 class, and with stride 2 and one query a class. Every contender computes the same meta-gradient on the same cores. The
 plain loop is torch's autograd over one task after another, its convolutions on all cores; ours is each way of
 `--agent.execution`, and beside it stands the plain loop's loss of one task through torch.compile, where there is a C++
-compiler. Rows of peers appear where these are installed (pip install torchopt higher). The last rows say what share of
-this machine's rate for matrix products is reached, and what episodes of characters cost to draw.
+compiler. Rows of peers appear where these are installed (pip install torchopt higher). Further rows say what share of
+this machine's rate for matrix products is reached, what episodes of characters cost to draw, and what two of Proto's
+training episodes of 60 ways cost, with freed memory given back (as by default) and kept (as `metarl train` has it).
 
     python scripts/benchmark_fewshot.py                    ten minutes on two cores, of which compiling takes four
     python scripts/benchmark_fewshot.py --quick            8 tasks, without compiling: a noisier answer within a minute
@@ -27,15 +28,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from metarl.allocation import keep_freed_memory
 from metarl.collect import run_episodes
 from metarl.examples import ExampleCollector, ExampleSpaces
 from metarl.fewshot.data.packed import Glyphs
 from metarl.fewshot.learner import ExampleBatch
 from metarl.fewshot.maml import MAML, MAMLConfig
+from metarl.fewshot.proto import Proto, ProtoConfig
 from metarl.seeds import Purpose, Seeds, generator
 
 WAYS, FILTERS, INNER_LR = 5, 64, 0.4
 NETWORKS = {"max-pool, 15 queries": ("conv4", 15), "stride 2, 1 query": ("conv4-strided", 1)}
+PROTO_WAYS, PROTO_QUERIES = 60, 5
 Gradient = list[Tensor]
 
 
@@ -249,6 +253,66 @@ def sampling(lines: Lines, num_tasks: int, meta_gradient_s: float, queries: int,
     lines.add(case, seconds, "s", against="one meta-gradient", ratio=seconds / meta_gradient_s, repeats=3 * repeats)
 
 
+def prototypes(lines: Lines, repeats: int) -> None:
+    """Ours beside torch's own layers: seconds, and how far the gradient is from that in double precision."""
+    shapes = {"support": PROTO_WAYS, "query": PROTO_WAYS * PROTO_QUERIES}
+    random = torch.Generator().manual_seed(0)
+    strokes = functional.avg_pool2d(torch.rand(PROTO_WAYS, 1, 28, 28, generator=random), 5, 1, 2).gt(0.53).float()
+
+    def batch(size: int, dtype: torch.dtype) -> ExampleBatch:
+        noise = torch.rand(2, size, 1, 28, 28, generator=torch.Generator().manual_seed(size))
+        images = strokes.repeat(size // PROTO_WAYS, 1, 1, 1) * (noise > 0.1)
+        labels = torch.arange(PROTO_WAYS).repeat(size // PROTO_WAYS).expand(2, -1).contiguous()
+        return ExampleBatch(images.to(dtype), labels, labels)
+
+    def ours(dtype: torch.dtype) -> Callable[[], Gradient]:
+        learner = Proto(ProtoConfig(), spaces, generator=torch.Generator().manual_seed(0))
+        learner._parameters = {name: value.to(dtype) for name, value in learner.parameters.items()}
+        support, query = (batch(size, dtype) for size in shapes.values())
+        return lambda: list(learner.meta_gradient((support,), query)[0].values())
+
+    def plain(dtype: torch.dtype) -> Callable[[], Gradient]:
+        blocks = PlainConv4(strided=False).blocks.to(dtype)
+        blocks.load_state_dict(dict(zip(blocks.state_dict(), start, strict=True)))
+        support, query = (batch(size, dtype) for size in shapes.values())
+
+        def gradient() -> Gradient:
+            total = torch.zeros((), dtype=dtype)
+            for i in range(2):
+                features = blocks(torch.cat([support.inputs[i], query.inputs[i]])).flatten(1)
+                distances = torch.cdist(features[PROTO_WAYS:], features[:PROTO_WAYS]).square()
+                total = total + functional.cross_entropy(-distances, query.targets[i]) / 2
+            return list(torch.autograd.grad(total, list(blocks.parameters())))
+
+        return gradient
+
+    spaces = ExampleSpaces((1, 28, 28), WAYS, discrete=True, train_ways=PROTO_WAYS)
+    start = list(Proto(ProtoConfig(), spaces, generator=torch.Generator().manual_seed(0)).parameters.values())
+    exact = plain(torch.float64)()
+    contenders = {"plain": plain(torch.float32), "ours": ours(torch.float32)}
+    off = {who: distance(run(), exact) for who, run in contenders.items()}
+    for memory in ("given back", "kept"):
+        if memory == "kept" and not keep_freed_memory():
+            continue
+        seconds = alternate(contenders, repeats)
+        for who, taken in seconds.items():
+            lines.add(
+                f"two Proto episodes of {PROTO_WAYS} ways, freed memory {memory}: {who}",
+                statistics.median(taken),
+                "s",
+                against="torch's own layers, memory as here: how many times as fast",
+                ratio=ratio(seconds["plain"], taken),
+                repeats=repeats,
+                distance_from_float64=off[who],
+            )
+
+
+def distance(gradient: Gradient, exact: Gradient) -> float:
+    """Of the whole gradient from the exact one, relative to its length."""
+    off = sum(float((a - b).double().square().sum()) for a, b in zip(gradient, exact, strict=True))
+    return float(f"{(off / sum(float(b.double().square().sum()) for b in exact)) ** 0.5:.1e}")
+
+
 def main() -> int:
     parsed = arguments(__doc__ or "").parse_args()
     repeats, lines = repeats_of(parsed), Lines(parsed.json)
@@ -257,6 +321,7 @@ def main() -> int:
     for name, (_, queries) in NETWORKS.items():
         taken = measure(name, num_tasks, lines, repeats=repeats, compiling=compiling)
         sampling(lines, num_tasks, taken, queries, repeats)
+    prototypes(lines, repeats)
     lines.close()
     return 0
 
