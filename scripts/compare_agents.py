@@ -160,7 +160,7 @@ def draw(task: str, rows: Sequence[dict[str, Any]]) -> Figure:
     left.set_xlabel("environment steps spent on the test task\n(budgets of " + ", ".join(map(str, BUDGETS)) + ")")
     left.set_ylabel("return")
     left.set_title(f"{task}: what a budget of trajectories buys")
-    left.legend(frameon=False, fontsize=8)
+    left.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     with_controls = [(colour, row) for colour, row in zip(COLOURS, rows, strict=False) if row["controls"]]
     for place, (colour, row) in enumerate(reversed(with_controls)):
         for name, marker in CONTROLS.items():
