@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 LARGEST = 2**31 - 1
 
 
@@ -21,4 +21,6 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all(mallopt(threshold, LARGEST) == 1 for threshold in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD))
+    # Memory of a thread's own arena comes in heaps of 64 MB, which would be too small: all threads share one arena.
+    settings = {M_MMAP_THRESHOLD: LARGEST, M_TRIM_THRESHOLD: LARGEST, M_ARENA_MAX: 1}
+    return all(mallopt(name, value) == 1 for name, value in settings.items())

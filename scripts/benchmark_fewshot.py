@@ -6,7 +6,7 @@ plain loop is torch's autograd over one task after another, its convolutions on 
 `--agent.execution`, and beside it stands the plain loop's loss of one task through torch.compile, where there is a C++
 compiler. Rows of peers appear where these are installed (pip install torchopt higher). Further rows say what share of
 this machine's rate for matrix products is reached, what episodes of characters cost to draw, and what two of Proto's
-training episodes of 60 ways cost, with freed memory given back (as by default) and kept (as `metarl train` has it).
+training episodes of 60 ways cost. Freed memory is kept, as in `metarl train`; `--memory-back`: given back.
 
     python scripts/benchmark_fewshot.py                    ten minutes on two cores, of which compiling takes four
     python scripts/benchmark_fewshot.py --quick            8 tasks, without compiling: a noisier answer within a minute
@@ -291,20 +291,17 @@ def prototypes(lines: Lines, repeats: int) -> None:
     exact = plain(torch.float64)()
     contenders = {"plain": plain(torch.float32), "ours": ours(torch.float32)}
     off = {who: distance(run(), exact) for who, run in contenders.items()}
-    for memory in ("given back", "kept"):
-        if memory == "kept" and not keep_freed_memory():
-            continue
-        seconds = alternate(contenders, repeats)
-        for who, taken in seconds.items():
-            lines.add(
-                f"two Proto episodes of {PROTO_WAYS} ways, freed memory {memory}: {who}",
-                statistics.median(taken),
-                "s",
-                against="torch's own layers, memory as here: how many times as fast",
-                ratio=ratio(seconds["plain"], taken),
-                repeats=repeats,
-                distance_from_float64=off[who],
-            )
+    seconds = alternate(contenders, repeats)
+    for who, taken in seconds.items():
+        lines.add(
+            f"two Proto episodes of {PROTO_WAYS} ways: {who}",
+            statistics.median(taken),
+            "s",
+            against="torch's own layers: how many times as fast",
+            ratio=ratio(seconds["plain"], taken),
+            repeats=repeats,
+            distance_from_float64=off[who],
+        )
 
 
 def distance(gradient: Gradient, exact: Gradient) -> float:
@@ -314,7 +311,11 @@ def distance(gradient: Gradient, exact: Gradient) -> float:
 
 
 def main() -> int:
-    parsed = arguments(__doc__ or "").parse_args()
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--memory-back", action="store_true", help="freed memory goes back to the system")
+    parsed = parser.parse_args()
+    if not parsed.memory_back:
+        keep_freed_memory()
     repeats, lines = repeats_of(parsed), Lines(parsed.json)
     num_tasks = 8 if parsed.quick else 32
     compiling = not parsed.quick and any(map(shutil.which, ("g++", "clang++", "c++")))

@@ -31,6 +31,7 @@ Record = Literal["no", "constants", "differentiable"]
 
 EPSILON = 1e-5
 MOMENTUM = 0.1  # of running averages: the share of a batch
+LONG_SUM = 4096  # values of a channel; up to here torch's sums are within 2e-4 of a deviation, and faster
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class BatchNorm(nn.Module):
         if self.record != "no":
             with torch.set_grad_enabled(self.record == "differentiable" and torch.is_grad_enabled()):
                 self.used = torch.stack(_moments(inputs))
-        if inputs.device.type == "cpu":
+        if inputs.device.type == "cpu" and inputs.numel() > LONG_SUM * inputs.shape[1]:
             output: Tensor = _BatchNormalised.apply(inputs, self.weight, self.bias, self.epsilon)[0]  # type: ignore[no-untyped-call]
             return output
         return functional.batch_norm(inputs, None, None, self.weight, self.bias, training=True, eps=self.epsilon)

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from metarl.errors import InputError
 from metarl.examples import ExampleSpaces
+from metarl.fewshot import encoders
 from metarl.fewshot.encoders import (
     BatchNorm,
     Conv4,
@@ -168,8 +169,12 @@ def own_module(monkeypatch: pytest.MonkeyPatch) -> str:
     return "encoders_of_mine"
 
 
+@pytest.mark.parametrize("long", [True, False])
 @pytest.mark.parametrize("shape", [(7, 4), (7, 4, 3, 5)], ids=["vectors", "maps"])
-def test_batch_norm_is_torchs_by_the_batch_and_by_given_statistics(shape: tuple[int, ...]) -> None:
+def test_batch_norm_is_torchs_by_the_batch_and_by_given_statistics(
+    shape: tuple[int, ...], long: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoders, "LONG_SUM", 0 if long else 4096)
     inputs, own = drawn(*shape, dtype=torch.float64), BatchNorm(4).double()
     torchs: Any = (nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d)(4, dtype=torch.float64)
     with torch.no_grad():
@@ -198,8 +203,12 @@ def test_statistics_of_many_large_maps_are_summed_to_full_precision() -> None:
     torch.testing.assert_close(own.used.double(), used, rtol=1e-5, atol=1e-5, check_layout=False)
 
 
+@pytest.mark.parametrize("long", [True, False])
 @pytest.mark.parametrize("affine", [True, False])
-def test_first_and_second_derivatives_of_batch_norm_by_finite_differences(affine: bool) -> None:
+def test_first_and_second_derivatives_of_batch_norm_by_finite_differences(
+    affine: bool, long: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoders, "LONG_SUM", 0 if long else 4096)
     own = BatchNorm(2).double()
     if not affine:
         own.weight = own.bias = None
@@ -217,7 +226,9 @@ def test_first_and_second_derivatives_of_batch_norm_by_finite_differences(affine
     assert torch.autograd.gradgradcheck(value, variables)
 
 
-def test_batch_norm_under_vmap_is_that_of_each_task() -> None:
+@pytest.mark.parametrize("long", [True, False])
+def test_batch_norm_under_vmap_is_that_of_each_task(long: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoders, "LONG_SUM", 0 if long else 4096)
     own = BatchNorm(2).double()
     inputs = drawn(3, 5, 2, 4, 4, dtype=torch.float64)
 
