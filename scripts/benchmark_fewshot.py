@@ -215,16 +215,7 @@ def measure(name: str, num_tasks: int, lines: Lines, *, repeats: int, compiling:
             run()
             contenders[who], more[who] = run, {"compiling_s": round(time.perf_counter() - start, 1)}
     seconds = alternate(contenders, repeats)
-    for contender, taken in seconds.items():
-        lines.add(
-            f"meta-gradient, {name}, {num_tasks} tasks: {contender}",
-            statistics.median(taken),
-            "s",
-            against="plain autograd loop: how many times as fast",
-            ratio=ratio(seconds["plain"], taken),
-            repeats=repeats,
-            **more[contender],
-        )
+    add_rows(lines, f"meta-gradient, {name}, {num_tasks} tasks", "plain autograd loop", seconds, more)
     with FlopCounterMode(display=False) as counter:
         case.plain()
     best = min((who for who in seconds if who.startswith("ours")), key=lambda who: statistics.median(seconds[who]))
@@ -233,6 +224,16 @@ def measure(name: str, num_tasks: int, lines: Lines, *, repeats: int, compiling:
     against = f"{rate / 1e9:.0f} GFLOP/s of a matrix product"
     lines.add(f"rate, {name}: {best}", reached / 1e9, "GFLOP/s", against=against, ratio=reached / rate, repeats=repeats)
     return mine
+
+
+def add_rows(
+    lines: Lines, case: str, plain: str, seconds: dict[str, list[float]], more: dict[str, dict[str, float]]
+) -> None:
+    """A row for each contender, beside the one called "plain"."""
+    for who, taken in seconds.items():
+        against, factor = f"{plain}: how many times as fast", ratio(seconds["plain"], taken)
+        median = statistics.median(taken)
+        lines.add(f"{case}: {who}", median, "s", against=against, ratio=factor, repeats=len(taken), **more[who])
 
 
 def sampling(lines: Lines, num_tasks: int, meta_gradient_s: float, queries: int, repeats: int) -> None:
@@ -292,16 +293,8 @@ def prototypes(lines: Lines, repeats: int) -> None:
     contenders = {"plain": plain(torch.float32), "ours": ours(torch.float32)}
     off = {who: distance(run(), exact) for who, run in contenders.items()}
     seconds = alternate(contenders, repeats)
-    for who, taken in seconds.items():
-        lines.add(
-            f"two Proto episodes of {PROTO_WAYS} ways: {who}",
-            statistics.median(taken),
-            "s",
-            against="torch's own layers: how many times as fast",
-            ratio=ratio(seconds["plain"], taken),
-            repeats=repeats,
-            distance_from_float64=off[who],
-        )
+    more = {who: {"distance_from_float64": value} for who, value in off.items()}
+    add_rows(lines, f"two Proto episodes of {PROTO_WAYS} ways", "torch's own layers", seconds, more)
 
 
 def distance(gradient: Gradient, exact: Gradient) -> float:
