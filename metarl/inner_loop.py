@@ -101,13 +101,39 @@ def over_tasks(function: Callable[..., Any], *arguments: Any, chunk_size: int | 
     Returns:
         What `function` returns, task axis leading.
     """
-    return over_chunks(_lifted(function), *arguments, chunk_size=chunk_size)
+    return over_chunks(lifted(function), *arguments, chunk_size=chunk_size)
 
 
 def over_chunks(function: Callable[..., Any], *arguments: Any, chunk_size: int | None = None) -> Any:
     """As `over_tasks`, for a `function` that is written for several tasks itself."""
-    parts = _run([partial(function, *_part(arguments, chunk)) for chunk in _chunks(arguments[0], chunk_size)])
+    return rejoined(chunkwise(function, *arguments, chunk_size=chunk_size))
+
+
+def chunkwise(function: Callable[..., Any], *arguments: Any, chunk_size: int | None = None) -> list[Any]:
+    """As `over_chunks`; returns what `function` returns for each chunk of tasks, in their order."""
+    return _run([partial(function, *_part(arguments, chunk)) for chunk in _chunks(arguments[0], chunk_size)])
+
+
+def rejoined(parts: Sequence[Any]) -> Any:
+    """Trees of tensors of some tasks each as one of all of them, task axis leading."""
     return parts[0] if len(parts) == 1 else tree_zip(torch.cat, parts)
+
+
+def lifted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which is written for one task, of several tasks: the task axis leads in what it takes and returns."""
+    batched = torch.func.vmap(function)
+
+    def of_chunk(*arguments: Any) -> Any:
+        if num_tasks_of(arguments) > 1:
+            return batched(*arguments)
+        return tree_map(lambda tensor: tensor.unsqueeze(0), function(*tree_map(operator.itemgetter(0), arguments)))
+
+    return of_chunk
+
+
+def num_tasks_of(tree: Any) -> int:
+    """The length of the task axis, which leads in every tensor of `tree`."""
+    return _first_tensor(tree).shape[0]
 
 
 def chunk_length(num_tasks: int, limit: int | None) -> int:
@@ -136,7 +162,7 @@ class TaskHessians:
             chunk_size: tasks per graph at most.
         """
         self.parameters = parameters
-        self._loss = _lifted(loss)
+        self._loss = lifted(loss)
         self._names = _adaptable(parameters)
         chunks = list(_chunks(parameters, chunk_size))
         built = _run([partial(self._graph, *_part((parameters, batch), chunk)) for chunk in chunks])
@@ -189,7 +215,7 @@ class TaskOutputs:
             batch: data, task axis leading.
             chunk_size: tasks per graph at most.
         """
-        self._function = _lifted(function)
+        self._function = lifted(function)
         self._names = _adaptable(parameters)
         self._slices = list(_chunks(parameters, chunk_size))
         self._graphs = _run([partial(self._graph, *_part((parameters, batch), c)) for c in self._slices])
@@ -206,9 +232,9 @@ class TaskOutputs:
 
     def gauss_newton(self, loss: Callable[[Any, Any], Tensor], batch: Any) -> Callable[[Parameters], Parameters]:
         """v -> J^T M J v, M the Hessian of one task's `loss(outputs, batch)` in the outputs; task axis leading."""
-        lifted = _lifted(loss)
+        of_chunk = lifted(loss)
         jobs = [
-            partial(_gauss_newton, *graph, lifted, _part(batch, chunk))
+            partial(_gauss_newton, *graph, of_chunk, _part(batch, chunk))
             for graph, chunk in zip(self._graphs, self._slices, strict=True)
         ]
         products = _run(jobs)
@@ -275,18 +301,6 @@ class AdaptationJacobian:
             moved |= {name: cotangents[name] - products[name] for name in products}
             cotangents = {**cotangents, **moved}
         return cotangents
-
-
-def _lifted(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, which is written for one task, of a chunk of tasks."""
-    lifted = torch.func.vmap(function)
-
-    def of_chunk(*arguments: Any) -> Any:
-        if _first_tensor(arguments).shape[0] > 1:
-            return lifted(*arguments)
-        return tree_map(lambda tensor: tensor.unsqueeze(0), function(*tree_map(operator.itemgetter(0), arguments)))
-
-    return of_chunk
 
 
 def _pull(points: list[Tensor], outputs: Any, cotangents: Sequence[Tensor]) -> Sequence[Tensor]:

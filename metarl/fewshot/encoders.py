@@ -70,6 +70,8 @@ class BatchNorm(nn.Module):
         momentum: share that a batch has in the running averages.
         initial: [2, C], the running averages before any training.
         given: [2, C], mean and variance to normalise by; None = the batch's own.
+        elementary: normalise by elementary operations. From torch's own under `vmap`, a second derivative that is taken
+            outside it comes out wrong (LayerNorm and InstanceNorm have the same fault).
         record: keep the batch's own in `used`, as constants (free) or differentiably.
         used: [2, C], of the last batch.
     """
@@ -81,6 +83,7 @@ class BatchNorm(nn.Module):
         self.epsilon, self.momentum = EPSILON, MOMENTUM
         self.initial = torch.stack([torch.zeros(size), torch.ones(size)])
         self.given: Tensor | None = None
+        self.elementary = False
         self.record: Record = "no"
         self.used: Tensor | None = None
 
@@ -97,10 +100,22 @@ class BatchNorm(nn.Module):
         if self.record != "no":
             with torch.set_grad_enabled(self.record == "differentiable" and torch.is_grad_enabled()):
                 self.used = torch.stack(_moments(inputs))
+        if self.elementary:
+            return self._normalised(inputs)
         if inputs.device.type == "cpu" and inputs.numel() > LONG_SUM * inputs.shape[1]:
             output: Tensor = _BatchNormalised.apply(inputs, self.weight, self.bias, self.epsilon)[0]  # type: ignore[no-untyped-call]
             return output
         return functional.batch_norm(inputs, None, None, self.weight, self.bias, training=True, eps=self.epsilon)
+
+    def _normalised(self, inputs: Tensor) -> Tensor:
+        # Nothing of the inputs' size is negated or divided, here or in the derivatives.
+        dims, shape = (0, *range(2, inputs.dim())), (1, -1, *(1,) * (inputs.dim() - 2))
+        share = inputs.shape[1] / inputs.numel()
+        centred = inputs + inputs.sum(dims, keepdim=True) * -share
+        scale = (centred.square().sum(dims, keepdim=True) * share + self.epsilon).rsqrt()
+        if self.weight is not None:
+            scale = self.weight.view(shape) * scale
+        return centred * scale if self.bias is None else centred * scale + self.bias.view(shape)
 
 
 class _BatchNormalised(torch.autograd.Function):
@@ -120,8 +135,8 @@ class _BatchNormalised(torch.autograd.Function):
         mean, variance = _moments(inputs)
         inverse_deviation = (variance + epsilon).rsqrt()
         scale = inverse_deviation if weight is None else weight * inverse_deviation
-        output = (inputs - mean.view(shape)) * scale.view(shape)
-        return output if bias is None else output + bias.view(shape), mean, inverse_deviation
+        shift = -mean * scale if bias is None else bias - mean * scale
+        return torch.addcmul(shift.view(shape), inputs, scale.view(shape)), mean, inverse_deviation
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -198,6 +213,8 @@ class Conv4(nn.Module):
             for channels, by in zip(sizes, shrink, strict=False)
         )
         self.spatial_mean, self.flat = spatial_mean, flat
+        # The layout in which a CPU's convolutions and pooling are fast, where images are large.
+        self.channels_last = "pool" in shrink
         for block in self.blocks:
             assert isinstance(block, ConvBlock)
             nn.init.xavier_uniform_(block.convolution.weight, generator=generator)
@@ -206,14 +223,18 @@ class Conv4(nn.Module):
             nn.init.zeros_(bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        # Channels last is the layout that a CPU's convolutions and pooling are fast in. A copy, since an image of one
-        # channel has both layouts at once and would be taken for one of the other.
-        hidden = inputs.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
+        hidden = inputs
+        if self.channels_last:
+            # A copy, since an image of one channel has both layouts at once and would be taken for one of the other.
+            hidden = inputs.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
         for block in self.blocks:
             hidden = block(hidden)
         if self.spatial_mean:
             return hidden.mean((2, 3))
         return hidden.flatten(1) if self.flat else hidden
+
+
+SHAREABLE = (Conv4, ConvBlock, BatchNorm, nn.Conv2d, nn.GroupNorm, nn.Linear, nn.ModuleList)
 
 
 class FeatureMLP(nn.Module):
@@ -364,6 +385,8 @@ class Network:
         buffers: what is constant, by name: the module's buffers, and parameters that require no gradient.
         statistics: [2, C] for every batch norm by name: the running averages before any training.
         momenta: of these averages.
+        can_share: the module is of layers whose second derivative outside `vmap` is known to be right.
+        shares: this is what it is used for.
     """
 
     def __init__(self, module: nn.Module, *, name: str) -> None:
@@ -375,6 +398,8 @@ class Network:
         self.buffers: Parameters = {}
         self.statistics: Statistics = {}
         self.momenta: dict[str, float] = {}
+        self.can_share = all(type(part) in SHAREABLE for part in module.modules())
+        self.shares = False
         known: dict[int, str] = {}
         for place, part in module.named_modules():
             here = f"{place}." if place else ""
@@ -415,6 +440,7 @@ class Network:
         }
         for name, norm in norms.items():
             norm.given, norm.record = None if given is None else given[name], record
+            norm.elementary = self.shares
         values = {**parameters, **self.buffers}
         own = {place: values[name] for place, name in self._names.items()}
         output: Tensor = torch.func.functional_call(self._local.module, own, inputs, tie_weights=False)

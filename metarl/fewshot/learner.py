@@ -12,6 +12,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 import torch
@@ -24,11 +25,12 @@ from metarl.errors import require
 from metarl.examples import ExampleSpaces
 from metarl.fewshot.compiled import Compiled
 from metarl.fewshot.encoders import EncoderConfig, Network, Statistics, make_encoder
-from metarl.inner_loop import Parameters, over_tasks
+from metarl.inner_loop import Parameters, chunkwise, lifted, num_tasks_of, rejoined
 from metarl.learner import ScoreName, Unit, loaded
 
 Execution = Literal["auto", "loop", "vmap", "compiled"]
 EXECUTIONS = ("auto", "loop", "vmap", "compiled")
+TASKS_AT_ONCE = 16  # batched on a CPU: fewer cost time for each operation, more leave its cache
 State = TypeVar("State")
 
 
@@ -45,9 +47,9 @@ class FewShotConfig(EncoderConfig):
     """Elements of the meta-gradient are cut off at plus and minus this; None = not."""
     execution: Execution = "auto"
     """How the tasks of a meta-batch are computed: loop = one by one, side by side on the cores of a CPU; vmap = in
-    batched operations; compiled = as loop, meta-gradients by a graph that torch.compile makes in about a minute, which
-    repays itself in long runs of the strided network; auto = loop for convolutions on a CPU, which batched would be
-    grouped and slow, else vmap."""
+    batched operations; compiled = as loop, meta-gradients by a graph that torch.compile makes in about a minute; auto =
+    loop for images on a CPU, whose convolutions batched would be grouped and slow, but for those of conv4-strided,
+    which are small; else vmap."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,7 +130,8 @@ class FewShotLearner(ABC, Generic[State]):
         self._moments = no_moments(self._parameters)
         self._num_updates = 0
         # An episode's loss in training reads the parameters and the data it is given, and settings: it can be compiled.
-        self._gradient = Compiled(torch.func.grad(self.episode_loss, has_aux=True))
+        self._compiled = Compiled(torch.func.grad(self._summed_loss, has_aux=True))
+        self._choose_execution()
 
     def _require_fit(self) -> None:
         """Refuses tasks that the learner is not for, and settings that do not suit them, in one line each."""
@@ -190,6 +193,7 @@ class FewShotLearner(ABC, Generic[State]):
         )
         for network in self._networks:
             network.buffers = to_device(network.buffers, device)
+        self._choose_execution()
         return self
 
     def state_dict(self) -> dict[str, Any]:
@@ -234,13 +238,32 @@ class FewShotLearner(ABC, Generic[State]):
 
     def meta_gradient(self, support: tuple[ExampleBatch, ...], query: ExampleBatch) -> tuple[Parameters, Outcome]:
         """The mean over tasks of the loss's gradient, and each task's outcome, task axis leading."""
-        arguments = (self._expanded(len(query.inputs)), support, query)
+        gradient = self._summed_gradient
         if self.config.execution == "compiled":
-            self._gradient.prepare(*tree_map(operator.itemgetter(0), arguments))
-            per_task, outcome = self._lift(self._gradient, *arguments)
-        else:
-            per_task, outcome = self._lift(torch.func.grad(self.episode_loss, has_aux=True), *arguments)
-        return {name: value.mean(0) for name, value in per_task.items()}, tree_map(Tensor.detach, outcome)
+            gradient = self._compiled
+            self._compiled.prepare(self._parameters, *tree_map(operator.itemgetter(slice(1)), (support, query)))
+        elif self._weights_are_shared:
+            gradient = torch.func.grad(self._summed_loss, has_aux=True)
+        parts = self._chunkwise(partial(gradient, self._parameters), support, query)
+        total = tree_zip(sum, [part for part, _ in parts])
+        outcome = rejoined([outcome for _, outcome in parts])
+        return {name: value / len(query.inputs) for name, value in total.items()}, tree_map(Tensor.detach, outcome)
+
+    def _summed_gradient(
+        self, parameters: Parameters, support: tuple[ExampleBatch, ...], query: ExampleBatch
+    ) -> tuple[Parameters, Outcome]:
+        """The sum over some tasks of the loss's gradient, and each one's outcome."""
+        per_task = lifted(torch.func.grad(self.episode_loss, has_aux=True))
+        gradients, outcome = per_task(self._expanded(len(query.inputs), parameters), support, query)
+        return {name: value.sum(0) for name, value in gradients.items()}, outcome
+
+    def _summed_loss(
+        self, parameters: Parameters, support: tuple[ExampleBatch, ...], query: ExampleBatch
+    ) -> tuple[Tensor, Outcome]:
+        """The sum over some tasks of the loss, and each one's outcome. Its gradient is the sum of theirs, by passes
+        that see the weights once and not once for each task."""
+        losses, outcome = lifted(partial(self.episode_loss, parameters))(support, query)
+        return losses.sum(), outcome
 
     def _expanded(self, num_tasks: int, parameters: Mapping[str, Tensor] | None = None) -> Parameters:
         source = self._parameters if parameters is None else parameters
@@ -248,16 +271,26 @@ class FewShotLearner(ABC, Generic[State]):
 
     def _lift(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """`function`, written for one task, over the leading axis of all tensors in `arguments`."""
-        mode, on_cpu = self.config.execution, self.device.type == "cpu"
-        if mode == "compiled":
-            mode = "loop"
-        if mode == "auto":
-            mode = "loop" if on_cpu and len(self.spaces.input_shape) > 1 else "vmap"
-        if mode == "vmap" or on_cpu:
-            return over_tasks(function, *arguments, chunk_size=1 if mode == "loop" else None)
-        count = len(next(iter(arguments[0].values())))
-        slices = [operator.itemgetter(slice(i, i + 1)) for i in range(count)]
-        return tree_zip(torch.cat, [over_tasks(function, *tree_map(part, arguments)) for part in slices])
+        return rejoined(self._chunkwise(lifted(function), *arguments))
+
+    def _chunkwise(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What `function`, written for several tasks, returns for as many at once as `execution` says."""
+        images, on_cpu = len(self.spaces.input_shape) > 1, self.device.type == "cpu"
+        if self._batched:
+            return chunkwise(function, *arguments, chunk_size=TASKS_AT_ONCE if images else None)
+        if on_cpu:
+            return chunkwise(function, *arguments, chunk_size=1)
+        tasks = (tree_map(operator.itemgetter(slice(i, i + 1)), arguments) for i in range(num_tasks_of(arguments)))
+        return [function(*task) for task in tasks]
+
+    def _choose_execution(self) -> None:
+        """Decides, for the device where the parameters are, how tasks are computed."""
+        slow = self.device.type == "cpu" and len(self.spaces.input_shape) > 1 and self.config.encoder != "conv4-strided"
+        mode = self.config.execution
+        self._batched = mode == "vmap" or (mode == "auto" and not slow)
+        self._weights_are_shared = self._batched and all(network.can_share for network in self._networks)
+        for network in self._networks:
+            network.shares = self._weights_are_shared
 
     def _descend(self, gradients: Parameters) -> float:
         """One step down; returns the gradient's norm."""

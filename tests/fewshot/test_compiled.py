@@ -62,7 +62,7 @@ def assert_equal_to_the_loop(kind: Any, config: Any, spaces: ExampleSpaces, sett
 def test_a_traced_gradient_is_the_loops(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda graph, **settings: graph)
     learner = assert_equal_to_the_loop(*case)
-    assert len(learner._gradient._graphs) == 2  # one for each shape
+    assert len(learner._compiled._graphs) == 2  # one for each shape
 
 
 def test_parameters_are_no_constants_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:

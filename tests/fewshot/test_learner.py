@@ -13,8 +13,10 @@ from torch import Tensor
 from metarl.episodes import tree_map
 from metarl.errors import InputError
 from metarl.examples import ExampleSpaces
+from metarl.fewshot import encoders
 from metarl.fewshot.learner import FewShotConfig, joined, loss_of, one_hot, score_of
 from metarl.fewshot.maml import MAML
+from metarl.fewshot.meta_sgd import MetaSGD
 from metarl.fewshot.proto import Proto
 
 VECTORS = ExampleSpaces((6,), 3, True, train_ways=3, train_classes=tuple(range(12)))
@@ -145,6 +147,45 @@ def test_loop_and_vmap_agree(kind: Any, mode: Any, new_learner: Any, new_batches
     assert len(one) == len(other) > 10
     for left, right in zip(one, other, strict=True):
         torch.testing.assert_close(left, right, atol=2e-5, rtol=1e-3)
+
+
+def normed_rows(shape: tuple[int, ...]) -> torch.nn.Module:
+    """An encoder with a norm whose second derivative torch's vmap gets wrong when it is taken outside."""
+    size = torch.Size(shape).numel()
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(size, 4), torch.nn.LayerNorm(4), torch.nn.Tanh())
+
+
+@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize("encoder", ["conv4", "conv4-strided", f"{__name__}:normed_rows"])
+@pytest.mark.parametrize("mode", ["transductive", "support", "running", "none"])
+@pytest.mark.parametrize("kind", [MAML, MetaSGD])
+def test_batched_tasks_have_the_loops_meta_gradient(
+    kind: Any, mode: Any, encoder: str, long: bool, new_learner: Any, new_batches: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoders, "LONG_SUM", 0 if long else 10**9)
+    support, query = new_batches(tasks=4, shape=(1, 16, 16), dtype=torch.float64)
+    found = {}
+    for execution in ("loop", "vmap"):
+        learner = new_learner(
+            kind, IMAGES, encoder=encoder, batch_norm=mode, num_filters=3, execution=execution, dtype=torch.float64
+        )
+        monkeypatch.setattr("metarl.fewshot.learner.TASKS_AT_ONCE", 2)
+        gradients, outcome = learner.meta_gradient((support, support), query)
+        found[execution] = (gradients, outcome.loss, outcome.statistics)
+        assert learner._weights_are_shared == (execution == "vmap" and ":" not in encoder)
+    one, other = (list(leaves(tree)) for tree in found.values())
+    assert len(one) == len(other) >= 7
+    for left, right in zip(one, other, strict=True):
+        torch.testing.assert_close(left, right, atol=1e-12, rtol=1e-8)
+
+
+def test_auto_batches_the_strided_network_and_loops_over_other_images(new_learner: Any) -> None:
+    batched = {
+        encoder: new_learner(MAML, IMAGES, encoder=encoder, num_filters=2)._batched
+        for encoder in ("conv4", "conv4-strided", "mlp", f"{__name__}:normed_rows")
+    }
+    assert [encoder for encoder, yes in batched.items() if yes] == ["conv4-strided"]
+    assert new_learner(MAML, VECTORS)._batched
 
 
 def leaves(tree: Any) -> Iterator[Tensor]:
