@@ -114,7 +114,7 @@ def chunkwise(function: Callable[..., Any], *arguments: Any, chunk_size: int | N
     return _run([partial(function, *_part(arguments, chunk)) for chunk in _chunks(arguments[0], chunk_size)])
 
 
-def rejoined(parts: Sequence[Any]) -> Any:
+def rejoined(parts: list[Any]) -> Any:
     """Trees of tensors of some tasks each as one of all of them, task axis leading."""
     return parts[0] if len(parts) == 1 else tree_zip(torch.cat, parts)
 

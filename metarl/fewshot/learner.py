@@ -12,7 +12,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 import torch
@@ -238,14 +238,14 @@ class FewShotLearner(ABC, Generic[State]):
 
     def meta_gradient(self, support: tuple[ExampleBatch, ...], query: ExampleBatch) -> tuple[Parameters, Outcome]:
         """The mean over tasks of the loss's gradient, and each task's outcome, task axis leading."""
-        gradient = self._summed_gradient
+        gradient: Callable[..., Any] = self._summed_gradient
         if self.config.execution == "compiled":
             gradient = self._compiled
             self._compiled.prepare(self._parameters, *tree_map(operator.itemgetter(slice(1)), (support, query)))
         elif self._weights_are_shared:
             gradient = torch.func.grad(self._summed_loss, has_aux=True)
         parts = self._chunkwise(partial(gradient, self._parameters), support, query)
-        total = tree_zip(sum, [part for part, _ in parts])
+        total = tree_zip(partial(reduce, operator.add), [part for part, _ in parts])
         outcome = rejoined([outcome for _, outcome in parts])
         return {name: value / len(query.inputs) for name, value in total.items()}, tree_map(Tensor.detach, outcome)
 

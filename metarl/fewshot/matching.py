@@ -32,8 +32,9 @@ LEAST_PROBABILITY = 1e-6
 class MatchingConfig(MetricConfig):
     """Settings of a matching network."""
 
-    scale: float = 10.0
-    """Factor on the cosine; the inverse of the softmax's temperature."""
+    scale: float = 30.0
+    """Factor on the cosine; the inverse of the softmax's temperature. On Omniglot's validation classes 1,000 episodes
+    gave 92.9 % in 5-way 1-shot with 10, 93.8 % where it was learned from 10 on, 95.0 % with 30 and 94.8 % with 100."""
     learn_scale: bool = False
     """Meta-learn the factor too, from `scale` on."""
     full_context: bool = False

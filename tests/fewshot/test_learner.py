@@ -13,7 +13,7 @@ from torch import Tensor
 from metarl.episodes import tree_map
 from metarl.errors import InputError
 from metarl.examples import ExampleSpaces
-from metarl.fewshot import encoders
+from metarl.fewshot import batch_norm
 from metarl.fewshot.learner import FewShotConfig, joined, loss_of, one_hot, score_of
 from metarl.fewshot.maml import MAML
 from metarl.fewshot.meta_sgd import MetaSGD
@@ -162,7 +162,7 @@ def normed_rows(shape: tuple[int, ...]) -> torch.nn.Module:
 def test_batched_tasks_have_the_loops_meta_gradient(
     kind: Any, mode: Any, encoder: str, long: bool, new_learner: Any, new_batches: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoders, "LONG_SUM", 0 if long else 10**9)
+    monkeypatch.setattr(batch_norm, "LONG_SUM", 0 if long else 10**9)
     support, query = new_batches(tasks=4, shape=(1, 16, 16), dtype=torch.float64)
     found = {}
     for execution in ("loop", "vmap"):
