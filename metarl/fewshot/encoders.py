@@ -127,6 +127,7 @@ class Conv4(nn.Module):
         return hidden.flatten(1) if self.flat else hidden
 
 
+# Layers whose second derivative is right where several tasks share their weights under `vmap`: those tested for it.
 SHAREABLE = (Conv4, ConvBlock, BatchNorm, nn.Conv2d, nn.GroupNorm, nn.Linear, nn.ModuleList)
 
 
