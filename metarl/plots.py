@@ -322,10 +322,11 @@ def _draw_evaluations(
 ) -> None:
     for step in steps:
         env_steps, values = _values(rows, f"meta_test/step_{step}")
-        strength = 0.3 + 0.7 * (step + 1) / (max(steps) + 1)
-        axes.plot(
-            env_steps, values, color=_paler(colour, strength), marker="o", markersize=4, label=f"{prefix}step {step}"
-        )
+        shade = _paler(colour, 0.3 + 0.7 * (step + 1) / (max(steps) + 1))
+        axes.plot(env_steps, values, color=shade, marker="o", markersize=4, label=f"{prefix}step {step}")
+        (_, low), (_, high) = (_values(rows, f"meta_test_ci/{end}_step_{step}") for end in ("low", "high"))
+        if low.shape == high.shape == values.shape:  # records of earlier versions have no intervals
+            axes.fill_between(env_steps, low, high, color=shade, alpha=0.15, linewidth=0)
 
 
 def _evaluated_steps(rows: Sequence[Mapping[str, Any]]) -> list[int]:

@@ -150,7 +150,8 @@ class RunFolder(Callback):
                 self._save(trainer)
             if self._final:
                 # Tags of their own: the last point of the test curves is recorded already.
-                results = {tag.replace("meta_test", "hparam"): value for tag, value in self._final.items()}
+                scores = {tag: value for tag, value in self._final.items() if tag.startswith("meta_test/")}
+                results = {tag.replace("meta_test", "hparam"): value for tag, value in scores.items()}
                 tracker.hparams(flatten(self._plain), results)
             tracker.close()
 

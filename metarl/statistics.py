@@ -72,12 +72,13 @@ def hierarchical_bootstrap(
 ) -> tuple[Array, Array]:
     """Interval of the mean over the last two axes [..., seeds, tasks], resampling seeds, then tasks within each."""
     num_seeds, num_tasks = values.shape[-2:]
-    means = np.empty((*values.shape[:-2], num_resamples))
+    size = num_seeds * num_tasks
+    counts = np.empty((num_resamples, size))
     for i in range(num_resamples):
-        seeds = rng.integers(num_seeds, size=num_seeds)
+        seeds = rng.integers(num_seeds, size=(num_seeds, 1))
         tasks = rng.integers(num_tasks, size=(num_seeds, num_tasks))
-        drawn = np.take(values, seeds, axis=-2)
-        means[..., i] = np.take_along_axis(drawn, np.broadcast_to(tasks, drawn.shape), axis=-1).mean((-2, -1))
+        counts[i] = np.bincount((seeds * num_tasks + tasks).ravel(), minlength=size)
+    means = values.reshape(*values.shape[:-2], size) @ (counts.T / size)
     return interval(means, level=level)
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+from tensorboard.plugins.custom_scalar import layout_pb2  # type: ignore[import-untyped]
 from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 from torch.utils.tensorboard import summary as summaries
 
@@ -62,7 +63,7 @@ class Tracker:
         recorded = self._path.exists()
         kept = [row for row in _rows(self._path) if row["iteration"] < start_iteration] if recorded else []
         if kept and evaluated_again:
-            kept[-1] = {tag: value for tag, value in kept[-1].items() if not tag.startswith("meta_test/")}
+            kept[-1] = {tag: value for tag, value in kept[-1].items() if not tag.startswith("meta_test")}
         self._last_iteration: int | None = kept[-1]["iteration"] if kept else None
         self._tested: dict[str, float] = {}
         with writing(run_dir / "config.json"):
@@ -73,7 +74,7 @@ class Tracker:
             self._events.add(start_iteration - evaluated_again, session_log=SessionLog(status=SessionLog.START))
         else:
             last = num_adaptation_steps if num_evaluation_steps is None else num_evaluation_steps
-            self._events.add(0, summary=summaries.custom_scalars(_layout(num_adaptation_steps, last)))  # type: ignore[no-untyped-call]
+            self._events.add(0, summary=_layout(num_adaptation_steps, last))
         table = _markdown_table(flatten(config))
         self._events.add(start_iteration, summary=summaries.text("config", table))  # type: ignore[no-untyped-call]
         self._events.flush()
@@ -240,10 +241,29 @@ def _number(value: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _layout(num_adaptation_steps: int, num_evaluation_steps: int) -> dict[str, dict[str, list[Any]]]:
-    training = [f"adapt/step_{step}" for step in range(num_adaptation_steps + 1)]
-    test = [f"meta_test/step_{step}" for step in range(num_evaluation_steps + 1)]
-    return {"adaptation": {"training tasks": ["Multiline", training], "test tasks": ["Multiline", test]}}
+def _layout(num_adaptation_steps: int, num_evaluation_steps: int) -> Summary:
+    """Charts of TensorBoard's custom scalars: every curve's steps together, those of test tasks with intervals too."""
+    charts = []
+    for title, tag, last in (
+        ("training tasks", "adapt/step", num_adaptation_steps),
+        ("test tasks", "meta_test/step", num_evaluation_steps),
+    ):
+        tags = [f"{tag}_{step}" for step in range(last + 1)]
+        charts.append(layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=tags)))
+    bands = [
+        layout_pb2.MarginChartContent.Series(
+            value=f"meta_test/step_{step}",
+            lower=f"meta_test_ci/low_step_{step}",
+            upper=f"meta_test_ci/high_step_{step}",
+        )
+        for step in range(num_evaluation_steps + 1)
+    ]
+    margin = layout_pb2.MarginChartContent(series=bands)
+    charts.append(layout_pb2.Chart(title="test tasks, 95 % intervals", margin=margin))
+    summary = summaries.custom_scalars({})  # type: ignore[no-untyped-call]
+    layout = layout_pb2.Layout(category=[layout_pb2.Category(title="adaptation", chart=charts)])
+    summary.value[0].tensor.string_val[0] = layout.SerializeToString()
+    return summary
 
 
 def _markdown_table(settings: Mapping[str, Any]) -> str:

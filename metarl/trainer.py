@@ -229,12 +229,12 @@ class Trainer:
 
 
 def curve_scalars(curve: AdaptationCurve) -> dict[str, float]:
-    """An evaluation's scalars by TensorBoard tag."""
-    scores = {f"meta_test/step_{step}": float(value) for step, value in enumerate(curve.mean)}
-    if curve.success is None:
-        return scores
-    rates = curve.success.mean((1, 2))
-    return scores | {f"meta_test/success_step_{step}": float(rate) for step, rate in enumerate(rates)}
+    """An evaluation's scalars by TensorBoard tag: scores, ends of their 95 % intervals, success rates where known."""
+    low, high = curve.interval()
+    by_step = {"meta_test/step": curve.mean, "meta_test_ci/low_step": low, "meta_test_ci/high_step": high}
+    if curve.success is not None:
+        by_step["meta_test/success_step"] = curve.success.mean((1, 2))
+    return {f"{tag}_{step}": float(value) for tag, values in by_step.items() for step, value in enumerate(values)}
 
 
 def _step_scores(episodes: Episodes[Any, Any], metrics: Mapping[str, float]) -> dict[int, float]:

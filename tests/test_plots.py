@@ -58,6 +58,8 @@ def rows(scale: float, *, evaluated: bool = False) -> list[dict[str, Any]]:
         row[plots.POST_TAG] = None if iteration == 3 else scale * iteration
         if evaluated and iteration in (2, 4):
             row |= {f"meta_test/step_{step}": scale * step for step in (0, 1, 10)}
+            row |= {f"meta_test_ci/low_step_{step}": scale * step - iteration for step in (0, 1, 10)}
+            row |= {f"meta_test_ci/high_step_{step}": scale * step + 2 * iteration for step in (0, 1)}
         made.append(row)
     return made
 
@@ -249,6 +251,8 @@ def test_evaluations_are_a_second_panel_with_steps_in_order() -> None:
     figure = learning_figure({"a": rows(1.0, evaluated=True), "b": rows(2.0)})
     assert labels(figure, 1) == ["a: step 0", "a: step 1", "a: step 10"]
     assert line(figure, "a: step 10", 1).get_xdata().tolist() == [2000, 4000]
+    bands = [band.get_paths()[0].vertices for band in figure.axes[1].collections]
+    assert [(band[:, 1].min(), band[:, 1].max()) for band in bands] == [(-4.0, 8.0), (-3.0, 9.0)]  # 10 lacks an end
 
 
 def test_a_run_with_nothing_to_draw_is_named() -> None:

@@ -99,6 +99,7 @@ TAGS = {
     "train/surrogate_improvement", "train/approx_kl",
 }  # fmt: skip
 TEST_TAGS = {"meta_test/step_0", "meta_test/step_1", "meta_test/step_2"}
+INTERVAL_TAGS = {f"meta_test_ci/{end}_step_{step}" for end in ("low", "high") for step in range(3)}
 
 
 def test_metrics_hold_one_object_per_iteration(run_dir: Path) -> None:
@@ -108,10 +109,14 @@ def test_metrics_hold_one_object_per_iteration(run_dir: Path) -> None:
     assert 0 < rows[0]["wall_s"] < rows[1]["wall_s"] < rows[2]["wall_s"]
     for row, evaluated in zip(rows, (False, True, True), strict=True):
         assert row.keys() >= TAGS
-        assert (row.keys() & TEST_TAGS) == (TEST_TAGS if evaluated else set())
+        tested = {key for key in row if key.startswith("meta_test")}
+        assert tested == (TEST_TAGS | INTERVAL_TAGS if evaluated else set())
         assert {key for key in row if "/" not in key} == {"iteration", "env_steps", "wall_s"}
         assert all(math.isfinite(value) for value in row.values())
-    assert rows[2]["meta_test/step_1"] == json.loads((run_dir / "adaptation.json").read_text())["mean"][1]
+    curve = json.loads((run_dir / "adaptation.json").read_text())
+    tags = {"mean": "meta_test/step", "ci_low": "meta_test_ci/low_step", "ci_high": "meta_test_ci/high_step"}
+    for name, tag in tags.items():
+        assert [rows[2][f"{tag}_{step}"] for step in range(3)] == curve[name]
 
 
 def test_tensorboard_shows_what_the_metrics_hold(run_dir: Path) -> None:
@@ -126,7 +131,7 @@ def test_tensorboard_has_the_figure_the_layout_and_the_hyperparameters(run_dir: 
     assert [image.step for image in record.Images("meta_test/adaptation_curve")] == [2, 3]
     (layout,) = record.Tensors("custom_scalars__config__")
     (category,) = layout_pb2.Layout.FromString(layout.tensor_proto.string_val[0]).category
-    charts = {chart.title: list(chart.multiline.tag) for chart in category.chart}
+    charts = {chart.title: list(chart.multiline.tag) for chart in category.chart if chart.HasField("multiline")}
     assert charts == {"training tasks": ["adapt/step_0", "adapt/step_1"], "test tasks": sorted(TEST_TAGS)}
     assert record.PluginTagToContent("hparams").keys() == {
         "_hparams_/experiment", "_hparams_/session_start_info", "_hparams_/session_end_info"
@@ -134,6 +139,8 @@ def test_tensorboard_has_the_figure_the_layout_and_the_hyperparameters(run_dir: 
     mean = json.loads((run_dir / "adaptation.json").read_text())["mean"]
     for step, value in enumerate(mean):
         assert [(e.step, e.value) for e in record.Scalars(f"hparam/step_{step}")] == [(3, pytest.approx(value))]
+    assert {tag.split("/")[0] for tag in record.Tags()["scalars"]} >= {"hparam", "meta_test", "meta_test_ci"}
+    assert not [tag for tag in record.Tags()["scalars"] if tag.startswith("hparam_")]
 
 
 def test_the_report_holds_the_curve_and_the_controls(run_dir: Path) -> None:

@@ -81,11 +81,16 @@ def test_a_layout_draws_each_curves_steps_in_one_chart(tmp_path: Path) -> None:
     tracker(tmp_path, num_evaluation_steps=3).close()
     (data,) = tensor(tmp_path, "custom_scalars__config__")
     (category,) = layout_pb2.Layout.FromString(data).category
-    charts = {chart.title: list(chart.multiline.tag) for chart in category.chart}
+    charts = {chart.title: list(chart.multiline.tag) or list(chart.margin.series) for chart in category.chart}
+    bands = charts.pop("test tasks, 95 % intervals")
     assert charts == {
         "training tasks": ["adapt/step_0", "adapt/step_1"],
         "test tasks": [f"meta_test/step_{step}" for step in range(4)],
     }
+    assert [(band.value, band.lower, band.upper) for band in bands] == [
+        (f"meta_test/step_{step}", f"meta_test_ci/low_step_{step}", f"meta_test_ci/high_step_{step}")
+        for step in range(4)
+    ]
 
 
 def test_a_figure_arrives_as_a_picture(tmp_path: Path) -> None:
@@ -235,11 +240,11 @@ def test_an_evaluation_that_a_kill_broke_off_is_recorded_once_when_it_is_done_ag
         if in_metrics:  # and not yet in TensorBoard
             monkeypatch.setattr(record, "_add_scalars", lambda *_: None)
         record.figure("curve", figure, 2)
-        record.evaluation(2, {"meta_test/step_0": 0.5})
+        record.evaluation(2, {"meta_test/step_0": 0.5, "meta_test_ci/low_step_0": 0.4})
         record.hparams({}, {"hparam/return": 0.5})
     monkeypatch.undo()
     with tracker(tmp_path, start_iteration=3, evaluated_again=True) as record:
-        assert "meta_test/step_0" not in read_metrics(tmp_path)[1]
+        assert read_metrics(tmp_path)[1].keys() == read_metrics(tmp_path)[0].keys()
         record.figure("curve", figure, 2)
         record.evaluation(2, {"meta_test/step_0": 0.5})
         record.hparams({}, {"hparam/return": 0.5})

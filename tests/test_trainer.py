@@ -272,6 +272,8 @@ def test_an_iterations_scalars(monkeypatch: pytest.MonkeyPatch) -> None:
     assert trainer.env_steps == row["time/env_steps"] == 4 * 4 * 3  # iterations, tasks, two supports and a query
     assert (row["time/sample_s"], row["time/learn_s"], row["time/fps"]) == (2.0, 2.0, 48 / 32)
     scores = {f"meta_test/step_{k}": curve.mean[k] for k in range(4)}
+    for end, values in zip(("low", "high"), curve.interval(), strict=True):
+        scores |= {f"meta_test_ci/{end}_step_{k}": values[k] for k in range(4)}
     assert curve_scalars(curve) == pytest.approx(scores)
     success = np.repeat([[0.0, 0.5], [0.5, 0.5], [0.5, 1.0], [1.0, 1.0]], 3, axis=1)[..., None]
     rates = {f"meta_test/success_step_{k}": rate for k, rate in enumerate((0.25, 0.5, 0.75, 1.0))}
