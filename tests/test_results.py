@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,9 @@ def test_a_learning_curve_is_flat_once_it_no_longer_rises(script: Any) -> None:
     noise = np.random.default_rng(0).normal(0.0, 1.0, 90)
     assert is_flat(list(np.minimum(np.arange(90.0), 40.0) + noise))
     assert not is_flat(list(np.arange(90.0) + noise))
-    assert is_flat([1.0] * 9) is None
+    assert is_flat([-1.0, 1.0] * 15)  # rises by more than a twentieth of all, but within its error
+    assert is_flat([1.0] * 14) is None  # four points in its last third
+    assert is_flat([1.0] * 15)
 
 
 def test_a_cell_takes_as_many_iterations_as_its_steps_allow(script: Any) -> None:
@@ -164,8 +167,12 @@ def test_a_cell_takes_as_many_iterations_as_its_steps_allow(script: Any) -> None
         assert config.trainer.seed == 3
         if hasattr(config.agent, "schedule_iterations"):
             assert config.agent.schedule_iterations == iterations
+        assert config.evaluation.every == 0
+        assert config.evaluation.num_adaptation_steps == (100 if column == "expert" else 3)
     assert config_of("half-cheetah-dir", "oracle-long", 0).trainer.iterations == 600
-    assert config_of("half-cheetah-dir", "expert", 0).evaluation.num_adaptation_steps == 100
+    assert config_of("half-cheetah-dir", "maml", 0).trainer.max_minutes == 45.0
+    assert config_of("half-cheetah-dir", "maml", 0, minutes=None, threads=3).trainer.max_minutes is None
+    assert config_of("half-cheetah-dir", "maml", 0, threads=3).trainer.num_threads == 3
     with pytest.raises(InputError, match="'mamal'"):
         config_of("half-cheetah-dir", "mamal", 0)
 
@@ -194,6 +201,19 @@ def test_a_cell_is_measured_once(script: Any, tmp_path: Path, capsys: pytest.Cap
     assert json.loads(path.read_text()) == one
     assert script("reproduce", "--list", "--cells", tmp_path / "cells") == 0
     assert "| `maml`" in capsys.readouterr().out
+
+
+def test_a_signal_ends_the_whole_table_with_its_exit_code(script: Any, tmp_path: Path) -> None:
+    reproduce = script("reproduce")
+
+    def stopped(config: Any, run_dir: Path, *, resume: bool, callbacks: Any) -> None:
+        callbacks[0].received = signal.SIGTERM
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reproduce, "train", stopped)
+        with pytest.raises(SystemExit) as stop:
+            reproduce.trained(reproduce.cell_config("point-nav", "maml", 0), tmp_path)
+    assert stop.value.code == 143
 
 
 @pytest.mark.parametrize(
