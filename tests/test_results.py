@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metarl.errors import InputError
+from metarl.errors import InputError, RunError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -161,7 +161,7 @@ def test_a_learning_curve_is_flat_once_it_no_longer_rises(script: Any) -> None:
 
 def test_a_cell_takes_as_many_iterations_as_its_steps_allow(script: Any) -> None:
     config_of = script("reproduce").cell_config
-    for column, iterations in (("maml", 50), ("rl2", 50), ("reptile:shuffled", 20), ("oracle", 200), ("expert", 1)):
+    for column, iterations in (("maml", 50), ("rl2", 500), ("reptile:shuffled", 20), ("oracle", 200), ("expert", 1)):
         config = config_of("half-cheetah-dir", column, 3)
         assert config.trainer.iterations == iterations
         assert config.trainer.seed == 3
@@ -203,17 +203,99 @@ def test_a_cell_is_measured_once(script: Any, tmp_path: Path, capsys: pytest.Cap
     assert "| `maml`" in capsys.readouterr().out
 
 
-def test_a_signal_ends_the_whole_table_with_its_exit_code(script: Any, tmp_path: Path) -> None:
+def test_a_signal_ends_the_whole_table_with_its_exit_code(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reproduce = script("reproduce")
+    resumed = []
 
     def stopped(config: Any, run_dir: Path, *, resume: bool, callbacks: Any) -> None:
+        resumed.append(resume)
         callbacks[0].received = signal.SIGTERM
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reproduce, "train", stopped)
+    monkeypatch.setattr(reproduce, "train", stopped)
+    for checkpoints in ({}, {3: tmp_path}):
+        monkeypatch.setattr(reproduce, "list_checkpoints", lambda _, found=checkpoints: found)
         with pytest.raises(SystemExit) as stop:
             reproduce.trained(reproduce.cell_config("point-nav", "maml", 0), tmp_path)
-    assert stop.value.code == 143
+        assert stop.value.code == 143
+    assert resumed == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("flags", "iterations", "minutes"),
+    [("", 50, 45.0), ("--full", 250, None), ("--steps 800000 --minutes 2.5", 10, 2.5)],
+)
+def test_a_cell_keeps_the_command_that_makes_it(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, iterations: int, minutes: float | None
+) -> None:
+    made: dict[str, Any] = {}
+
+    def run_cell(config: Any, run_dir: Path, *, num_tasks: int, command: str) -> dict[str, Any]:
+        made.update(config=config, command=command)
+        return cell("maml", [1.0] * 6)
+
+    monkeypatch.setattr(script("reproduce"), "run_cell", run_cell)
+    asked = ["half-cheetah-dir", "--agents", "maml", "--seeds", "7", *flags.split()]
+    assert script("reproduce", *asked, "--cells", tmp_path) == 0
+    assert made["command"] == " ".join(["python scripts/reproduce.py", *asked])
+    assert (made["config"].trainer.iterations, made["config"].trainer.max_minutes) == (iterations, minutes)
+
+
+def test_without_agents_a_family_has_every_column_that_it_has_a_preset_for(
+    script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+    reproduce = script("reproduce")
+    monkeypatch.setattr(reproduce, "reproduce", lambda family, column, seed, parsed: asked.append((column, seed)))
+    columns = script("results_table").COLUMNS
+    assert script("reproduce", "grid-nav", "--seeds", "2", "3") == 0
+    assert asked == [(column, seed) for seed in (2, 3) for column in columns]
+    asked.clear()
+    assert script("reproduce", "point-maze-layout", "--seeds", "1") == 0
+    assert asked == [(column, 1) for column in columns if ":" not in column]
+
+
+def test_a_run_that_fails_ends_the_table_in_one_line(
+    script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(*_: Any) -> None:
+        raise RunError("five updates in a row were undone")
+
+    monkeypatch.setattr(script("reproduce"), "reproduce", failing)
+    assert script("reproduce", "grid-nav", "--seeds", "2") == 1
+    assert capsys.readouterr().err == "five updates in a row were undone\n"
+
+
+def test_a_long_learning_curve_is_thinned_and_judged_whole(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reproduce = script("reproduce")
+    rows = [{"env_steps": 10 * i, "wall_s": 3.0 * i, reproduce.POST: min(i, 120.0)} for i in range(1, 201)]
+    report = dict.fromkeys(("unit", "env_steps", "mean", "ci_low", "ci_high", "per_task", "tasks"), 0)
+    config = reproduce.cell_config("point-nav", "promp", 0)
+    replaced = {"trained": config, "read_metrics": rows, "read_report": report}
+    for name, value in replaced.items():
+        monkeypatch.setattr(reproduce, name, lambda *_, value=value: value)
+    monkeypatch.setattr(reproduce.compare_agents, "measure", lambda *_: {})
+    made = reproduce.run_cell(config, tmp_path, num_tasks=2, command="that")
+    assert made["learning_curve"] == [(10 * i, min(i, 120.0)) for i in range(1, 201, 5)]
+    assert made["flat"] is True
+    assert made["minutes"] == 10.0
+    assert made["command"] == "that"
+
+
+def test_the_readme_and_its_pictures_are_made_from_cells(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "README.md").write_text("<!-- table point-nav -->\n<!-- end -->\n")
+    (tmp_path / "results" / "cells" / "point-nav").mkdir(parents=True)
+    (tmp_path / "results" / "cells" / "point-nav" / "maml-seed0.json").write_text(json.dumps(cell("maml", [3.0] * 6)))
+    monkeypatch.setattr(script("reproduce"), "ROOT", tmp_path)
+    assert script("reproduce", "--readme", "--cells", tmp_path / "results" / "cells") == 0
+    assert "| `maml` | 1 | 3.0 [" in (tmp_path / "README.md").read_text()
+    assert [path.name for path in (tmp_path / "results").glob("*.png")] == ["point-nav-agents.png"]
+    assert "| `maml` | 1 | 3.0 [" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
