@@ -13,7 +13,7 @@ import io
 import math
 import pickle
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,10 @@ def find(learner: Learner[Any, Any, Any], episodes: Episodes[Any, Any], metrics:
 
     Looks at what `Finding.tasks` lists, at the metrics, the parameters and every tensor of the learner's state.
     """
+    trees = {"parameters": learner.parameters, "state": learner.state_dict()}
+    numbers = [value for value in metrics.values() if not math.isfinite(value)]
+    if not numbers and _all_finite(value for _, value in (*_per_task(episodes), *_tensors(trees, ""))):
+        return None
     terms, indices = [], set()
     for name, value in _per_task(episodes):
         finite = value.isfinite().unsqueeze(-1).flatten(1).all(1)
@@ -65,9 +69,7 @@ def find(learner: Learner[Any, Any, Any], episodes: Episodes[Any, Any], metrics:
             terms.append(name)
             indices.update(bad)
     terms += [f"train/{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]
-    terms += nonfinite_tensors({"parameters": learner.parameters, "state": learner.state_dict()})
-    if not terms:
-        return None
+    terms += nonfinite_tensors(trees)
     slots = (f"slot {episodes.slots[i]} {one_line(episodes.tasks[i], max_length=100)}" for i in sorted(indices))
     return Finding(terms[0], tuple(slots))
 
@@ -190,6 +192,14 @@ def check_step(
         task = tasks[i * len(tasks) // len(live)]
         raise environment_fault(f"{what}: must be finite", task=task, seed=seeds[i], step=step)
     return np.where(finite, observations, 0.0)
+
+
+def _all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Asked once of all of them: every answer that the CPU reads makes it wait for a GPU."""
+    answers: dict[torch.device, list[Tensor]] = {}
+    for tensor in {id(tensor): tensor for tensor in tensors}.values():
+        answers.setdefault(tensor.device, []).append(tensor.isfinite().all())
+    return all(bool(torch.stack(there).all()) for there in answers.values())
 
 
 def _per_task(episodes: Episodes[Any, Any]) -> Iterator[tuple[str, Tensor]]:

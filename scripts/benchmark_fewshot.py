@@ -6,7 +6,8 @@ plain loop is torch's autograd over one task after another, its convolutions on 
 `--agent.execution`, and beside it stands the plain loop's loss of one task through torch.compile, where there is a C++
 compiler. Rows of peers appear where these are installed (pip install torchopt higher). Further rows say what share of
 this machine's rate for matrix products is reached, what episodes of characters cost to draw, and what two of Proto's
-training episodes of 60 ways cost. Freed memory is kept, as in `metarl train`; `--memory-back`: given back.
+training episodes of 60 ways cost. Freed memory is kept, as in `metarl train`; `--memory-back`: given back. With
+`--device cuda` everything is on the GPU, in float32 without TensorFloat-32.
 
     python scripts/benchmark_fewshot.py                    ten minutes on two cores, of which compiling takes four
     python scripts/benchmark_fewshot.py --quick            8 tasks, without compiling: a noisier answer within a minute
@@ -20,6 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,11 +32,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metarl.allocation import keep_freed_memory
 from metarl.collect import run_episodes
+from metarl.episodes import to_device
 from metarl.examples import ExampleCollector, ExampleSpaces
 from metarl.fewshot.data.packed import Glyphs
 from metarl.fewshot.learner import ExampleBatch
 from metarl.fewshot.maml import MAML, MAMLConfig
 from metarl.fewshot.proto import Proto, ProtoConfig
+from metarl.runs import select_device
 from metarl.seeds import Purpose, Seeds, generator
 
 WAYS, FILTERS, INNER_LR = 5, 64, 0.4
@@ -67,16 +71,17 @@ class Case:
     Args:
         name: of `NETWORKS`.
         num_tasks: of the meta-batch.
+        device: where everything is.
         dtype: of all numbers.
     """
 
-    def __init__(self, name: str, num_tasks: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, name: str, num_tasks: int, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         encoder, queries = NETWORKS[name]
         self.spaces = ExampleSpaces((1, 28, 28), WAYS, discrete=True, train_ways=WAYS)
-        self.encoder, self.num_tasks, self.dtype = encoder, num_tasks, dtype
+        self.encoder, self.num_tasks, self.device, self.dtype = encoder, num_tasks, device, dtype
         random = torch.Generator().manual_seed(0)
         self.support, self.query = (self._batch(count, random) for count in (1, queries))
-        self.module = PlainConv4(encoder == "conv4-strided").to(dtype)
+        self.module = PlainConv4(encoder == "conv4-strided").to(device, dtype)
         ours = dict(self._learner("loop").parameters)
         names = [name for name, _ in self.module.named_parameters()]
         self.module.load_state_dict(dict(zip(names, ours.values(), strict=True)))
@@ -84,11 +89,11 @@ class Case:
     def _batch(self, count: int, random: torch.Generator) -> ExampleBatch:
         images = torch.rand(self.num_tasks, WAYS * count, 1, 28, 28, generator=random).to(self.dtype)
         labels = torch.arange(WAYS).repeat(count).expand(self.num_tasks, -1).contiguous()
-        return ExampleBatch(images, labels, torch.zeros_like(labels))
+        return to_device(ExampleBatch(images, labels, torch.zeros_like(labels)), self.device)
 
     def _learner(self, execution: Any) -> MAML:
         config = MAMLConfig(encoder=self.encoder, inner_lr=INNER_LR, execution=execution)
-        learner = MAML(config, self.spaces, generator=torch.Generator().manual_seed(0))
+        learner = MAML(config, self.spaces, generator=torch.Generator().manual_seed(0)).to(self.device)
         learner._parameters = {name: value.to(self.dtype) for name, value in learner.parameters.items()}
         return learner
 
@@ -185,10 +190,21 @@ def installed(*names: str) -> list[str]:
     return found
 
 
-def matrix_rate() -> float:
+def timed(contenders: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """`alternate`, every time to where the device has finished."""
+
+    def finished(run: Callable[[], Any]) -> None:
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return alternate({who: partial(finished, run) for who, run in contenders.items()}, repeats)
+
+
+def matrix_rate(device: torch.device) -> float:
     """Floating-point operations a second of a product of 2048 by 2048 matrices, on all cores."""
-    left, right = torch.rand(2, 2048, 2048)
-    seconds = alternate({"product": lambda: left @ right}, 5)["product"]
+    left, right = torch.rand(2, 2048, 2048, device=device)
+    seconds = timed({"product": lambda: left @ right}, 5, device)["product"]
     return 2 * 2048**3 / statistics.median(seconds)
 
 
@@ -198,13 +214,13 @@ def largest_difference(left: Gradient, right: Gradient) -> float:
     return float(f"{max(float((a - b).abs().max()) for a, b in zip(left, right, strict=True)) / largest:.1e}")
 
 
-def measure(name: str, num_tasks: int, lines: Lines, *, repeats: int, compiling: bool) -> float:
+def measure(name: str, num_tasks: int, lines: Lines, *, device: torch.device, repeats: int, compiling: bool) -> float:
     """All contenders on one network; returns the seconds of ours."""
-    exact = Case(name, 2, torch.float64).contenders()
+    exact = Case(name, 2, device, torch.float64).contenders()
     reference = exact["plain"]()
     # In float32 the sign of what is nearly zero before a ReLU may differ, and with it the second derivative.
     more = {who: {"difference_in_float64": largest_difference(run(), reference)} for who, run in exact.items()}
-    case = Case(name, num_tasks)
+    case = Case(name, num_tasks, device)
     contenders = case.contenders()
     if compiling:
         for who, run in (
@@ -214,12 +230,12 @@ def measure(name: str, num_tasks: int, lines: Lines, *, repeats: int, compiling:
             start = time.perf_counter()
             run()
             contenders[who], more[who] = run, {"compiling_s": round(time.perf_counter() - start, 1)}
-    seconds = alternate(contenders, repeats)
+    seconds = timed(contenders, repeats, device)
     add_rows(lines, f"meta-gradient, {name}, {num_tasks} tasks", "plain autograd loop", seconds, more)
     with FlopCounterMode(display=False) as counter:
         case.plain()
     best = min((who for who in seconds if who.startswith("ours")), key=lambda who: statistics.median(seconds[who]))
-    rate, mine = matrix_rate(), statistics.median(seconds[best])
+    rate, mine = matrix_rate(device), statistics.median(seconds[best])
     reached = counter.get_total_flops() / mine
     against = f"{rate / 1e9:.0f} GFLOP/s of a matrix product"
     lines.add(f"rate, {name}: {best}", reached / 1e9, "GFLOP/s", against=against, ratio=reached / rate, repeats=repeats)
@@ -236,11 +252,13 @@ def add_rows(
         lines.add(f"{case}: {who}", median, "s", against=against, ratio=factor, repeats=len(taken), **more[who])
 
 
-def sampling(lines: Lines, num_tasks: int, meta_gradient_s: float, queries: int, repeats: int) -> None:
+def sampling(
+    lines: Lines, num_tasks: int, meta_gradient_s: float, queries: int, repeats: int, device: torch.device
+) -> None:
     """What the episodes of one meta-batch of characters cost to draw."""
     tasks = Glyphs(num_queries=queries)
-    collector = ExampleCollector(tasks)
-    learner = MAML(MAMLConfig(), tasks.spaces, generator=torch.Generator().manual_seed(0))
+    collector = ExampleCollector(tasks, device=device)
+    learner = MAML(MAMLConfig(), tasks.spaces, generator=torch.Generator().manual_seed(0)).to(device)
     numbers = iter(range(10**9))
 
     def draw() -> object:
@@ -249,12 +267,12 @@ def sampling(lines: Lines, num_tasks: int, meta_gradient_s: float, queries: int,
         seeds = Seeds.first(num_tasks, iteration=number)
         return run_episodes(learner, collector, drawn, seeds, num_steps=1, adapting=False)
 
-    seconds = statistics.median(alternate({"draw": draw}, 3 * repeats)["draw"])
+    seconds = statistics.median(timed({"draw": draw}, 3 * repeats, device)["draw"])
     case = f"episodes of {num_tasks} tasks, {queries} queries"
     lines.add(case, seconds, "s", against="one meta-gradient", ratio=seconds / meta_gradient_s, repeats=3 * repeats)
 
 
-def prototypes(lines: Lines, repeats: int) -> None:
+def prototypes(lines: Lines, repeats: int, device: torch.device) -> None:
     """Ours beside torch's own layers: seconds, and how far the gradient is from that in double precision."""
     shapes = {"support": PROTO_WAYS, "query": PROTO_WAYS * PROTO_QUERIES}
     random = torch.Generator().manual_seed(0)
@@ -264,21 +282,21 @@ def prototypes(lines: Lines, repeats: int) -> None:
         noise = torch.rand(2, size, 1, 28, 28, generator=torch.Generator().manual_seed(size))
         images = strokes.repeat(size // PROTO_WAYS, 1, 1, 1) * (noise > 0.1)
         labels = torch.arange(PROTO_WAYS).repeat(size // PROTO_WAYS).expand(2, -1).contiguous()
-        return ExampleBatch(images.to(dtype), labels, labels)
+        return to_device(ExampleBatch(images.to(dtype), labels, labels), device)
 
     def ours(dtype: torch.dtype) -> Callable[[], Gradient]:
-        learner = Proto(ProtoConfig(), spaces, generator=torch.Generator().manual_seed(0))
+        learner = Proto(ProtoConfig(), spaces, generator=torch.Generator().manual_seed(0)).to(device)
         learner._parameters = {name: value.to(dtype) for name, value in learner.parameters.items()}
         support, query = (batch(size, dtype) for size in shapes.values())
         return lambda: list(learner.meta_gradient((support,), query)[0].values())
 
     def plain(dtype: torch.dtype) -> Callable[[], Gradient]:
-        blocks = PlainConv4(strided=False).blocks.to(dtype)
+        blocks = PlainConv4(strided=False).blocks.to(device, dtype)
         blocks.load_state_dict(dict(zip(blocks.state_dict(), start, strict=True)))
         support, query = (batch(size, dtype) for size in shapes.values())
 
         def gradient() -> Gradient:
-            total = torch.zeros((), dtype=dtype)
+            total = torch.zeros((), dtype=dtype, device=device)
             for i in range(2):
                 features = blocks(torch.cat([support.inputs[i], query.inputs[i]])).flatten(1)
                 distances = torch.cdist(features[PROTO_WAYS:], features[:PROTO_WAYS]).square()
@@ -292,7 +310,7 @@ def prototypes(lines: Lines, repeats: int) -> None:
     exact = plain(torch.float64)()
     contenders = {"plain": plain(torch.float32), "ours": ours(torch.float32)}
     off = {who: distance(run(), exact) for who, run in contenders.items()}
-    seconds = alternate(contenders, repeats)
+    seconds = timed(contenders, repeats, device)
     more = {who: {"distance_from_float64": value} for who, value in off.items()}
     add_rows(lines, f"two Proto episodes of {PROTO_WAYS} ways", "torch's own layers", seconds, more)
 
@@ -306,16 +324,18 @@ def distance(gradient: Gradient, exact: Gradient) -> float:
 def main() -> int:
     parser = arguments(__doc__ or "")
     parser.add_argument("--memory-back", action="store_true", help="freed memory goes back to the system")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parsed = parser.parse_args()
+    device = select_device(parsed.device)
     if not parsed.memory_back:
         keep_freed_memory()
     repeats, lines = repeats_of(parsed), Lines(parsed.json)
     num_tasks = 8 if parsed.quick else 32
     compiling = not parsed.quick and any(map(shutil.which, ("g++", "clang++", "c++")))
     for name, (_, queries) in NETWORKS.items():
-        taken = measure(name, num_tasks, lines, repeats=repeats, compiling=compiling)
-        sampling(lines, num_tasks, taken, queries, repeats)
-    prototypes(lines, repeats)
+        taken = measure(name, num_tasks, lines, device=device, repeats=repeats, compiling=compiling)
+        sampling(lines, num_tasks, taken, queries, repeats, device)
+    prototypes(lines, repeats, device)
     lines.close()
     return 0
 

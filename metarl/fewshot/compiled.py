@@ -1,8 +1,9 @@
-"""A function of one task, traced once for each shape of its arguments and compiled by torch."""
+"""A function of some tasks, traced once for each shape of its arguments and compiled by torch."""
 
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ Graph = Callable[[list[Tensor]], Any]
 
 
 class Compiled:
-    """`function` as one graph of tensor operations, its derivatives included, fused where a C++ compiler is there.
+    """`function` as one graph of tensor operations, its derivatives included, fused where a compiler is there.
 
     Everything but the arguments is taken as it is when a shape first comes: a function that reads what changes must not
     be compiled. Without a compiler the traced graph runs as it is, and one line says so.
@@ -59,7 +60,8 @@ class Compiled:
             results.append(result)
             return outputs
 
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"torch\._inductor")  # advice to those who tune it
             traced = make_fx(flat)(leaves)
             compiled = torch.compile(traced, fullgraph=True, dynamic=False)
             try:

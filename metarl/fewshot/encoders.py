@@ -56,6 +56,30 @@ class EncoderConfig:
         require(self.batch_norm in BATCH_NORM_MODES, "agent.batch_norm", self.batch_norm, allowed)
 
 
+class Convolution(nn.Conv2d):
+    """A convolution, which can be done as one matrix product.
+
+    Attributes:
+        as_product: of the weights and every patch of the inputs, with no operation but products and copies. Tasks whose
+            weights differ then take one batched product under `vmap`, not a grouped convolution.
+    """
+
+    as_product = False
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.as_product:
+            return super().forward(inputs)
+        assert not isinstance(self.padding, str)
+        settings = zip(inputs.shape[2:], self.kernel_size, self.stride, self.padding, strict=True)
+        height, width = ((size + 2 * pad - kernel) // stride + 1 for size, kernel, stride, pad in settings)
+        patches = functional.unfold(inputs, self.kernel_size, padding=self.padding, stride=self.stride)
+        columns = patches.transpose(0, 1).flatten(1)
+        outputs = self.weight.flatten(1) @ columns
+        if self.bias is not None:
+            outputs = outputs + self.bias.unsqueeze(1)
+        return outputs.view(-1, len(inputs), height, width).transpose(0, 1)
+
+
 class ConvBlock(nn.Module):
     """Convolution of 3 by 3, normalisation, ReLU; with max-pooling of 2 by 2 or stride 2, or neither.
 
@@ -66,7 +90,7 @@ class ConvBlock(nn.Module):
         self, channels: int, filters: int, *, shrink: Literal["pool", "stride", "none"], norm: bool, padding: int = 1
     ) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(channels, filters, 3, stride=2 if shrink == "stride" else 1, padding=padding)
+        self.convolution = Convolution(channels, filters, 3, stride=2 if shrink == "stride" else 1, padding=padding)
         self.norm: nn.Module = BatchNorm(filters) if norm else nn.GroupNorm(1, filters)
         self.pool = shrink == "pool"
 
@@ -128,7 +152,7 @@ class Conv4(nn.Module):
 
 
 # Layers whose second derivative is right where several tasks share their weights under `vmap`: those tested for it.
-SHAREABLE = (Conv4, ConvBlock, BatchNorm, nn.Conv2d, nn.GroupNorm, nn.Linear, nn.ModuleList)
+SHAREABLE = (Conv4, ConvBlock, Convolution, BatchNorm, nn.Conv2d, nn.GroupNorm, nn.Linear, nn.ModuleList)
 
 
 class FeatureMLP(nn.Module):
@@ -281,6 +305,7 @@ class Network:
         momenta: of these averages.
         can_share: the module is of layers whose second derivative outside `vmap` is known to be right.
         shares: this is what it is used for.
+        multiplies: MetaRL's own convolutions are done as matrix products.
     """
 
     def __init__(self, module: nn.Module, *, name: str) -> None:
@@ -293,7 +318,7 @@ class Network:
         self.statistics: Statistics = {}
         self.momenta: dict[str, float] = {}
         self.can_share = all(type(part) in SHAREABLE for part in module.modules())
-        self.shares = False
+        self.shares = self.multiplies = False
         known: dict[int, str] = {}
         for place, part in module.named_modules():
             here = f"{place}." if place else ""
@@ -335,6 +360,9 @@ class Network:
         for name, norm in norms.items():
             norm.given, norm.record = None if given is None else given[name], record
             norm.elementary = self.shares
+        for part in self._local.module.modules():
+            if isinstance(part, Convolution):
+                part.as_product = self.multiplies
         values = {**parameters, **self.buffers}
         own = {place: values[name] for place, name in self._names.items()}
         output: Tensor = torch.func.functional_call(self._local.module, own, inputs, tie_weights=False)

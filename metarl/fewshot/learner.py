@@ -47,9 +47,9 @@ class FewShotConfig(EncoderConfig):
     """Elements of the meta-gradient are cut off at plus and minus this; None = not."""
     execution: Execution = "auto"
     """How the tasks of a meta-batch are computed: loop = one by one, side by side on the cores of a CPU; vmap = in
-    batched operations; compiled = as loop, meta-gradients by a graph that torch.compile makes in about a minute; auto =
-    loop for images on a CPU, whose convolutions batched would be grouped and slow, but for those of conv4-strided,
-    which are small; else vmap."""
+    batched operations; compiled = meta-gradients by a graph that torch.compile makes in about a minute, on a CPU one by
+    one, on a GPU batched, with convolutions as matrix products; auto = loop for images on a CPU, whose convolutions
+    batched would be grouped and slow, but for those of conv4-strided, which are small; else vmap."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,7 +130,7 @@ class FewShotLearner(ABC, Generic[State]):
         self._moments = no_moments(self._parameters)
         self._num_updates = 0
         # An episode's loss in training reads the parameters and the data it is given, and settings: it can be compiled.
-        self._compiled = Compiled(torch.func.grad(self._summed_loss, has_aux=True))
+        self._compiled = Compiled(self._gradient_of)
         self._choose_execution()
 
     def _require_fit(self) -> None:
@@ -186,8 +186,8 @@ class FewShotLearner(ABC, Generic[State]):
         return {"batch_norm": self.config.batch_norm} if self._statistics else {}
 
     def to(self, device: torch.device | str) -> Self:
-        only_cpu = self.config.execution != "compiled" or torch.device(device).type == "cpu"
-        require(only_cpu, "agent.execution", "compiled", f"'auto', 'loop' or 'vmap' on {device}")
+        can_compile = self.config.execution != "compiled" or torch.device(device).type in ("cpu", "cuda")
+        require(can_compile, "agent.execution", "compiled", f"'auto', 'loop' or 'vmap' on {device}")
         self._parameters, self._statistics, self._moments = to_device(
             (self._parameters, self._statistics, self._moments), device
         )
@@ -238,21 +238,25 @@ class FewShotLearner(ABC, Generic[State]):
 
     def meta_gradient(self, support: tuple[ExampleBatch, ...], query: ExampleBatch) -> tuple[Parameters, Outcome]:
         """The mean over tasks of the loss's gradient, and each task's outcome, task axis leading."""
-        gradient: Callable[..., Any] = self._summed_gradient
+        gradient: Callable[..., Any] = self._gradient_of
         if self.config.execution == "compiled":
             gradient = self._compiled
-            self._compiled.prepare(self._parameters, *tree_map(operator.itemgetter(slice(1)), (support, query)))
-        elif self._weights_are_shared:
-            gradient = torch.func.grad(self._summed_loss, has_aux=True)
+            at_once = slice(len(query.inputs) if self._batched else 1)
+            self._compiled.prepare(self._parameters, *tree_map(operator.itemgetter(at_once), (support, query)))
         parts = self._chunkwise(partial(gradient, self._parameters), support, query)
         total = tree_zip(partial(reduce, operator.add), [part for part, _ in parts])
         outcome = rejoined([outcome for _, outcome in parts])
         return {name: value / len(query.inputs) for name, value in total.items()}, tree_map(Tensor.detach, outcome)
 
-    def _summed_gradient(
+    def _gradient_of(
         self, parameters: Parameters, support: tuple[ExampleBatch, ...], query: ExampleBatch
     ) -> tuple[Parameters, Outcome]:
         """The sum over some tasks of the loss's gradient, and each one's outcome."""
+        if self._weights_are_shared or len(query.inputs) == 1:
+            summed: tuple[Parameters, Outcome] = torch.func.grad(self._summed_loss, has_aux=True)(
+                parameters, support, query
+            )
+            return summed
         per_task = lifted(torch.func.grad(self.episode_loss, has_aux=True))
         gradients, outcome = per_task(self._expanded(len(query.inputs), parameters), support, query)
         return {name: value.sum(0) for name, value in gradients.items()}, outcome
@@ -287,10 +291,11 @@ class FewShotLearner(ABC, Generic[State]):
         """Decides, for the device where the parameters are, how tasks are computed."""
         slow = self.device.type == "cpu" and len(self.spaces.input_shape) > 1 and self.config.encoder != "conv4-strided"
         mode = self.config.execution
-        self._batched = mode == "vmap" or (mode == "auto" and not slow)
+        fused = mode == "compiled" and self.device.type != "cpu"
+        self._batched = mode == "vmap" or fused or (mode == "auto" and not slow)
         self._weights_are_shared = self._batched and all(network.can_share for network in self._networks)
         for network in self._networks:
-            network.shares = self._weights_are_shared
+            network.shares, network.multiplies = self._weights_are_shared, fused
 
     def _descend(self, gradients: Parameters) -> float:
         """One step down; returns the gradient's norm."""

@@ -10,8 +10,9 @@ import torch
 
 from metarl.errors import InputError
 from metarl.examples import ExampleSpaces
+from metarl.fewshot import encoders
 from metarl.fewshot.compiled import Compiled
-from metarl.fewshot.learner import ExampleBatch
+from metarl.fewshot.learner import ExampleBatch, FewShotLearner
 from metarl.fewshot.maml import MAML, MAMLConfig
 from metarl.fewshot.meta_sgd import MetaSGD, MetaSGDConfig
 from metarl.fewshot.proto import Proto, ProtoConfig
@@ -65,6 +66,30 @@ def test_a_traced_gradient_is_the_loops(case: Any, monkeypatch: pytest.MonkeyPat
     assert len(learner._compiled._graphs) == 2  # one for each shape
 
 
+@pytest.mark.parametrize("shareable", [True, False])
+@pytest.mark.parametrize("case", CASES, ids=["maml", "meta-sgd", "maml-support", "proto-running"])
+def test_on_a_gpu_all_tasks_are_one_graph_without_convolutions(
+    case: Any, shareable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph is made here on the CPU by a learner that takes itself to be on a GPU."""
+    graphs: list[Any] = []
+    kind, config, spaces, settings = case
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: (graphs.append(graph), graph)[1])
+    if not shareable:
+        monkeypatch.setattr(encoders, "SHAREABLE", ())
+    _, looped = gradient(kind, config, spaces, execution="loop", **settings)
+    monkeypatch.setattr(FewShotLearner, "device", property(lambda _: torch.device("cuda")))
+    _, fused = gradient(kind, config, spaces, execution="compiled", **settings)
+    for (here, outcome), (there, expected) in zip(fused, looped, strict=True):
+        assert outcome.loss.shape == (3,)
+        torch.testing.assert_close(outcome.loss, expected.loss)
+        for name, value in there.items():
+            torch.testing.assert_close(here[name], value, rtol=1e-9, atol=1e-12)
+    inputs = [node for graph in graphs for node in graph.graph.nodes if node.op == "placeholder"]
+    assert {len(node.meta["val"]) for node in inputs if node.meta["val"].dim() > 2} >= {3}  # of all three tasks
+    assert not any("convolution" in str(node.target) for graph in graphs for node in graph.graph.nodes)
+
+
 def test_parameters_are_no_constants_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda graph, **settings: graph)
     learner = MAML(MAMLConfig(execution="compiled"), SPACES, generator=torch.Generator().manual_seed(0))
@@ -101,7 +126,7 @@ def test_the_number_of_threads_is_put_back(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(compiled(torch.full((2,), 3.0)), torch.full((2,), 6.0))
 
 
-def test_it_is_for_the_cpu() -> None:
+def test_it_is_for_cpus_and_gpus() -> None:
     learner = MAML(MAMLConfig(execution="compiled"), SPACES, generator=torch.Generator())
     with pytest.raises(InputError, match=r"^agent.execution = 'compiled': must be 'auto', 'loop' or 'vmap' on meta$"):
         learner.to("meta")

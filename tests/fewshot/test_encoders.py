@@ -17,6 +17,7 @@ from metarl.fewshot.batch_norm import BatchNorm
 from metarl.fewshot.encoders import (
     Conv4,
     ConvBlock,
+    Convolution,
     EncoderConfig,
     Network,
     make_encoder,
@@ -221,6 +222,24 @@ def test_conv4_is_four_blocks_of_torchs_layers(mode: Any) -> None:
         hidden = functional.max_pool2d(torch.relu(hidden), 2)
     torch.testing.assert_close(encoder(inputs), hidden.flatten(1), atol=1e-5, rtol=1e-4)
     assert hidden.shape == (5, 3, 1, 1)
+
+
+@pytest.mark.parametrize(("stride", "padding", "bias"), [(1, 1, True), (2, 1, True), (1, 0, True), (2, 1, False)])
+def test_a_convolution_as_one_product_is_a_convolution(stride: int, padding: int, bias: bool) -> None:
+    """Values and second derivatives, the latter through a loss that is not linear in anything."""
+    layer = Convolution(2, 3, 3, stride=stride, padding=padding, bias=bias).double()
+    inputs = drawn(4, 2, 7, 8, dtype=torch.float64)
+    results = []
+    for as_product in (False, True):
+        layer.as_product = as_product
+        points = [inputs.clone().requires_grad_(), *layer.parameters()]
+        outputs = layer(points[0])
+        first = torch.autograd.grad(outputs.sin().sum(), points, create_graph=True)
+        second = torch.autograd.grad(sum(value.square().sum() for value in first), points)
+        results.append([outputs, *first, *second])
+    assert len(results[0]) == 1 + 2 * (2 + bias)
+    for product, plain in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(product, plain, rtol=1e-12, atol=1e-12)
 
 
 def test_conv4_strided_is_mamls_network_for_omniglot() -> None:
