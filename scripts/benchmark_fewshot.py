@@ -290,15 +290,20 @@ def prototypes(lines: Lines, repeats: int, device: torch.device) -> None:
         support, query = (batch(size, dtype) for size in shapes.values())
         return lambda: list(learner.meta_gradient((support,), query)[0].values())
 
-    def plain(dtype: torch.dtype) -> Callable[[], Gradient]:
+    def plain(dtype: torch.dtype, *, channels_last: bool = False) -> Callable[[], Gradient]:
         blocks = PlainConv4(strided=False).blocks.to(device, dtype)
+        if channels_last:
+            blocks = blocks.to(memory_format=torch.channels_last)
         blocks.load_state_dict(dict(zip(blocks.state_dict(), start, strict=True)))
         support, query = (batch(size, dtype) for size in shapes.values())
 
         def gradient() -> Gradient:
             total = torch.zeros((), dtype=dtype, device=device)
             for i in range(2):
-                features = blocks(torch.cat([support.inputs[i], query.inputs[i]])).flatten(1)
+                inputs = torch.cat([support.inputs[i], query.inputs[i]])
+                if channels_last:  # of one channel both layouts are the same but for the strides
+                    inputs = inputs.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
+                features = blocks(inputs).flatten(1)
                 distances = torch.cdist(features[PROTO_WAYS:], features[:PROTO_WAYS]).square()
                 total = total + functional.cross_entropy(-distances, query.targets[i]) / 2
             return list(torch.autograd.grad(total, list(blocks.parameters())))
@@ -308,7 +313,8 @@ def prototypes(lines: Lines, repeats: int, device: torch.device) -> None:
     spaces = ExampleSpaces((1, 28, 28), WAYS, discrete=True, train_ways=PROTO_WAYS)
     start = list(Proto(ProtoConfig(), spaces, generator=torch.Generator().manual_seed(0)).parameters.values())
     exact = plain(torch.float64)()
-    contenders = {"plain": plain(torch.float32), "ours": ours(torch.float32)}
+    last = plain(torch.float32, channels_last=True)
+    contenders = {"plain": plain(torch.float32), "plain, channels last": last, "ours": ours(torch.float32)}
     off = {who: distance(run(), exact) for who, run in contenders.items()}
     seconds = timed(contenders, repeats, device)
     more = {who: {"distance_from_float64": value} for who, value in off.items()}
