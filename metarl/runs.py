@@ -346,9 +346,9 @@ def _chosen(
 
 
 def select_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is CUDA where torch finds it. There, convolutions keep all bits of float32, as
-    matrix products do: TensorFloat-32, torch's default for them, turned MAML's meta-gradient by up to a fifth of its
-    length."""
+    """The device called `name`; "auto" is CUDA where torch finds it. There, cuDNN's convolutions and recurrent networks
+    keep all bits of float32 from now on, as matrix products do: TensorFloat-32, torch's default for them, turned MAML's
+    meta-gradient on images of noise by a fifth of its length."""
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         reason = "this torch is a CPU build" if torch.version.cuda is None else "torch finds no CUDA device"

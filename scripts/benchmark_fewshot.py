@@ -192,13 +192,14 @@ def installed(*names: str) -> list[str]:
 
 def timed(contenders: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, list[float]]:
     """`alternate`, every time to where the device has finished."""
+    return alternate({who: partial(finished, run, device) for who, run in contenders.items()}, repeats)
 
-    def finished(run: Callable[[], Any]) -> None:
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
 
-    return alternate({who: partial(finished, run) for who, run in contenders.items()}, repeats)
+def finished(run: Callable[[], Any], device: torch.device) -> None:
+    """Runs it and waits for the device."""
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def matrix_rate(device: torch.device) -> float:
@@ -228,7 +229,7 @@ def measure(name: str, num_tasks: int, lines: Lines, *, device: torch.device, re
             ("torch.compile of the plain loss", case.compiled()),
         ):
             start = time.perf_counter()
-            run()
+            finished(run, device)
             contenders[who], more[who] = run, {"compiling_s": round(time.perf_counter() - start, 1)}
     seconds = timed(contenders, repeats, device)
     add_rows(lines, f"meta-gradient, {name}, {num_tasks} tasks", "plain autograd loop", seconds, more)

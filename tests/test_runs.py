@@ -22,7 +22,7 @@ from metarl.arguments import parse_train
 from metarl.config import RunConfig, from_dict
 from metarl.errors import InputError
 from metarl.run_folder import RunFolder, best_iteration, new_run_dir
-from metarl.runs import build, load, load_trainer, select_device, train
+from metarl.runs import build, load, load_trainer, train
 from metarl.tracking import read_metrics
 from metarl.trainer import Callback, Progressed, Trainer
 
@@ -525,12 +525,3 @@ def test_a_report_that_cannot_be_read_or_written_is_said_in_one_line(tmp_path: P
 def test_the_run_folder_ends_quietly_when_it_never_began(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run", config()).on_end(build(config()))
     assert not (tmp_path / "run").exists()
-
-
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs.torch.cuda, "is_available", lambda: False)
-    assert (str(select_device("auto")), str(select_device("cpu"))) == ("cpu", "cpu")
-    with pytest.raises(InputError, match=r"^trainer.device = 'cuda': .*; use 'auto' or 'cpu'$"):
-        select_device("cuda")
-    monkeypatch.setattr(runs.torch.cuda, "is_available", lambda: True)
-    assert [str(select_device(name)) for name in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]

@@ -1,4 +1,4 @@
-"""A function of some tasks, traced once for each shape of its arguments and compiled by torch."""
+"""A function of some tasks, traced once for each shape and device of its arguments and compiled by torch."""
 
 from __future__ import annotations
 
@@ -73,4 +73,4 @@ class Compiled:
 
 
 def _key(leaves: list[Tensor], structure: TreeSpec) -> Any:
-    return (structure, *((leaf.shape, leaf.dtype) for leaf in leaves))
+    return (structure, *((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves))

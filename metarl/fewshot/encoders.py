@@ -57,7 +57,15 @@ class EncoderConfig:
 
 
 class Convolution(nn.Conv2d):
-    """A convolution, which can be done as one matrix product.
+    """A convolution of square filters, which can be done as one matrix product.
+
+    Args:
+        channels: of the inputs.
+        filters: channels of the outputs.
+        size: of a filter's side.
+        stride: in both directions.
+        padding: zeros on every side.
+        bias: whether a number is added to each output channel.
 
     Attributes:
         as_product: of the weights and every patch of the inputs, with no operation but products and copies. Tasks whose
@@ -65,6 +73,11 @@ class Convolution(nn.Conv2d):
     """
 
     as_product = False
+
+    def __init__(
+        self, channels: int, filters: int, size: int, *, stride: int = 1, padding: int = 0, bias: bool = True
+    ) -> None:
+        super().__init__(channels, filters, size, stride=stride, padding=padding, bias=bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
         if not self.as_product:

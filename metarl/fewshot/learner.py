@@ -129,7 +129,8 @@ class FewShotLearner(ABC, Generic[State]):
         require(bool(self._parameters), "agent.encoder", config.encoder, "one that has parameters: nothing else learns")
         self._moments = no_moments(self._parameters)
         self._num_updates = 0
-        # An episode's loss in training reads the parameters and the data it is given, and settings: it can be compiled.
+        # An episode's loss in training reads the parameters and the data it is given, settings and buffers: it can be
+        # compiled, until the buffers change.
         self._compiled = Compiled(self._gradient_of)
         self._choose_execution()
 
@@ -221,6 +222,8 @@ class FewShotLearner(ABC, Generic[State]):
         self._num_updates = int(state["num_updates"])
         for network in self._networks:
             network.buffers = {name: buffers[name] for name in network.buffers}
+        if buffers:
+            self._compiled = Compiled(self._gradient_of)
 
     def prepare(self, data: Examples) -> ExampleBatch:
         numbers = data.classes
@@ -241,12 +244,21 @@ class FewShotLearner(ABC, Generic[State]):
         gradient: Callable[..., Any] = self._gradient_of
         if self.config.execution == "compiled":
             gradient = self._compiled
-            at_once = slice(len(query.inputs) if self._batched else 1)
-            self._compiled.prepare(self._parameters, *tree_map(operator.itemgetter(at_once), (support, query)))
+            self._compile(support, query)
         parts = self._chunkwise(partial(gradient, self._parameters), support, query)
         total = tree_zip(partial(reduce, operator.add), [part for part, _ in parts])
         outcome = rejoined([outcome for _, outcome in parts])
         return {name: value / len(query.inputs) for name, value in total.items()}, tree_map(Tensor.detach, outcome)
+
+    def _compile(self, support: tuple[ExampleBatch, ...], query: ExampleBatch) -> None:
+        """For as many tasks as will be computed at once; batched, products are faster than grouped convolutions, but
+        only in a graph."""
+        at_once = slice(len(query.inputs) if self._batched else 1)
+        for network in self._networks:
+            network.multiplies = self._batched
+        self._compiled.prepare(self._parameters, *tree_map(operator.itemgetter(at_once), (support, query)))
+        for network in self._networks:
+            network.multiplies = False
 
     def _gradient_of(
         self, parameters: Parameters, support: tuple[ExampleBatch, ...], query: ExampleBatch
@@ -295,7 +307,7 @@ class FewShotLearner(ABC, Generic[State]):
         self._batched = mode == "vmap" or fused or (mode == "auto" and not slow)
         self._weights_are_shared = self._batched and all(network.can_share for network in self._networks)
         for network in self._networks:
-            network.shares, network.multiplies = self._weights_are_shared, fused
+            network.shares = self._weights_are_shared
 
     def _descend(self, gradients: Parameters) -> float:
         """One step down; returns the gradient's norm."""

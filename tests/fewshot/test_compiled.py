@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import types
 from typing import Any
 
 import pytest
@@ -11,11 +13,27 @@ import torch
 from metarl.errors import InputError
 from metarl.examples import ExampleSpaces
 from metarl.fewshot import encoders
-from metarl.fewshot.compiled import Compiled
+from metarl.fewshot.compiled import Compiled, _key
 from metarl.fewshot.learner import ExampleBatch, FewShotLearner
 from metarl.fewshot.maml import MAML, MAMLConfig
 from metarl.fewshot.meta_sgd import MetaSGD, MetaSGDConfig
 from metarl.fewshot.proto import Proto, ProtoConfig
+
+
+class Shifted(torch.nn.Module):
+    """An encoder with a buffer."""
+
+    shift: torch.Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.ones(shape))
+        self.layer = torch.nn.Linear(shape[0], 2)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = torch.tanh(self.layer(inputs * self.shift))
+        return out
+
 
 SPACES = ExampleSpaces((3,), 2, discrete=True, train_ways=2)
 IMAGES = ExampleSpaces((1, 16, 16), 2, discrete=True, train_ways=2)
@@ -82,12 +100,37 @@ def test_on_a_gpu_all_tasks_are_one_graph_without_convolutions(
     _, fused = gradient(kind, config, spaces, execution="compiled", **settings)
     for (here, outcome), (there, expected) in zip(fused, looped, strict=True):
         assert outcome.loss.shape == (3,)
-        torch.testing.assert_close(outcome.loss, expected.loss)
+        torch.testing.assert_close(outcome, expected)
         for name, value in there.items():
             torch.testing.assert_close(here[name], value, rtol=1e-9, atol=1e-12)
     inputs = [node for graph in graphs for node in graph.graph.nodes if node.op == "placeholder"]
     assert {len(node.meta["val"]) for node in inputs if node.meta["val"].dim() > 2} >= {3}  # of all three tasks
     assert not any("convolution" in str(node.target) for graph in graphs for node in graph.graph.nodes)
+
+
+def test_what_a_graph_holds_is_made_anew_where_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device, and buffers that are loaded."""
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
+    own = types.ModuleType("encoder_that_shifts")
+    vars(own).update(Shifted=Shifted)
+    monkeypatch.setitem(sys.modules, own.__name__, own)
+    learners = [
+        MAML(
+            MAMLConfig(encoder="encoder_that_shifts:Shifted", execution=execution),
+            SPACES,
+            generator=torch.Generator().manual_seed(0),
+        )
+        for execution in ("compiled", "loop")
+    ]
+    data = ExampleBatch(*(part.float() if part.is_floating_point() else part for part in batch(2, (3,), 0)))
+    for shift in (0.0, 2.0):
+        for learner in learners:
+            state = learner.state_dict()
+            learner.load_state_dict({**state, "buffers": {"encoder.shift": torch.full((3,), shift)}})
+        compiled, looped = (learner.meta_gradient((data,), data)[0] for learner in learners)
+        torch.testing.assert_close(compiled, looped)
+    keys = [_key([torch.zeros(1, device=device)], None) for device in ("cpu", "meta")]  # type: ignore[arg-type]
+    assert keys[0] != keys[1]
 
 
 def test_parameters_are_no_constants_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
