@@ -322,6 +322,8 @@ class StopOnSignal(Callback):
         def stop(number: int, _: object) -> None:
             if self.received is not None:
                 self.on_end(trainer)
+                if signal.getsignal(number) is signal.SIG_IGN:  # a shell's background jobs begin so
+                    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             self.received = number
             trainer.stop(evaluate=False)

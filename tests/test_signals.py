@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,11 +42,18 @@ def test_a_signal_ends_the_run_after_its_iteration_and_resume_goes_on(
     assert checkpoint.latest(tmp_path / "run").iteration == saved + 2
 
 
-def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
-    """The first one falls into an iteration that takes minutes."""
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN], ids=["foreground", "background"])
+def test_a_second_signal_ends_the_run_at_once(before: Any, tmp_path: Path) -> None:
+    """The first one falls into an iteration that takes minutes. A shell without job control has what it starts in the
+    background ignore SIGINT."""
     command = [METARL, *TINY.split(), "--iterations", "9", "--meta-batch-size", "3000", "--task.num-pulls", "2000"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
+    kept = signal.signal(signal.SIGINT, before)  # which the run inherits
+    try:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, kept)
+    with process, contextlib.ExitStack() as ending:
+        ending.callback(process.kill)
         assert process.stderr is not None
         while not (tmp_path / "run" / "config.json").exists():
             assert process.poll() is None
