@@ -25,12 +25,12 @@ from metarl.errors import require
 from metarl.examples import ExampleSpaces
 from metarl.fewshot.compiled import Compiled
 from metarl.fewshot.encoders import EncoderConfig, Network, Statistics, make_encoder
-from metarl.inner_loop import Parameters, chunkwise, lifted, num_tasks_of, rejoined
+from metarl.inner_loop import Parameters, chunk_length, chunkwise, lifted, num_tasks_of, rejoined
 from metarl.learner import ScoreName, Unit, loaded
 
 Execution = Literal["auto", "loop", "vmap", "compiled"]
 EXECUTIONS = ("auto", "loop", "vmap", "compiled")
-TASKS_AT_ONCE = 16  # batched on a CPU: fewer cost time for each operation, more leave its cache
+TASKS_AT_ONCE = 16  # images, batched on a CPU: fewer cost time for each operation, more leave its cache
 State = TypeVar("State")
 
 
@@ -47,9 +47,9 @@ class FewShotConfig(EncoderConfig):
     """Elements of the meta-gradient are cut off at plus and minus this; None = not."""
     execution: Execution = "auto"
     """How the tasks of a meta-batch are computed: loop = one by one, side by side on the cores of a CPU; vmap = in
-    batched operations; compiled = meta-gradients by a graph that torch.compile makes in about a minute, on a CPU one by
-    one, on a GPU batched, with convolutions as matrix products; auto = loop for images on a CPU, whose convolutions
-    batched would be grouped and slow, but for those of conv4-strided, which are small; else vmap."""
+    batched operations; auto = loop for images on a CPU, whose convolutions batched would be grouped and slow, but for
+    those of conv4-strided, which are small; else vmap; compiled = as auto, but meta-gradients by a graph that
+    torch.compile makes in a minute or two, on a GPU with convolutions as matrix products."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -251,11 +251,12 @@ class FewShotLearner(ABC, Generic[State]):
         return {name: value / len(query.inputs) for name, value in total.items()}, tree_map(Tensor.detach, outcome)
 
     def _compile(self, support: tuple[ExampleBatch, ...], query: ExampleBatch) -> None:
-        """For as many tasks as will be computed at once; batched, products are faster than grouped convolutions, but
-        only in a graph."""
-        at_once = slice(len(query.inputs) if self._batched else 1)
+        """For as many tasks as will be computed at once. Batched on a GPU, products are faster than grouped
+        convolutions, but only in a graph."""
+        num_tasks = len(query.inputs)
+        at_once = slice(chunk_length(num_tasks, self._tasks_at_once(num_tasks)))
         for network in self._networks:
-            network.multiplies = self._batched
+            network.multiplies = self._batched and self.device.type != "cpu"
         self._compiled.prepare(self._parameters, *tree_map(operator.itemgetter(at_once), (support, query)))
         for network in self._networks:
             network.multiplies = False
@@ -291,20 +292,25 @@ class FewShotLearner(ABC, Generic[State]):
 
     def _chunkwise(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What `function`, written for several tasks, returns for as many at once as `execution` says."""
-        images, on_cpu = len(self.spaces.input_shape) > 1, self.device.type == "cpu"
-        if self._batched:
-            return chunkwise(function, *arguments, chunk_size=TASKS_AT_ONCE if images else None)
-        if on_cpu:
-            return chunkwise(function, *arguments, chunk_size=1)
-        tasks = (tree_map(operator.itemgetter(slice(i, i + 1)), arguments) for i in range(num_tasks_of(arguments)))
-        return [function(*task) for task in tasks]
+        num_tasks = num_tasks_of(arguments)
+        if self._batched or self.device.type == "cpu":
+            return chunkwise(function, *arguments, chunk_size=self._tasks_at_once(num_tasks))
+        return [function(*tree_map(operator.itemgetter(slice(i, i + 1)), arguments)) for i in range(num_tasks)]
+
+    def _tasks_at_once(self, num_tasks: int) -> int | None:
+        """How many of `num_tasks` are computed at once, at most; None = all of them. Never as many as the machine has
+        cores for: the last bits of what is batched depend on it."""
+        if not self._batched:
+            return 1
+        if self.device.type != "cpu" or len(self.spaces.input_shape) == 1:
+            return None
+        return min(TASKS_AT_ONCE, num_tasks if num_tasks % 2 else num_tasks // 2)  # two equal parts: for two cores
 
     def _choose_execution(self) -> None:
         """Decides, for the device where the parameters are, how tasks are computed."""
         slow = self.device.type == "cpu" and len(self.spaces.input_shape) > 1 and self.config.encoder != "conv4-strided"
         mode = self.config.execution
-        fused = mode == "compiled" and self.device.type != "cpu"
-        self._batched = mode == "vmap" or fused or (mode == "auto" and not slow)
+        self._batched = mode == "vmap" or (mode != "loop" and not slow)
         self._weights_are_shared = self._batched and all(network.can_share for network in self._networks)
         for network in self._networks:
             network.shares = self._weights_are_shared

@@ -60,8 +60,12 @@ CASES = [
     (MAML, MAMLConfig, SPACES, {"hidden_sizes": (4,)}),
     (MetaSGD, MetaSGDConfig, SPACES, {"hidden_sizes": (4,)}),
     (MAML, MAMLConfig, IMAGES, {"num_filters": 2, "batch_norm": "support"}),
+    (MAML, MAMLConfig, IMAGES, {"num_filters": 2, "encoder": "conv4-strided"}),
     (Proto, ProtoConfig, IMAGES, {"num_filters": 2, "batch_norm": "running"}),
 ]
+
+
+IDS = ["maml", "meta-sgd", "maml-support", "maml-strided", "proto-running"]
 
 
 def assert_equal_to_the_loop(kind: Any, config: Any, spaces: ExampleSpaces, settings: dict[str, Any]) -> Any:
@@ -77,7 +81,7 @@ def assert_equal_to_the_loop(kind: Any, config: Any, spaces: ExampleSpaces, sett
     return learner
 
 
-@pytest.mark.parametrize("case", CASES, ids=["maml", "meta-sgd", "maml-support", "proto-running"])
+@pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_a_traced_gradient_is_the_loops(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda graph, **settings: graph)
     learner = assert_equal_to_the_loop(*case)
@@ -85,7 +89,7 @@ def test_a_traced_gradient_is_the_loops(case: Any, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("shareable", [True, False])
-@pytest.mark.parametrize("case", CASES, ids=["maml", "meta-sgd", "maml-support", "proto-running"])
+@pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_on_a_gpu_all_tasks_are_one_graph_without_convolutions(
     case: Any, shareable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +177,21 @@ def test_it_is_for_cpus_and_gpus() -> None:
     learner = MAML(MAMLConfig(execution="compiled"), SPACES, generator=torch.Generator())
     with pytest.raises(InputError, match=r"^agent.execution = 'compiled': must be 'auto', 'loop' or 'vmap' on meta$"):
         learner.to("meta")
+
+
+def test_on_a_cpu_small_tasks_are_a_graph_of_all_with_its_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: (graphs.append(graph), graph)[1])
+    num_tasks = {}
+    for case, name in zip(CASES, IDS, strict=True):
+        gradient(*case[:3], execution="compiled", **case[3])
+        nodes = [node for graph in graphs for node in graph.graph.nodes]
+        graphs.clear()
+        values = [node.meta["val"] for node in nodes if node.op == "placeholder"]
+        num_tasks[name] = {len(value) for value in values if value.dtype == torch.int64}
+        convolves = any("convolution" in str(node.target) for node in nodes)
+        assert convolves == (case[2] is IMAGES)
+    assert num_tasks == {"maml": {3}, "meta-sgd": {3}, "maml-support": {1}, "maml-strided": {3}, "proto-running": {1}}
 
 
 @pytest.mark.slow

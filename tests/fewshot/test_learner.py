@@ -188,6 +188,16 @@ def test_auto_batches_the_strided_network_and_loops_over_other_images(new_learne
     assert new_learner(MAML, VECTORS)._batched
 
 
+@pytest.mark.parametrize("execution", ["auto", "compiled"])
+def test_batched_images_are_computed_in_equal_parts_two_at_least(new_learner: Any, execution: Any) -> None:
+    learner = new_learner(MAML, IMAGES, encoder="conv4-strided", num_filters=2, execution=execution)
+    parts = {count: learner._chunkwise(len, torch.zeros(count, 1)) for count in (2, 7, 8, 32, 33, 48)}
+    assert parts == {2: [1, 1], 7: [7], 8: [4, 4], 32: [16, 16], 33: [11] * 3, 48: [16] * 3}
+    assert new_learner(MAML, VECTORS, execution=execution)._chunkwise(len, torch.zeros(8, 1)) == [8]
+    looped = new_learner(MAML, IMAGES, num_filters=2, execution=execution)
+    assert looped._chunkwise(len, torch.zeros(3, 1)) == [1, 1, 1]
+
+
 def leaves(tree: Any) -> Iterator[Tensor]:
     found: list[Tensor] = []
     tree_map(lambda tensor: (found.append(tensor), tensor)[1], tree)

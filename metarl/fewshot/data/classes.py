@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -240,16 +240,15 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
         """Of every class the images that stand in `columns` of its order in this episode, in an order of chance."""
         count = len(columns)
         places, labels, classes = [], [], []
-        for task, rng, shuffling in zip(tasks, seeds.support(0), shuffled_by, strict=True):
-            ids = np.asarray(task.ids)
-            plain = ids % len(self.data.counts)
-            counts = self.data.counts[plain]
+        plains = [np.asarray(task.ids) % len(self.data.counts) for task in tasks]
+        orders = _orders(tuple(tuple(self.data.counts[plain].tolist()) for plain in plains), seeds)
+        for task, plain, rows, shuffling in zip(tasks, plains, orders, shuffled_by, strict=True):
+            ids, counts = np.asarray(task.ids), self.data.counts[plain]
             if columns.stop > counts.min():
                 raise InputError(
                     f"{columns.stop} examples of a class are asked for, queries included, and class "
                     f"{self.class_name(task.ids[counts.argmin()])!r} has {counts.min()}; ask for fewer shots or queries"
                 )
-            rows = _orders(counts, rng)
             chosen = (self.data.starts[plain][:, None] + rows[:, columns.start : columns.stop]).ravel()
             order = shuffling.permutation(len(chosen))
             places.append(chosen[order])
@@ -266,26 +265,31 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
         """[N, E, C, H, X] float32, each image turned as its class is."""
         if device not in self._tensors:
             self._tensors[device] = torch.from_numpy(self.data.images).to(device)
-        images = self._tensors[device][places.to(device)]
-        turns = classes // len(self.data.counts)
+        images = self._tensors[device].index_select(0, places.flatten().to(device))  # copies row by row
+        turns = (classes // len(self.data.counts)).flatten()
         for turn in range(1, QUARTER_TURNS):
             # Counted where the classes are: counting on the device would make the CPU wait for it.
-            where = (turns == turn).nonzero(as_tuple=True)
-            if len(where[0]):
-                turned = tuple(index.to(device) for index in where)
-                images[turned] = torch.rot90(images[turned], turn, (-2, -1))
-        return images.float() / self.data.maximum
+            where = (turns == turn).nonzero().flatten()
+            if len(where):
+                where = where.to(device)
+                images.index_copy_(0, where, torch.rot90(images.index_select(0, where), turn, (-2, -1)))
+        return images.view(*places.shape, *images.shape[1:]).float() / self.data.maximum
 
 
 def _split(seeds: Seeds) -> Split:
     return "test" if seeds.evaluation else "train"
 
 
-def _orders(counts: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """A random order of each class's images, one row per class; what is beyond a class's number comes last."""
-    keys = rng.random((len(counts), int(counts.max())))
-    keys[np.arange(keys.shape[1]) >= counts[:, None]] = np.inf
-    return np.asarray(np.argsort(keys, axis=1))
+@lru_cache(maxsize=1)  # an episode's support and query ask for the same
+def _orders(counts: tuple[tuple[int, ...], ...], seeds: Seeds) -> tuple[NDArray[np.int64], ...]:
+    """Of each task, whose classes have `counts` images, a random order of each class's images, one row per class; what
+    is beyond a class's number comes last."""
+    orders = []
+    for numbers, rng in zip(counts, seeds.support(0), strict=True):
+        keys = rng.random((len(numbers), max(numbers)))
+        keys[np.arange(keys.shape[1]) >= np.array(numbers)[:, None]] = np.inf
+        orders.append(np.argsort(keys, axis=1))
+    return tuple(orders)
 
 
 def pixel_prototypes(support: Examples, query: Examples) -> Tensor:
