@@ -298,8 +298,8 @@ class FewShotLearner(ABC, Generic[State]):
         return [function(*tree_map(operator.itemgetter(slice(i, i + 1)), arguments)) for i in range(num_tasks)]
 
     def _tasks_at_once(self, num_tasks: int) -> int | None:
-        """How many of `num_tasks` are computed at once, at most; None = all of them. The number of cores has no say: the
-        last bits of what is batched depend on this."""
+        """How many of `num_tasks` are computed at once, at most; None = all of them. The number of cores has no say,
+        since the last bits of what is batched depend on this."""
         if not self._batched:
             return 1
         if self.device.type != "cpu" or len(self.spaces.input_shape) == 1:
