@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,14 +126,94 @@ def test_agents_at_equal_budgets(script: Any, tmp_path: Path, capsys: pytest.Cap
     assert "maml" in capsys.readouterr().out
 
 
+def measured(script: Any, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], list[Any]]:
+    """A run's row, and each evaluation that it is made of: learner, collector, settings and curve."""
+    agents = script("compare_agents")
+    evaluate, asked = agents.evaluate, []
+
+    def spy(learner: Any, collector: Any, tasks: Any, **settings: Any) -> Any:
+        asked.append((learner, collector, settings, evaluate(learner, collector, tasks, **settings)))
+        return asked[-1][-1]
+
+    monkeypatch.setattr(agents, "evaluate", spy)
+    return agents.measure(run_dir, 4, 7), asked
+
+
+def test_a_budget_is_learned_from_in_steps_of_the_chosen_size(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained(tmp_path, "point-nav --task.horizon=3 --agent.num-trajectories=10 --agent.hidden-sizes=4")
+    agents = script("compare_agents")
+    chosen: dict[str, Any] = {}
+
+    def choose(learner: Any, *_: Any, **settings: Any) -> Any:
+        chosen.update(settings, learner=learner.with_step_scale(2.0))
+        return chosen["learner"], {1.0: -3.0, 2.0: -1.0, 4.0: -2.0}
+
+    monkeypatch.setattr(agents, "choose_step_scale", choose)
+    config = replace(agents.load_config(run), preset="paper")
+    monkeypatch.setattr(agents, "load_config", lambda _: config)
+    row, asked = measured(script, run, monkeypatch)
+    assert (row["label"], row["step_scale"]) == ("maml (paper)", 2.0)
+    assert row["validation"] == {"1.0": -3.0, "2.0": -1.0, "4.0": -2.0}
+    assert (chosen["num_tasks"], chosen["num_steps"]) == (2, 2)
+    widths = []
+    for learner, collector, settings, _ in asked:
+        assert learner is chosen["learner"]
+        assert (settings["num_tasks"], settings["seed"]) == (4, 7)
+        own = (getattr(part, "__self__", collector) for part in (collector.support, collector.query))
+        widths.append((*(part.num_trajectories for part in own), settings["num_steps"]))
+    assert widths == [(10, 10, 6), (1, 10, 1), (2, 10, 1)]
+    whole, one, two = (curve.values for *_, curve in asked)
+    for scores, curve in zip(row["values"], (whole[0], one[1], two[1], whole[2], whole[4], whole[6]), strict=True):
+        assert scores == pytest.approx(curve.ravel(), abs=1e-3)
+
+
+def test_a_memory_is_scored_in_trials_side_by_side(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained(tmp_path, f"point-nav --task.horizon=3 {RL2} --agent.trajectories-per-trial=2")
+    row, [(_, collector, settings, _)] = measured(script, run, monkeypatch)
+    assert (collector.num_trajectories, settings["num_steps"]) == (5, 60)
+    assert (row["validation"], row["step_scale"]) == ({}, 1.0)
+
+
+def test_controls_and_summaries_name_what_they_hold(script: Any) -> None:
+    agents = script("compare_agents")
+    cross = {"matrix": [[1.0, 2.0], [3.0, 5.0]], "zero_reward": [7.0], "before": [9.0], "tasks": ["a", "b"]}
+    controls = agents.controls_of({"cross_adaptation": cross})
+    named = {"own task": 3.0, "another task": 2.5, "no reward": 7.0, "nothing": 9.0}
+    assert controls == {**named, "matrix": cross["matrix"], "tasks": ["a", "b"]}
+    assert agents.controls_of({}) is None
+    runs = [
+        {
+            "label": "maml",
+            "seed": seed,
+            "trained_on_env_steps": 10,
+            "budgets": [0, 1],
+            "env_steps": [0.0, 5.0],
+            "values": [[0.0, 2.0], [4.0 + seed, 6.0 + seed]],
+            "controls": controls,
+        }
+        for seed in (0, 2)
+    ]
+    [row] = agents.summarise(runs)
+    assert (row["mean"], row["per_seed"]) == ([1.0, 6.0], [[1.0, 5.0], [1.0, 7.0]])
+    assert row["ci_low"][0] < 1.0 < row["ci_high"][0] < row["ci_low"][1] < 6.0 < row["ci_high"][1]
+    assert row["controls"] == named
+
+
 def test_what_does_not_fit_is_refused_in_one_line(
     bandit_run: Path, script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     maml = trained(tmp_path / "maml", "bandit --agent.num-trajectories=2 --agent.hidden-sizes=4")
+    mixed = tmp_path / "mixed.json"
+    mixed.write_text(json.dumps({"runs": [{"task": "bandit"}, {"task": "ant-vel"}]}))
     for name, arguments, said in (
         ("compare_bandits", [maml], "must be an agent with a memory"),
         ("compare_tabular_mdps", [bandit_run], "must be a run on tabular-mdp"),
         ("compare_agents", [bandit_run, "--from", "x"], "runs = 1: must be run folders, or --from FILE"),
+        ("compare_agents", ["--from", mixed], "runs = ['ant-vel', 'bandit']: must be runs on one task family"),
     ):
         assert script(name, *arguments) == 2
         captured = capsys.readouterr().err

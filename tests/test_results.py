@@ -96,6 +96,30 @@ def test_marks_and_impossible_shares(script: Any) -> None:
     assert tables["paper"].splitlines()[2].count("not run") == 2
 
 
+def test_a_mark_is_missing_only_where_no_seed_has_it_and_the_longer_oracle_is_the_ceiling(script: Any) -> None:
+    example = cells_of(
+        cell("task-blind", [0.0] * 6),
+        cell("oracle", [5.0] * 6),
+        cell("oracle", [5.0] * 6, seed=1, flat=False),
+        cell("oracle-long", [10.0] * 6),
+        cell("maml", [6.0] * 6),
+        cell("maml", [6.0] * 6, seed=1, step_scale=None),
+    )
+    rows = {
+        line.split("|")[1].strip(): line for line in script("results_table").tables(example)["point-nav"].splitlines()
+    }
+    assert rows["`maml`†"].endswith("| 60 % | 60 % |")
+    assert "`oracle`‡" in rows
+
+
+def test_cells_are_read_in_the_order_of_their_seeds(script: Any, tmp_path: Path) -> None:
+    (tmp_path / "point-nav").mkdir()
+    for seed in (10, 9):
+        (tmp_path / "point-nav" / f"maml-seed{seed}.json").write_text(json.dumps(cell("maml", [1.0] * 6, seed=seed)))
+    found = script("results_table").read_cells(tmp_path)
+    assert [one["seed"] for one in found["point-nav", "maml"]] == [9, 10]
+
+
 def test_the_papers_own_form_beside_its_figures(script: Any) -> None:
     """The shares that the reference gives: 75 and 98 %, 68 and 92, 70 and 74, 86 and 92, 95 and 95."""
     table = script("results_table").tables(EXAMPLE)["paper"].splitlines()[2:]
