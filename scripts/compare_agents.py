@@ -80,9 +80,8 @@ def measure(run_dir: Path, num_tasks: int, seed: int) -> dict[str, Any]:
         keep(curve_of(query, max(whole.values())), whole)
         for budget in BUDGETS:
             if budget not in values:
-                width = min(budget, query.num_trajectories)
-                support = RolloutCollector(tasks, num_trajectories=width)
-                steps = -(-budget // width)
+                steps = -(-budget // query.num_trajectories)
+                support = RolloutCollector(tasks, num_trajectories=budget // steps)
                 keep(curve_of(Budget(support, query), steps), {budget: steps})
                 support.close()
     variant = "" if config.preset in (None, "default") else f" ({config.preset})"

@@ -139,6 +139,16 @@ def measured(script: Any, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> tup
     return agents.measure(run_dir, 4, 7), asked
 
 
+def widths_of(asked: list[Any]) -> list[tuple[int, int, int]]:
+    """Of each evaluation: trajectories to learn from in a step, to be scored on, and steps."""
+    found = []
+    for _, collector, settings, _ in asked:
+        own = (getattr(part, "__self__", collector) for part in (collector.support, collector.query))
+        support, query = (part.num_trajectories for part in own)
+        found.append((support, query, settings["num_steps"]))
+    return found
+
+
 def test_a_budget_is_learned_from_in_steps_of_the_chosen_size(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,16 +167,22 @@ def test_a_budget_is_learned_from_in_steps_of_the_chosen_size(
     assert (row["label"], row["step_scale"]) == ("maml (paper)", 2.0)
     assert row["validation"] == {"1.0": -3.0, "2.0": -1.0, "4.0": -2.0}
     assert (chosen["num_tasks"], chosen["num_steps"]) == (2, 2)
-    widths = []
-    for learner, collector, settings, _ in asked:
+    for learner, _, settings, _ in asked:
         assert learner is chosen["learner"]
         assert (settings["num_tasks"], settings["seed"]) == (4, 7)
-        own = (getattr(part, "__self__", collector) for part in (collector.support, collector.query))
-        widths.append((*(part.num_trajectories for part in own), settings["num_steps"]))
-    assert widths == [(10, 10, 6), (1, 10, 1), (2, 10, 1)]
+    assert widths_of(asked) == [(10, 10, 6), (1, 10, 1), (2, 10, 1)]
     whole, one, two = (curve.values for *_, curve in asked)
     for scores, curve in zip(row["values"], (whole[0], one[1], two[1], whole[2], whole[4], whole[6]), strict=True):
         assert scores == pytest.approx(curve.ravel(), abs=1e-3)
+
+
+def test_no_budget_is_exceeded_where_it_is_no_multiple_of_a_step(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained(tmp_path, "point-nav --task.horizon=3 --agent.num-trajectories=15 --agent.hidden-sizes=4")
+    row, asked = measured(script, run, monkeypatch)
+    assert widths_of(asked) == [(15, 15, 4), (1, 15, 1), (2, 15, 1), (10, 15, 2), (13, 15, 3)]
+    assert row["env_steps"] == pytest.approx([0.0, 3.0, 6.0, 60.0, 117.0, 180.0], rel=0.01)  # a goal ends some early
 
 
 def test_a_memory_is_scored_in_trials_side_by_side(
