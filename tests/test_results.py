@@ -85,11 +85,13 @@ def test_marks_and_impossible_shares(script: Any) -> None:
         cell("oracle", [-1.0] * 6),
         cell("maml", [1.0] * 6, validation=tried, step_scale=1.0),
         cell("promp", [1.0] * 6, validation=tried, step_scale=0.5),
+        cell("anil", [1.0] * 6, validation=tried, step_scale=0.25),
         cell("expert", [1.0] * 6, curve={"mean": [1.0, 2.0, 7.0]}),
     )
     tables = script("results_table").tables(example)
     rows = {line.split("`")[1]: line for line in tables["point-nav"].splitlines()[2:]}
     assert "§" in rows["maml"]  # the largest that was tried
+    assert "§" in rows["anil"]  # the smallest
     assert "§" not in rows["promp"]
     assert rows["maml"].endswith("| none | none |")  # the ceiling lies below the floor
     assert "7.0 after 2 iterations" in rows["expert"]
