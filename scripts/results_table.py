@@ -99,8 +99,7 @@ def _family_table(cells: Cells, family: str) -> str:
             continue
         group = cells[family, column]
         mean, low, high = summary(group)
-        marks = "" if all(cell["step_scale"] is not None for cell in group) else "†"
-        marks += "§" if any(_at_an_end(cell) for cell in group) else ""
+        marks = "§" if any(_at_an_end(cell) for cell in group) else ""
         marks += "" if column not in CEILINGS or all(cell.get("flat") for cell in group) else "‡"
         scores = [f"{a:.1f} [{b:.1f}, {c:.1f}]" for a, b, c in zip(mean, low, high, strict=True)]
         shares = [_share(float(mean[BUDGETS.index(budget)]), ends) for budget in (20, 60)]
