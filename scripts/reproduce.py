@@ -8,7 +8,8 @@
 A cell is a family, an agent and a seed: 4 million environment steps (`--steps`), or 45 minutes (`--minutes`) if that is
 less; `--full` takes five times as many steps and no limit of time. Its run goes to `--runs`, where an interrupted one
 is resumed; what is measured goes to results/cells/FAMILY/AGENT-seedS.json, from which tables and figures are drawn and
-nothing else. `oracle-long` is the oracle with three times the steps, for a curve that is flat at its end.
+nothing else. `oracle-long` is the oracle with three times the steps and no limit of time, and then with a budget more
+at a time while its curve still rises, to eight times at most.
 
 What is measured: the return on the test tasks after learning from 0, 1, 2, 20, 40 and 60 trajectories of each, at a
 step size that was chosen on validation tasks.
@@ -54,7 +55,7 @@ FIGURE_CELLS = [("point-nav", "maml:paper", 2 * STEPS)]  # the paper's 100 itera
 FIGURE_CELLS += [("point-nav", column, STEPS) for column in ("pretrained", "random-init", "oracle")]
 FIGURE_CELLS += [("half-cheetah-dir", column, STEPS) for column in ("maml", "pretrained", "random-init", "oracle")]
 TEST_STEPS = 3
-LONG = 3
+LONG, LONGEST = 3, 8  # budgets of `oracle-long`, at first and at most
 FULL = 5
 
 
@@ -76,7 +77,7 @@ def cell_config(
     """
     name, _, preset = column.partition(":")
     if name == "oracle-long":
-        name, steps = "oracle", LONG * steps
+        name, steps, minutes = "oracle", LONG * steps, None
     if name not in AGENTS:
         raise unknown_name("agent", name, {*AGENTS, "oracle-long"})
     config = resolve(family, name, preset=preset or None)
@@ -99,12 +100,11 @@ def cell_config(
     return dataclasses.replace(config, agent=agent, trainer=trainer, evaluation=evaluation)
 
 
-def run_cell(config: RunConfig, run_dir: Path, *, num_tasks: int, command: str) -> dict[str, Any]:
+def run_cell(config: RunConfig, run_dir: Path, *, num_tasks: int, command: str, until_flat: bool) -> dict[str, Any]:
     """Trains, or goes on with, the run of a cell, and measures it."""
-    saved = trained(config, run_dir)
+    saved = trained_until_flat(config, run_dir) if until_flat else trained(config, run_dir)
     cell = compare_agents.measure(run_dir, num_tasks, results_table.EVALUATION_SEED)
-    rows = read_metrics(run_dir)
-    curve = [(row["env_steps"], round(row[POST], 3)) for row in rows if row.get(POST) is not None]
+    rows, curve = read_metrics(run_dir), learning_curve(run_dir)
     report = read_report(run_dir)
     cell |= {
         "curve": {
@@ -140,6 +140,31 @@ def trained(config: RunConfig, run_dir: Path) -> RunConfig:
     if train(config, run_dir, resume=bool(list_checkpoints(run_dir)), callbacks=(signals, progress)) is None:
         raise SystemExit(128 + (signals.received or 0))
     return load_config(run_dir)
+
+
+def trained_until_flat(config: RunConfig, run_dir: Path) -> RunConfig:
+    """Trains as `trained`, then on by a budget at a time while the curve rises, to `LONGEST` budgets at most.
+
+    Args:
+        config: of a run of `LONG` budgets.
+        run_dir: may hold such a run, or a longer one of this function's, ended or not.
+    """
+    budget = config.trainer.iterations // LONG
+    length = config.trainer.iterations
+    if list_checkpoints(run_dir):
+        length = max(length, load_config(run_dir).trainer.iterations)
+    while True:
+        longer = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, iterations=length))
+        saved = trained(longer, run_dir)
+        if is_flat([score for _, score in learning_curve(run_dir)]) is not False or length >= LONGEST * budget:
+            return saved
+        length = min(length + budget, LONGEST * budget)
+        (run_dir / "adaptation.json").unlink()  # of the shorter run; a sign that there is nothing to resume
+
+
+def learning_curve(run_dir: Path) -> list[tuple[int, float]]:
+    """Environment steps and return after adaptation of every iteration."""
+    return [(row["env_steps"], round(row[POST], 3)) for row in read_metrics(run_dir) if row.get(POST) is not None]
 
 
 def is_flat(scores: Sequence[float]) -> bool | None:
@@ -210,7 +235,8 @@ def reproduce(family: str, column: str, seed: int, parsed: argparse.Namespace) -
     command += " --full" if parsed.full else f" --steps {steps}" if steps != STEPS else ""
     command += f" --minutes {minutes:g}" if minutes not in (None, MINUTES) else ""
     command += f" --tasks {parsed.tasks}" if parsed.tasks != TASKS else ""
-    cell = run_cell(config, parsed.runs / family / name, num_tasks=parsed.tasks, command=command)
+    run_dir, long = parsed.runs / family / name, column == "oracle-long"
+    cell = run_cell(config, run_dir, num_tasks=parsed.tasks, command=command, until_flat=long)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json({"column": column} | cell, path, indent=None)
     means = zip(cell["budgets"], np.mean(cell["values"], 1).round(2).tolist(), strict=True)

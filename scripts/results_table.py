@@ -19,11 +19,11 @@ BASELINES = ("random-init", "pretrained", "task-blind", "oracle", "oracle-long",
 COLUMNS = ("maml", "fomaml", "meta-sgd", "anil", "cavia", "promp", "reptile", "reptile:shuffled", "rl2", *BASELINES)
 LABELS = {
     "reptile:shuffled": "`reptile --preset shuffled` (control)",
-    "oracle-long": "`oracle`, three times the steps",
+    "oracle-long": "`oracle`, until its curve is flat",
     "expert": "`expert` (trained on each test task by itself)",
 }
 FLOOR, CEILINGS = "task-blind", ("oracle-long", "oracle")
-NOT_RUN = "not run"
+NOT_RUN, NOT_NEEDED = "not run", "not needed"
 # Finn et al. 2017, figures 4 and 5, from the authors' data: return before, after 1 and 3 steps, and the oracle's.
 PAPER = {
     "point-nav": (-40.41, -11.68, -3.23, -2.29),
@@ -95,9 +95,12 @@ def _family_table(cells: Cells, family: str) -> str:
             ends_at = float(np.mean([cell["curve"]["mean"][-1] for cell in cells[family, column]]))
             label += f"; {ends_at:.1f} after {len(cells[family, column][0]['curve']['mean']) - 1} iterations"
         if column not in there:
-            lines.append(f"| {label} | {NOT_RUN} |" + " |" * (len(BUDGETS) + 2))
+            lines.append(f"| {label} | {_absent(cells, family, column)} |" + " |" * (len(BUDGETS) + 2))
             continue
         group = cells[family, column]
+        if column == "oracle-long":
+            millions = sorted({round(cell["trained_on_env_steps"] / 1e6) for cell in group})
+            label += f" ({', '.join(map(str, millions))} million steps)"
         mean, low, high = summary(group)
         marks = "§" if any(_at_an_end(cell) for cell in group) else ""
         marks += "" if column not in CEILINGS or all(cell.get("flat") for cell in group) else "‡"
@@ -105,6 +108,13 @@ def _family_table(cells: Cells, family: str) -> str:
         shares = [_share(float(mean[BUDGETS.index(budget)]), ends) for budget in (20, 60)]
         lines.append(f"| {label}{marks} | {len(group)} | " + " | ".join([*scores, *shares]) + " |")
     return "\n".join(lines)
+
+
+def _absent(cells: Cells, family: str, column: str) -> str:
+    """Why a column has no cell: an oracle that is flat after the budget needs no longer one."""
+    short = cells.get((family, "oracle"), [])
+    enough = bool(short) and all(cell.get("flat") for cell in short)
+    return NOT_NEEDED if column == "oracle-long" and enough else NOT_RUN
 
 
 def _at_an_end(cell: Mapping[str, Any]) -> bool:
@@ -145,6 +155,6 @@ def _seed_table(cells: Cells) -> str:
         for family in FAMILIES:
             group = cells.get((family, column), [])
             means = [f"{np.mean(cell['values'][place]):.1f}" for cell in group]
-            found.append(", ".join(means) or NOT_RUN)
+            found.append(", ".join(means) or _absent(cells, family, column))
         lines.append(f"| {LABELS.get(column, f'`{column}`')} | " + " | ".join(found) + " |")
     return "\n".join(lines)

@@ -102,7 +102,7 @@ def test_a_mark_is_missing_only_where_no_seed_has_it_and_the_longer_oracle_is_th
         cell("task-blind", [0.0] * 6),
         cell("oracle", [5.0] * 6),
         cell("oracle", [5.0] * 6, seed=1, flat=False),
-        cell("oracle-long", [10.0] * 6),
+        cell("oracle-long", [10.0] * 6, trained_on_env_steps=12e6),
         cell("maml", [6.0] * 6, validation=tried),
         cell("maml", [6.0] * 6, seed=1, validation=tried, step_scale=4.0),
     )
@@ -195,6 +195,7 @@ def test_a_cell_takes_as_many_iterations_as_its_steps_allow(script: Any) -> None
         assert config.evaluation.every == 0
         assert config.evaluation.num_adaptation_steps == (100 if column == "expert" else 3)
     assert config_of("half-cheetah-dir", "oracle-long", 0).trainer.iterations == 600
+    assert config_of("half-cheetah-dir", "oracle-long", 0).trainer.max_minutes is None
     assert config_of("half-cheetah-dir", "maml", 0).trainer.max_minutes == 45.0
     assert config_of("half-cheetah-dir", "maml", 0, minutes=None, threads=3).trainer.max_minutes is None
     assert config_of("half-cheetah-dir", "maml", 0, threads=3).trainer.num_threads == 3
@@ -228,6 +229,64 @@ def test_a_cell_is_measured_once(script: Any, tmp_path: Path, capsys: pytest.Cap
     assert "| `maml`" in capsys.readouterr().out
 
 
+def test_the_longer_oracle_goes_on_until_its_curve_is_flat(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script("reproduce"), "is_flat", lambda scores: len(scores) >= 5)
+    arguments = ["grid-nav", "--agents", "oracle-long", "--seeds", 0, "--steps", 3_000, "--tasks", 21, "--threads", 1]
+    arguments += ["--runs", tmp_path / "runs", "--cells", tmp_path / "cells"]
+    assert script("reproduce", *arguments) == 0
+    path = tmp_path / "cells" / "grid-nav" / "oracle-long-seed0.json"
+    one = json.loads(path.read_text())
+    assert one["trained_on_env_steps"] == 5 * 3_000  # 10 tasks, 20 trajectories, 15 steps
+    assert len(one["learning_curve"]) == 5
+    assert one["flat"] is True
+    (tmp_path / "runs" / "grid-nav" / "oracle-long-seed0" / "adaptation.json").unlink()  # stopped before its end
+    assert script("reproduce", *arguments, "--again") == 0
+    assert json.loads(path.read_text()) | {"minutes": 0.0} == one | {"minutes": 0.0}
+
+
+@pytest.mark.parametrize(("flat_after", "lengths"), [(3, [3]), (4, [3, 4]), (100, [3, 4, 5, 6, 7, 8])])
+def test_the_longer_oracle_has_at_most_eight_budgets(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flat_after: int, lengths: list[int]
+) -> None:
+    reproduce = script("reproduce")
+    asked: list[int] = []
+
+    def trained(config: Any, run_dir: Path) -> Any:
+        assert not (run_dir / "adaptation.json").exists()
+        (run_dir / "adaptation.json").touch()
+        asked.append(config.trainer.iterations)
+        return config
+
+    monkeypatch.setattr(reproduce, "trained", trained)
+    monkeypatch.setattr(reproduce, "learning_curve", lambda _: [(0, 0.0)] * asked[-1])
+    monkeypatch.setattr(reproduce, "is_flat", lambda scores: len(scores) >= flat_after)
+    config = reproduce.cell_config("grid-nav", "oracle-long", 0, steps=3_000)
+    assert reproduce.trained_until_flat(config, tmp_path).trainer.iterations == lengths[-1]
+    assert asked == lengths
+
+
+def test_a_longer_oracle_says_how_long_it_was_and_where_none_is_needed(script: Any) -> None:
+    def rows(*cells: dict[str, Any]) -> tuple[str, str]:
+        tables = script("results_table").tables(cells_of(*cells))
+        return tuple(
+            next(line for line in tables[name].splitlines() if "until its curve is flat" in line)
+            for name in ("point-nav", "seeds")
+        )
+
+    family, seeds = rows(cell("oracle", [5.0] * 6), cell("oracle", [5.0] * 6, seed=1))
+    assert family.startswith("| `oracle`, until its curve is flat | not needed |")
+    assert "| not needed | not run |" in seeds
+    for short in ([], [cell("oracle", [5.0] * 6), cell("oracle", [5.0] * 6, seed=1, flat=False)]):
+        family, seeds = rows(cell("maml", [5.0] * 6), *short)
+        assert "| not run |" in family
+        assert "not needed" not in seeds
+    long = [cell("oracle-long", [5.0] * 6, seed=i, trained_on_env_steps=n) for i, n in enumerate((16e6, 12.01e6, 16e6))]
+    family, _ = rows(*long)
+    assert family.startswith("| `oracle`, until its curve is flat (12, 16 million steps) | 3 | 5.0 [")
+
+
 def test_a_signal_ends_the_whole_table_with_its_exit_code(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,7 +315,7 @@ def test_a_cell_keeps_the_command_that_makes_it(
 ) -> None:
     made: dict[str, Any] = {}
 
-    def run_cell(config: Any, run_dir: Path, *, num_tasks: int, command: str) -> dict[str, Any]:
+    def run_cell(config: Any, run_dir: Path, *, num_tasks: int, command: str, until_flat: bool) -> dict[str, Any]:
         made.update(config=config, command=command)
         return cell("maml", [1.0] * 6)
 
@@ -303,7 +362,7 @@ def test_a_long_learning_curve_is_thinned_and_judged_whole(
     for name, value in replaced.items():
         monkeypatch.setattr(reproduce, name, lambda *_, value=value: value)
     monkeypatch.setattr(reproduce.compare_agents, "measure", lambda *_: {})
-    made = reproduce.run_cell(config, tmp_path, num_tasks=2, command="that")
+    made = reproduce.run_cell(config, tmp_path, num_tasks=2, command="that", until_flat=False)
     assert made["learning_curve"] == [(10 * i, min(i, 120.0)) for i in range(1, 201, 5)]
     assert made["flat"] is True
     assert made["minutes"] == 10.0
