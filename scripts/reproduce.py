@@ -3,7 +3,7 @@
     python scripts/reproduce.py half-cheetah-dir --agents maml rl2 --seeds 0 1 2
     python scripts/reproduce.py --list                    # what there is, and what was not run
     python scripts/reproduce.py --readme                  # the tables between their markers in README.md, and pictures
-    python scripts/reproduce.py --figure                  # Figure 1: trains what it lacks, two to three hours or so
+    python scripts/reproduce.py --figure                  # Figure 1 and the film; trains what they lack, an hour or two
 
 A cell is a family, an agent and a seed: 4 million environment steps (`--steps`), or 45 minutes (`--minutes`) if that is
 less; `--full` takes five times as many steps and no limit of time. Its run goes to `--runs`, where an interrupted one
@@ -38,10 +38,11 @@ from metarl.config import RunConfig, load_config, resolve
 from metarl.errors import InputError, RunError, require, unknown_name
 from metarl.files import write_atomically
 from metarl.registry import AGENTS, presets
-from metarl.runs import load, read_report, train, write_json
+from metarl.runs import load, load_trainer, read_report, train, write_json
 from metarl.tasks import EnvTaskDistribution
 from metarl.tracking import read_metrics
 from metarl.trainer import ProgressCallback, StopOnSignal
+from metarl.video import FilmSettings, make_film, save_film
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ROOT / "results" / "cells"
@@ -54,6 +55,7 @@ MEMORY_RUNS = {"lstm": (1500, 300), "gru": (600, 300), "transformer": (200, 75),
 FIGURE_CELLS = [("point-nav", "maml:paper", 2 * STEPS)]  # the paper's 100 iterations
 FIGURE_CELLS += [("point-nav", column, STEPS) for column in ("pretrained", "random-init", "oracle")]
 FIGURE_CELLS += [("half-cheetah-dir", column, STEPS) for column in ("maml", "pretrained", "random-init", "oracle")]
+FILM = FilmSettings(size=(400, 120), side_view=6.2)
 TEST_STEPS = 3
 LONG, LONGEST = 3, 8  # budgets of `oracle-long`, at first and at most
 FULL = 5
@@ -197,7 +199,7 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="also the cells that are there")
     parser.add_argument("--list", action="store_true", help="print the tables, with what was not run")
     parser.add_argument("--readme", action="store_true", help="write the tables into README.md, draw the pictures")
-    parser.add_argument("--figure", action="store_true", help="draw Figure 1, having run what it lacks")
+    parser.add_argument("--figure", action="store_true", help="draw Figure 1 and its film, having run what they lack")
     parsed = parser.parse_args()
     try:
         if parsed.list or parsed.readme:
@@ -260,9 +262,15 @@ def _figure(parsed: argparse.Namespace) -> int:
         panel = compare_bandits.compare(learners, 5, 100, 20_000, 0)
         write_atomically(MEMORIES_FILE, (json.dumps([panel]) + "\n").encode())
     panels = json.loads(MEMORIES_FILE.read_text())
-    picture = ROOT / "results" / "figure-1.png"
+    picture, film = (ROOT / "results" / name for name in ("figure-1.png", "half-cheetah-dir-adaptation.webp"))
     figure_one.draw(results_table.read_cells(parsed.cells), panels).savefig(picture, dpi=130)
     print(picture)
+    filmed = parsed.runs / "half-cheetah-dir" / "maml-seed0"
+    if not (filmed / "adaptation.json").is_file():  # its cell was there
+        print(f"{film}: not drawn anew; {filmed} holds no run (--again trains it)")
+        return 0
+    save_film(make_film(load_trainer(filmed), FILM), film)
+    print(film)
     return 0
 
 

@@ -437,3 +437,34 @@ def test_figure_one_draws_what_the_cells_hold(script: Any) -> None:
     assert backward == [score - 1.0 for score in scores]
     texts = [text.get_text() for text in cheetah.child_axes[0].texts]
     assert texts == ["5", "-4", "-3", "6"]
+
+
+def test_figure_one_and_its_film_are_one_command(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reproduce = script("reproduce")
+    asked: list[tuple[str, str, int]] = []
+    filmed: list[Any] = []
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    monkeypatch.setattr(
+        reproduce, "reproduce", lambda family, column, seed, parsed: asked.append((family, column, parsed.steps))
+    )
+    monkeypatch.setattr(reproduce, "load_trainer", lambda run_dir: run_dir)
+    monkeypatch.setattr(reproduce, "make_film", lambda trainer, settings: (trainer, settings))
+    monkeypatch.setattr(reproduce, "save_film", lambda film, path: filmed.append((film, path)))
+    (tmp_path / "results").mkdir()
+    arguments = ["--figure", "--runs", tmp_path / "runs", "--cells", ROOT / "results" / "cells"]
+    assert script("reproduce", *arguments) == 0
+    assert asked[0] == ("point-nav", "maml:paper", 8_000_000)
+    assert ("half-cheetah-dir", "maml", 4_000_000) in asked
+    assert len(asked) == 8
+    assert (tmp_path / "results" / "figure-1.png").is_file()
+    assert "not drawn anew" in capsys.readouterr().out
+    assert not filmed
+    run_dir = tmp_path / "runs" / "half-cheetah-dir" / "maml-seed0"
+    run_dir.mkdir(parents=True)
+    (run_dir / "adaptation.json").touch()
+    assert script("reproduce", *arguments) == 0
+    film = tmp_path / "results" / "half-cheetah-dir-adaptation.webp"
+    assert filmed == [((run_dir, reproduce.FILM), film)]
+    assert capsys.readouterr().out.splitlines()[-1] == str(film)
