@@ -18,6 +18,14 @@ def _globals() -> dict[str, object]:
     }
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_folders_of_sb3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """stable-baselines3 makes an empty folder in the system's temporary one for every model that learns."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SB3_LOGDIR", str(tmp_path_factory.mktemp("sb3")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _globals_untouched() -> Iterator[None]:
     before = _globals()
