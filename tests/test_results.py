@@ -241,14 +241,15 @@ def test_the_longer_oracle_goes_on_until_its_curve_is_flat(
     assert one["trained_on_env_steps"] == 5 * 3_000  # 10 tasks, 20 trajectories, 15 steps
     assert len(one["learning_curve"]) == 5
     assert one["flat"] is True
+    assert script("reproduce", *arguments, "--again") == 0  # nothing more to train
     (tmp_path / "runs" / "grid-nav" / "oracle-long-seed0" / "adaptation.json").unlink()  # stopped before its end
     assert script("reproduce", *arguments, "--again") == 0
     assert json.loads(path.read_text()) | {"minutes": 0.0} == one | {"minutes": 0.0}
 
 
-@pytest.mark.parametrize(("flat_after", "lengths"), [(3, [3]), (4, [3, 4]), (100, [3, 4, 5, 6, 7, 8])])
+@pytest.mark.parametrize(("flat_after", "lengths"), [(3, [3]), (4, [3, 4]), (100, [3, 4, 5, 6, 7, 8]), (None, [3])])
 def test_the_longer_oracle_has_at_most_eight_budgets(
-    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flat_after: int, lengths: list[int]
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flat_after: int | None, lengths: list[int]
 ) -> None:
     reproduce = script("reproduce")
     asked: list[int] = []
@@ -261,7 +262,7 @@ def test_the_longer_oracle_has_at_most_eight_budgets(
 
     monkeypatch.setattr(reproduce, "trained", trained)
     monkeypatch.setattr(reproduce, "learning_curve", lambda _: [(0, 0.0)] * asked[-1])
-    monkeypatch.setattr(reproduce, "is_flat", lambda scores: len(scores) >= flat_after)
+    monkeypatch.setattr(reproduce, "is_flat", lambda scores: flat_after and len(scores) >= flat_after)
     config = reproduce.cell_config("grid-nav", "oracle-long", 0, steps=3_000)
     assert reproduce.trained_until_flat(config, tmp_path).trainer.iterations == lengths[-1]
     assert asked == lengths
