@@ -71,7 +71,7 @@ def cell_config(
         column: an agent, "agent:preset", or "oracle-long".
         seed: of the run.
         steps: environment steps, counting every trajectory as long as the horizon.
-        minutes: limit of training time.
+        minutes: limit of training time; `oracle-long` has none.
         threads: of the simulator.
 
     Raises:
