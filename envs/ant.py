@@ -23,7 +23,16 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from metarl.envs.batch import LoopSimulator, num_cores
-from metarl.envs.locomotion import ASSETS, FULL_TURN, Direction, FallingEnv, TargetTasks, Velocity, unit_vectors
+from metarl.envs.locomotion import (
+    ASSETS,
+    FULL_TURN,
+    Direction,
+    FallingEnv,
+    TargetTasks,
+    Velocity,
+    direction_features,
+    unit_vectors,
+)
 from metarl.envs.vector import Bools, Floats, Ids
 from metarl.errors import require, unknown_name
 from metarl.tasks import Split, Task
@@ -217,7 +226,8 @@ class AntDir(AntTasks[Direction]):
     """Forward or backward, with equal odds, or along any direction of the plane.
 
     Source: Finn et al. 2017, arXiv:1703.03400; its constants hold for any direction too, where PEARL's are 0.5 for
-    controls and 1 for survival. The MDP ends at a height outside [0.2, 1] m.
+    controls and 1 for survival. The MDP ends at a height outside [0.2, 1] m. With "any", an oracle observes the
+    direction as two more numbers, (cos angle, sin angle); otherwise it observes one, the angle 0 or pi.
 
     Attributes:
         low: with "any": lowest training angle, radians, >= 0.
@@ -250,6 +260,9 @@ class AntDir(AntTasks[Direction]):
 
     def all_tasks(self, split: Split = "test") -> list[Direction] | None:
         return [Direction(0.0), Direction(math.pi)] if self.directions == "forward-backward" else None
+
+    def task_features(self, task: Direction) -> NDArray[np.float32]:
+        return direction_features(task) if self.directions == "any" else super().task_features(task)
 
 
 @dataclass(frozen=True)

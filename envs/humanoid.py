@@ -16,7 +16,15 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from metarl.envs.locomotion import ASSETS, FULL_TURN, Direction, TargetTasks, UniformStartEnv, unit_vectors
+from metarl.envs.locomotion import (
+    ASSETS,
+    FULL_TURN,
+    Direction,
+    TargetTasks,
+    UniformStartEnv,
+    direction_features,
+    unit_vectors,
+)
 from metarl.envs.vector import Floats, Ids
 from metarl.tasks import Split
 
@@ -88,7 +96,8 @@ class HumanoidDirEnv(UniformStartEnv):
 class HumanoidDir(TargetTasks[Direction]):
     """Directions of the plane, by default all with equal odds.
 
-    Source: Rakelly et al. 2019, arXiv:1903.08254. The MDP ends at a height outside [1, 2] m.
+    Source: Rakelly et al. 2019, arXiv:1903.08254. The MDP ends at a height outside [1, 2] m. An oracle observes the
+    direction as two more numbers, (cos angle, sin angle).
 
     Attributes:
         horizon: steps per trajectory, of 0.015 s each, >= 1.
@@ -106,6 +115,9 @@ class HumanoidDir(TargetTasks[Direction]):
 
     def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Direction]:
         return [Direction(angle) for angle in self._draw(num_tasks, rng, split)]
+
+    def task_features(self, task: Direction) -> NDArray[np.float32]:
+        return direction_features(task)
 
     def make_vector_env(self, num_envs: int, *, num_threads: int = 0) -> HumanoidDirEnv:
         return HumanoidDirEnv(num_envs, horizon=self.horizon, action_limit=self.action_limit, num_threads=num_threads)

@@ -109,6 +109,12 @@ def unit_vectors(tasks: Sequence[Direction]) -> Floats:
     return np.stack((np.cos(angles), np.sin(angles)), 1)
 
 
+def direction_features(task: Direction) -> NDArray[np.float32]:
+    """The direction as (cos angle, sin angle), [2], for oracles: angles just above 0 and just below 2 pi are close."""
+    vector: NDArray[np.float32] = unit_vectors([task])[0].astype(np.float32)
+    return vector
+
+
 class FallingEnv(BatchEnv):
     """A robot of Gymnasium's for which a height out of range, a fall or a leap, ends the MDP.
 

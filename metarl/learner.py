@@ -139,7 +139,10 @@ def loaded(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], *, what: str)
     """
     expected, found = ({name: tuple(value.shape) for name, value in part.items()} for part in (own, saved))
     if expected != found:
-        raise ValueError(f"{what} do not fit the network: expected {expected}, found {found}")
+        names = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+        first = f"{names[0]} has shape {found.get(names[0], 'none')}, expected {expected.get(names[0], 'none')}"
+        more = f" ({len(names) - 1} more differ)" if names[1:] else ""
+        raise ValueError(f"{what} do not fit the network: {first}{more}")
     # Copied into memory of torch's own: where a file's bytes lie, the last bits of a matrix product may differ.
     return {name: saved[name].to(value.device, copy=True) for name, value in own.items()}
 

@@ -169,7 +169,8 @@ def restore(trainer: Trainer, run_dir: Path, *, config: RunConfig, which: str | 
     try:
         trainer.learner.load_state_dict(chosen.state)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{run_dir}: the checkpoint is of another learner: {error}") from error
+        other = "the checkpoint is of another learner, or of an older version of its task family"
+        raise InputError(f"{run_dir}: {other}: {error}; train again") from error
     extra = chosen.manifest.get("extra", {})
     require({"env_steps", "wall_s"} <= extra.keys(), "checkpoint", chosen.iteration, "one that a run saved")
     trainer.iteration = chosen.iteration

@@ -119,7 +119,8 @@ class EnvTaskDistribution(TaskDistribution[Task]):
     def task_features(self, task: Task) -> NDArray[np.float32]:
         """`task` as a vector of one length for all tasks: what an oracle is told of it.
 
-        By default all numbers that the task holds, in order, however they are nested.
+        By default all numbers that the task holds, in order, however they are nested. Where one of them is an angle,
+        return its cosine and sine instead: angles just above 0 and just below 2 pi are then close.
         """
         return np.array(list(_numbers(task)), np.float32)
 

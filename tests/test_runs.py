@@ -458,6 +458,8 @@ def test_a_checkpoint_of_another_learner_is_said_in_one_line(tmp_path: Path, run
     with pytest.raises(InputError) as error:
         load(tmp_path)
     assert "the checkpoint is of another learner" in one_line(error)
+    assert "logits.layers.0.weight has shape (4, 1), expected (5, 1) (2 more differ)" in one_line(error)
+    assert "train again" in one_line(error)
 
 
 @pytest.mark.usefixtures("_blank_pictures")

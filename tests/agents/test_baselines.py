@@ -22,8 +22,11 @@ from metarl.agents.maml import _OuterStep
 from metarl.agents.pretrained import Pretrained, PretrainedConfig
 from metarl.collect import run_episodes
 from metarl.config import EvaluationConfig, RunConfig, TrainerConfig, from_dict, resolve, to_dict
+from metarl.envs.ant import AntDir
 from metarl.envs.grid_nav import GoalCell, GridNav
 from metarl.envs.half_cheetah import Direction, HalfCheetahDir
+from metarl.envs.humanoid import HumanoidDir
+from metarl.envs.locomotion import Direction as Angle
 from metarl.envs.point_nav import PointNav
 from metarl.errors import InputError
 from metarl.evaluation import STEP_SCALES, choose_step_scale, evaluate
@@ -175,6 +178,11 @@ def test_an_oracle_sees_its_task_at_the_end_of_every_observation(tmp_path: Path)
 
 def test_task_features() -> None:
     assert HalfCheetahDir().task_features(Direction(-1)).tolist() == [-1.0]
+    for family in (HumanoidDir(), AntDir(directions="any")):
+        almost, none, back = (family.task_features(Angle(angle)) for angle in (2.0 * np.pi - 1e-3, 0.0, np.pi))
+        np.testing.assert_allclose([none, back], [[1.0, 0.0], [-1.0, 0.0]], atol=1e-6)
+        assert np.abs(almost - none).max() < 2e-3  # a full turn is no turn
+    assert AntDir().task_features(Angle(np.pi)).tolist() == [np.float32(np.pi)]
     told = GridNav(size=3).task_features(GoalCell(2, 1))
     assert told.tolist() == [0.0] * 5 + [1.0] + [0.0] * 3
     for name in registry.TASKS:
