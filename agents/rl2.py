@@ -391,7 +391,7 @@ class RL2:
         observations, values = packed(joined("observations")), packed(joined("values"))
         done = packed((joined("terminated") | joined("truncated")).to(rewards.dtype))
         before = (_after_one(field) for field in (self._encoded(actions, rewards.dtype), rewards, done))
-        returns, advantages = self._advantages(rewards, values, mask, last_values=self._last_values(parts[-1]))
+        returns, advantages = self._advantages(rewards, values, mask, last_values=self._last_values(parts))
         trials = Trials(
             inputs=_inputs(observations, *before),
             actions=actions,
@@ -416,18 +416,24 @@ class RL2:
         )
         return advantages + values, advantages
 
-    def _last_values(self, last: Trajectories) -> Tensor:
-        """What the end of each trial is worth, [R]."""
+    def _last_values(self, parts: tuple[Trajectories, ...]) -> Tensor:
+        """The value after the last step of each trial, [R].
+
+        It is zero after an end of the MDP, and in a trial with a diverged trajectory, whose data stop before the end.
+        The critic is asked as if the trajectory went on: it has seen "done" only beside the first observation of a
+        trajectory.
+        """
+        last = parts[-1]
         ends = torch.zeros_like(last.rewards[..., 0]).flatten()
         if not self.config.bootstrap:
             return ends
+        state: TrialState = last.state
+        goes_on = state._replace(done=torch.zeros_like(state.done), over=torch.zeros_like(state.over))
         with torch.no_grad():
-            state: TrialState = last.state
-            noise = torch.zeros_like(last.actions[:, :, 0], dtype=ends.dtype)
-            acted, _ = self.act(self.adapt(state, last, step=0), last.last_observations, noise)
-        assert acted.values is not None
-        truncated = last.truncated.any(-1) & ~last.diverged
-        return torch.where(truncated.flatten(), acted.values.flatten(), ends)
+            _, values, _ = self.distribution(goes_on, last.last_observations)
+        diverged = torch.stack([part.diverged for part in parts]).any(0)
+        truncated = last.truncated.any(-1) & ~diverged
+        return torch.where(truncated.flatten(), values.flatten(), ends)
 
     def _relived(self, state: TrialState, data: Trajectories) -> TrialState:
         """The state after `data`, whoever acted in it."""

@@ -222,7 +222,8 @@ class TestAdvantages:
     def trajectories(self, learner: RL2, *, terminated: bool, diverged: bool = False) -> Trajectories:
         flags = torch.tensor([[[False, True]]])
         none = torch.zeros_like(flags)
-        state = learner.begin(1)
+        start = learner.begin(1)
+        state = start._replace(done=torch.ones_like(start.done), over=torch.ones_like(start.over))
         return Trajectories(
             observations=torch.zeros(1, 1, 2, 1),
             actions=torch.zeros(1, 1, 2, dtype=torch.int64),
@@ -265,6 +266,32 @@ class TestAdvantages:
         for last, rest in ((cut, worth), (ended, 0.0)):
             trials, _ = learner._trials((ended, last))
             torch.testing.assert_close(trials.returns[0], torch.tensor([2.0, 2.0, 1.0, 1.0]) + rest)
+        broken = self.trajectories(learner, terminated=False, diverged=True)
+        for parts, returns in (((broken, cut), [1.0, 1.0]), ((cut, broken), [2.0, 2.0, 1.0, 1.0])):
+            trials, _ = learner._trials(parts)
+            torch.testing.assert_close(trials.returns[0], torch.tensor(returns))
+
+    @MEMORIES
+    def test_the_value_after_a_trial_is_asked_as_if_the_trajectory_went_on(self, memory: Any) -> None:
+        """It is the value of one more step of the sequence that the network is trained on, without "done"."""
+        family = Doors(horizon=3, shortest=2, longest=5)
+        learner, collector = learner_for(family, memory=memory, bootstrap=True)
+        learner._value_scale = 2.0
+        parts = parts_of(collected(learner, collector, family, num_tasks=6))
+        last, found = parts[-1], learner._last_values(parts).double()
+        truncated = last.truncated.any(-1).flatten()
+        assert 0 < int(truncated.sum()) < len(truncated)
+        assert not found[~truncated].any()
+        trials, _ = learner._trials(parts)
+        for row in truncated.nonzero().flatten().tolist():
+            length, task, trial = int(trials.mask[row].sum()), row // 4, row % 4
+            action = torch.nn.functional.one_hot(trials.actions[row, length - 1], 2)
+            told = [last.rewards[task, trial, -1:], torch.zeros(1)]
+            more = torch.cat([last.last_observations[task, trial], action, *told])
+            inputs = torch.cat([trials.inputs[row, :length], more[None]]).double()
+            with torch.no_grad():
+                _, values = learner._network.heads(learner._network.memory(inputs[None]))
+            torch.testing.assert_close(found[row], 2.0 * values[0, -1], rtol=1e-5, atol=1e-6)
 
     def test_nothing_is_learned_after_a_simulation_broke(self) -> None:
         learner = self.setup_learner()
