@@ -208,7 +208,7 @@ def evaluate(
         tasks: episodes in all; None = the run's setting. A finite family is covered with replicates.
         adaptation_steps: last step of the curve; None = the run's setting.
         seed: of evaluation's tasks and random numbers; None = the run's.
-        checkpoint: latest, best (by the evaluations during training), or an iteration.
+        checkpoint: latest, best (by the score on validation tasks, see --evaluation.every), or an iteration.
         json_file: also write the result there, in the schema of adaptation.json.
         on: another family to evaluate on, with the same observations and actions, or images and classes. Horizon,
             action range, ways and shots are the run's; other settings are the family's.
@@ -301,7 +301,7 @@ def video(
         tasks: side by side, up to 8; a finite family has no more than it has.
         adaptation_steps: of the second row of pictures; None = as many as in training.
         seed: of the tasks and random numbers; None = the run's.
-        checkpoint: latest, best (by the evaluations during training), or an iteration.
+        checkpoint: latest, best (by the score on validation tasks, see --evaluation.every), or an iteration.
         size: width and height of one picture, in pixels.
         stride: environment steps from frame to frame.
         fps: frames per second; None = simulated time.

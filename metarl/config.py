@@ -83,6 +83,10 @@ class EvaluationConfig:
     """Test episodes in all, >= 1: tasks of an infinite family, or num_tasks // T replicates of each of T tasks."""
     num_adaptation_steps: int = 3
     """Last step of the curve, >= 0; it may go beyond the steps of meta-training."""
+    validation_tasks: int | None = None
+    """Validation episodes, >= 0, at each evaluation of a run with `every`: their score chooses `--checkpoint best`.
+    Their tasks are of the training split; "identical" splits share all tasks, so only the random numbers differ.
+    None = num_tasks, which at most doubles the time of an evaluation; 0 = none."""
     num_trajectories: int | None = None
     """Trajectories per adaptation step, >= 1; None = the agent's own number."""
     min_live_steps: int | None = None
@@ -94,6 +98,8 @@ class EvaluationConfig:
         _require_int("evaluation.every", self.every, low=0)
         _require_int("evaluation.num_tasks", self.num_tasks, low=1, high=MOST)
         _require_int("evaluation.num_adaptation_steps", self.num_adaptation_steps, low=0, high=MOST)
+        if self.validation_tasks is not None:
+            _require_int("evaluation.validation_tasks", self.validation_tasks, low=0, high=MOST)
         if self.num_trajectories is not None:
             _require_int("evaluation.num_trajectories", self.num_trajectories, low=1, high=MOST)
         if self.min_live_steps is not None:

@@ -160,9 +160,12 @@ def evaluate(
         seed: evaluation has random numbers of its own, separate from training's, and the same whatever was trained.
         batch_size: episodes at a time; None for all.
         on_batch: called with (episodes done, episodes in all).
-        split: "train" for validation tasks, from the training split, with random numbers of their own.
+        split: "train" for validation tasks, from the training split, with random numbers of their own. Of a finite
+            training split with more than `num_tasks` tasks, `num_tasks` are drawn.
     """
     finite = distribution.all_tasks(split)
+    if finite is not None and split == "train" and len(finite) > num_tasks:
+        finite = None
     key = EVALUATION_SEED if split == "test" else VALIDATION_SEED
     rng = generator(seed, key, Purpose.EVALUATION_TASKS)
     tasks = distribution.sample(num_tasks, rng, split=split) if finite is None else finite
@@ -183,7 +186,9 @@ def evaluate(
 
     for start in range(0, len(episodes), size):
         batch = episodes[start : start + size]
-        seeds = Seeds(seed, key, tuple(range(start, start + len(batch))), evaluation=True)
+        slots = tuple(range(start, start + len(batch)))
+        # Given data: training classes may have too few examples for a test episode, so training's sizes are used.
+        seeds = Seeds(seed, key, slots, evaluation=collector.acts or split == "test")
         watch = functools.partial(record, start)
         done = run_episodes(learner, collector, batch, seeds, num_steps=num_steps, on_scored=watch)
         scores.append(_curve(done.scores))

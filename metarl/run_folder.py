@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from metarl.files import locked_folder, made_folder, remove_unfinished, write_er
 from metarl.learner import Learner
 from metarl.paths import paths_to_json
 from metarl.tracking import Tracker, flatten, read_metrics
-from metarl.trainer import Callback, Progressed, Trainer, curve_scalars
+from metarl.trainer import Callback, Progressed, Trainer, curve_scalars, own_steps
+
+VALIDATION = "meta_validation/score"
 
 
 @contextlib.contextmanager
@@ -67,22 +69,28 @@ def decisive_settings(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def best_iteration(run_dir: Path, learner: Learner[Any, Any, Any], *, also: Collection[int] = ()) -> int | None:
-    """The iteration with the best score on test tasks, among those with a checkpoint and those of `also`.
+    """The iteration with the best score on validation tasks, among those with a checkpoint and those of `also`.
 
-    The score is that after the learner's own number of adaptation steps, or the last evaluated one; always the last for
-    a learner that has no such number, since it counts shots or trains jointly. Of equal ones the earliest. None without
+    In a run without validation scores, the score on test tasks counts instead. Of equal ones the earliest. None without
     an evaluation.
     """
-    numberless = learner.unit == "shots" or getattr(learner, "trains_jointly", False)
-    candidates, tag = {*checkpoint.list_checkpoints(run_dir), *also}, "meta_test/step_"
+    candidates = {*checkpoint.list_checkpoints(run_dir), *also}
+    scores = scores_by_iteration(read_metrics(run_dir), learner)
+    among = [iteration for iteration in scores if iteration in candidates]
+    return max(among, key=lambda iteration: (scores[iteration], -iteration), default=None)
+
+
+def scores_by_iteration(rows: Sequence[Mapping[str, Any]], learner: Learner[Any, Any, Any]) -> dict[int, float]:
+    """Of the iterations that were evaluated, the score that `best_iteration` compares; a higher one is better."""
+    validated = any(VALIDATION in row for row in rows)
     scores: dict[int, float] = {}
-    for row in read_metrics(run_dir):
-        steps = [int(key.removeprefix(tag)) for key in row if key.startswith(tag)]
-        last = max(steps, default=0)
-        score = row.get(f"{tag}{last if numberless else min(learner.num_adaptation_steps, last)}")
-        if score is not None and row["iteration"] in candidates:
+    for row in rows:
+        tested = [int(key.removeprefix("meta_test/step_")) for key in row if key.startswith("meta_test/step_")]
+        steps = own_steps(learner, max(tested, default=0))
+        score = row.get(VALIDATION if validated else f"meta_test/step_{steps}")
+        if score is not None:
             scores[row["iteration"]] = -score if learner.score_name == "mse" else score
-    return max(scores, key=lambda iteration: (scores[iteration], -iteration), default=None)
+    return scores
 
 
 def what_is_left(run_dir: Path) -> str:
@@ -136,7 +144,8 @@ class RunFolder(Callback):
             if curve.paths:
                 figure = plots.paths_figure(paths_to_json(curve.paths, unit=curve.unit))
                 tracker.figure("meta_test/paths", figure, trainer.iteration)
-            tracker.evaluation(trainer.iteration, curve_scalars(curve))
+            validated = {} if trainer.validation is None else {VALIDATION: trainer.validation}
+            tracker.evaluation(trainer.iteration, curve_scalars(curve) | validated)
             self._final = curve_scalars(curve)
             self._evaluated = trainer.iteration
             if self._saved == trainer.iteration:

@@ -23,9 +23,10 @@ from metarl.gymnasium_tasks import TaskInObservation
 from metarl.learner import Learner
 from metarl.paths import paths_to_json
 from metarl.rollout import RolloutCollector
-from metarl.run_folder import RunFolder, best_iteration, claimed, decisive_settings, what_is_left
+from metarl.run_folder import VALIDATION, RunFolder, best_iteration, claimed, decisive_settings, what_is_left
 from metarl.seeds import Purpose, generator
 from metarl.tasks import EnvTaskDistribution
+from metarl.tracking import read_metrics
 from metarl.trainer import Callback, Trainer
 from metarl.transfer import Target, require_same_spaces
 
@@ -183,7 +184,7 @@ def load(run_dir: Path | str, *, checkpoint: str | int = "latest", trusted: bool
 
     Args:
         run_dir: a folder that `metarl train` filled.
-        checkpoint: "latest" valid one, the "best" by the evaluations during training, or an iteration.
+        checkpoint: "latest" valid one, the "best" on validation tasks during training, or an iteration.
         trusted: allow the folder's configuration to name code of its own (`module:Class`), which is imported.
 
     Raises:
@@ -218,7 +219,7 @@ def load_trainer(
     config = replace(
         saved,
         trainer=replace(saved.trainer, device="cpu", seed=saved.trainer.seed if seed is None else seed),
-        evaluation=replace(saved.evaluation, **evaluation),
+        evaluation=replace(saved.evaluation, **{"every": 0, **evaluation}),  # nothing is trained between evaluations
     )
     trainer = build(config)
     restore(trainer, Path(run_dir), config=saved, which=checkpoint)
@@ -341,6 +342,12 @@ def _chosen(
     if which == "best":
         best = best_iteration(run_dir, learner)
         require(best is not None, "checkpoint", which, f"one of {there}: none of them was evaluated (evaluation.every)")
+        if not any(VALIDATION in row for row in read_metrics(run_dir)):
+            _logger.warning(
+                "%s: no validation scores, so iteration %s was chosen by its score on test tasks; that score is too "
+                "optimistic where several were compared; --evaluation.every N in training measures validation scores",
+                *(run_dir, best),
+            )
         which = str(best)
     require(str(which) in folders, "checkpoint", which, f"latest, best or an iteration, one of {there}")
     return checkpoint.load(folders[str(which)], config=settings)

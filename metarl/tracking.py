@@ -63,7 +63,9 @@ class Tracker:
         recorded = self._path.exists()
         kept = [row for row in _rows(self._path) if row["iteration"] < start_iteration] if recorded else []
         if kept and evaluated_again:
-            kept[-1] = {tag: value for tag, value in kept[-1].items() if not tag.startswith("meta_test")}
+            kept[-1] = {
+                tag: value for tag, value in kept[-1].items() if not tag.startswith(("meta_test", "meta_validation"))
+            }
         self._last_iteration: int | None = kept[-1]["iteration"] if kept else None
         self._tested: dict[str, float] = {}
         with writing(run_dir / "config.json"):

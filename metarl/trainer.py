@@ -25,7 +25,7 @@ from metarl.evaluation import AdaptationCurve, evaluate
 from metarl.learner import Learner
 from metarl.report import endpoints
 from metarl.seeds import Purpose, Seeds, generator
-from metarl.tasks import TaskDistribution
+from metarl.tasks import Split, TaskDistribution
 
 PRE_ADAPT, POST_ADAPT = "rollout/pre_adapt/ep_rew_mean", "rollout/post_adapt/ep_rew_mean"
 STEP = "adapt/step_"  # what an update reports under it are scores after so many steps
@@ -80,6 +80,8 @@ class Trainer:
         evaluation: how the adaptation curve is measured.
         callbacks: called in this order.
         evaluation_collector: collector of the evaluation, where it differs.
+        validation: the score of the last evaluation on validation tasks, after the learner's own number of adaptation
+            steps (the last evaluated step at most); None where none was measured.
         nonfinite_dir: where updates that were not finite are dumped; None = nowhere.
         iteration: iterations finished.
         env_steps: steps spent in meta-training.
@@ -97,6 +99,7 @@ class Trainer:
     iteration: int = 0
     env_steps: int = 0
     wall_s: float = 0.0
+    validation: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self._stopping = False
@@ -176,19 +179,33 @@ class Trainer:
         return Progressed(self.iteration, episodes, scalars, self.env_steps, 0.0)
 
     def evaluate(self) -> AdaptationCurve:
-        """The adaptation curve on test tasks; the same tasks and random numbers at every call."""
-        curve = evaluate(
-            self.learner,
-            self.evaluation_collector or self.collector,
-            self.distribution,
-            num_tasks=self.evaluation.num_tasks,
-            num_steps=self.evaluation.num_adaptation_steps,
-            seed=self.config.seed,
-            batch_size=self.config.meta_batch_size,
-        )
+        """The adaptation curve on test tasks; the same tasks and random numbers at every call.
+
+        In a run with `evaluation.every`, it also measures `validation`.
+        """
+        settings = self.evaluation
+        curve = self._curve("test", settings.num_tasks, settings.num_adaptation_steps)
+        wanted = settings.num_tasks if settings.validation_tasks is None else settings.validation_tasks
+        if settings.every and wanted:
+            # Episodes are as in training, where a learner that counts shots gets all of them in each step.
+            by_shots, own = self.learner.unit == "shots", self.learner.num_adaptation_steps
+            steps = own if by_shots else own_steps(self.learner, settings.num_adaptation_steps)
+            self.validation = float(self._curve("train", wanted, steps).mean[-1])
         for callback in self.callbacks:
             callback.on_evaluation(self, curve)
         return curve
+
+    def _curve(self, split: Split, num_tasks: int, num_steps: int) -> AdaptationCurve:
+        return evaluate(
+            self.learner,
+            self.evaluation_collector or self.collector,
+            self.distribution,
+            num_tasks=num_tasks,
+            num_steps=num_steps,
+            seed=self.config.seed,
+            batch_size=self.config.meta_batch_size,
+            split=split,
+        )
 
     def _report(
         self,
@@ -235,6 +252,15 @@ def curve_scalars(curve: AdaptationCurve) -> dict[str, float]:
     if curve.success is not None:
         by_step["meta_test/success_step"] = curve.success.mean((1, 2))
     return {f"{tag}_{step}": float(value) for tag, values in by_step.items() for step, value in enumerate(values)}
+
+
+def own_steps(learner: Learner[Any, Any, Any], last: int) -> int:
+    """The adaptation steps after which a learner is judged: its own number of them, at most the `last` evaluated one.
+
+    It is `last` for a learner that has no number of its own, since it counts shots or trains jointly.
+    """
+    numberless = learner.unit == "shots" or getattr(learner, "trains_jointly", False)
+    return last if numberless else min(learner.num_adaptation_steps, last)
 
 
 def _step_scores(episodes: Episodes[Any, Any], metrics: Mapping[str, float]) -> dict[int, float]:

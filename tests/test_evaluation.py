@@ -175,6 +175,20 @@ def test_the_worst_task_of_a_finite_family_is_named(score: ScoreName, worst: str
     assert report["worst_decile"][2] == (-1.0 if score == "return" else 1.0)
 
 
+class FiniteBoth(Levels):
+    def all_tasks(self, split: Split = "test") -> list[Level] | None:
+        return self.finite
+
+
+def test_validation_draws_from_a_training_split_with_more_tasks_than_asked_for() -> None:
+    family = FiniteBoth(1.0, 2.0, 3.0)
+    for num_tasks, covered in ((3, 3), (7, 3), (2, 2)):
+        curve = evaluate(Halving(), Collector(), family, num_tasks=num_tasks, num_steps=1, split="train")
+        assert len(curve.tasks) == covered
+    assert family.asked == [(2, "train")]
+    assert len(evaluate(Halving(), Collector(), family, num_tasks=2, num_steps=1).tasks) == 3
+
+
 def test_steps_spent_are_averages_over_all_tasks_whatever_the_batches() -> None:
     for batch_size in (None, 2, 3):
         curve = evaluate(Halving(), Collector(), Levels(), num_tasks=5, num_steps=2, batch_size=batch_size)

@@ -111,6 +111,7 @@ def test_metrics_hold_one_object_per_iteration(run_dir: Path) -> None:
         assert row.keys() >= TAGS
         tested = {key for key in row if key.startswith("meta_test")}
         assert tested == (TEST_TAGS | INTERVAL_TAGS if evaluated else set())
+        assert ("meta_validation/score" in row) == evaluated
         assert {key for key in row if "/" not in key} == {"iteration", "env_steps", "wall_s"}
         assert all(math.isfinite(value) for value in row.values())
     curve = json.loads((run_dir / "adaptation.json").read_text())
@@ -301,8 +302,8 @@ class Scores(Callback):
 
     def on_evaluation(self, trainer: Trainer, curve: Any) -> None:
         score = self.scores[trainer.iteration - 1]
-        curve.values[:] = 0.0
-        curve.values[trainer.learner.num_adaptation_steps] = score
+        trainer.validation = score
+        curve.values[:] = -score  # test tasks would choose another one
 
 
 @pytest.mark.usefixtures("_blank_pictures")
@@ -353,7 +354,23 @@ def test_the_best_is_by_the_learners_own_steps_and_direction(
         (tmp_path / "checkpoints" / f"iteration_00000{iteration}").mkdir(parents=True)
     settings = {"unit": "gradient steps", "num_adaptation_steps": steps, "score_name": score_name, **others}
     learner: Any = SimpleNamespace(**settings)
-    assert best_iteration(tmp_path, learner) == best
+    assert best_iteration(tmp_path, learner) == best  # as in a run from before there were validation scores
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"iteration": 4, "meta_validation/score": 0.0, "meta_test/step_0": 0.0}) + "\n")
+    assert best_iteration(tmp_path, learner) == 4  # scores on test tasks no longer count
+
+
+@pytest.mark.usefixtures("_blank_pictures")
+def test_a_best_checkpoint_that_test_tasks_chose_is_warned_of(
+    run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load(run_dir, checkpoint="best")
+    assert not caplog.records
+    assert load_trainer(run_dir).evaluation.every == 0  # evaluating a trained learner needs no validation
+    train(config("--iterations=2", "--evaluation.every=1", "--evaluation.validation-tasks=0"), tmp_path)
+    assert not [tag for row in read_metrics(tmp_path) for tag in row if tag.startswith("meta_validation")]
+    load(tmp_path, checkpoint="best")
+    assert "was chosen by its score on test tasks" in caplog.text
 
 
 @pytest.mark.usefixtures("_blank_pictures")

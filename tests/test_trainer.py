@@ -16,11 +16,11 @@ from torch import Tensor
 from metarl import trainer as trainer_module
 from metarl.config import EvaluationConfig, TrainerConfig
 from metarl.episodes import Episodes, Examples
-from metarl.evaluation import AdaptationCurve
+from metarl.evaluation import AdaptationCurve, evaluate
 from metarl.learner import ScoreName, Unit
 from metarl.seeds import Seeds
 from metarl.tasks import Split, TaskDistribution
-from metarl.trainer import Callback, ProgressCallback, Progressed, Trainer, curve_scalars
+from metarl.trainer import Callback, ProgressCallback, Progressed, Trainer, curve_scalars, own_steps
 
 
 @dataclass(frozen=True)
@@ -292,6 +292,55 @@ def test_another_collector_may_serve_the_evaluation() -> None:
     trainer.evaluation_collector = other = Other()
     trainer.run()
     assert other.calls == 2  # six test tasks, four at a time
+
+
+@pytest.mark.parametrize(
+    ("settings", "episodes", "steps"),
+    [
+        ({}, 6, 2),  # the learner counts shots: its own number of steps
+        ({"validation_tasks": 2}, 2, 2),
+        ({"validation_tasks": 0}, None, 2),
+        ({"every": 0}, None, 2),
+    ],
+)
+def test_validation_tasks_are_of_the_training_split_and_change_no_training(
+    settings: dict[str, Any], episodes: int | None, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int, int]] = []
+
+    def measured(*given: Any, split: Split, num_tasks: int, num_steps: int, **others: Any) -> AdaptationCurve:
+        asked.append((split, num_tasks, num_steps))
+        return evaluate(*given, split=split, num_tasks=num_tasks, num_steps=num_steps, **others)
+
+    monkeypatch.setattr(trainer_module, "evaluate", measured)
+    trainer, plain = make(iterations=3), make(iterations=3)
+    trainer.evaluation = replace(trainer.evaluation, **{"every": 2, **settings})
+    trainer.run()
+    tested = ("test", 6, 3)
+    each = [tested] if episodes is None else [tested, ("train", episodes, steps)]
+    assert asked == each * (2 if trainer.evaluation.every else 1)
+    plain.run()
+    assert torch.equal(trainer.learner.parameters["guess"], plain.learner.parameters["guess"])
+    assert trainer.env_steps == plain.env_steps
+    if episodes is None:
+        assert trainer.validation is None
+        return
+    curve = evaluate(trainer.learner, Collector(), Levels(), num_tasks=episodes, num_steps=steps, split="train")
+    assert trainer.validation == pytest.approx(curve.mean[-1])
+
+
+@pytest.mark.parametrize(
+    ("unit", "own", "others", "steps"),
+    [
+        ("gradient steps", 1, {}, 1),
+        ("gradient steps", 5, {}, 3),
+        ("gradient steps", 1, {"trains_jointly": True}, 3),
+        ("shots", 1, {}, 3),
+    ],
+)
+def test_a_learner_is_judged_after_its_own_steps(unit: str, own: int, others: dict[str, Any], steps: int) -> None:
+    learner: Any = SimpleNamespace(unit=unit, num_adaptation_steps=own, **others)
+    assert own_steps(learner, 3) == steps
 
 
 @pytest.mark.parametrize(("max_minutes", "remaining"), [(None, [16, 8, 0]), (0.25, [7])])

@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from metarl.config import EvaluationConfig, TrainerConfig
 from metarl.errors import InputError
+from metarl.examples import ExampleCollector
 from metarl.fewshot.data.arrays import from_arrays
+from metarl.fewshot.proto import Proto, ProtoConfig
 from metarl.seeds import Seeds
+from metarl.trainer import Trainer
 
 RNG = np.random.default_rng(0)
 Y = RNG.permutation(np.repeat(["ant", "bee", "cat", "dog", "eel", "fox"], 5))
@@ -118,3 +122,17 @@ def test_what_cannot_be_used_is_refused(changes: dict[str, Any], message: str) -
     arguments: dict[str, Any] = {"x": BYTES, "y": Y, "splits": SPLITS, **SETTINGS, **changes}
     with pytest.raises(InputError, match=message):
         from_arrays(arguments.pop("x"), arguments.pop("y"), **arguments)
+
+
+def test_validation_episodes_are_as_large_as_training_ones() -> None:
+    """Training classes have five images here, too few for an episode of test tasks."""
+    x, y = np.concatenate([BYTES, BYTES]), np.concatenate([Y, np.where(np.isin(Y, SPLITS["train"]), "gnu", Y)])
+    settings = {**SETTINGS, "num_queries": 6, "train_queries": 2}
+    tasks = from_arrays(x, y, splits=SPLITS, **settings)
+    learner = Proto(ProtoConfig(hidden_sizes=(3,), encoder="mlp"), tasks.spaces, generator=torch.Generator())
+    lengths = TrainerConfig(iterations=2, meta_batch_size=2)
+    evaluation = EvaluationConfig(every=1, num_tasks=4, num_adaptation_steps=3)
+    trainer = Trainer(learner, ExampleCollector(tasks), tasks, lengths, evaluation)
+    trainer.run()
+    assert trainer.validation is not None
+    assert 0.0 <= trainer.validation <= 1.0
