@@ -10,12 +10,13 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -24,9 +25,9 @@ import torch
 from torch import Tensor
 
 from metarl import __version__
-from metarl.errors import InputError, RunError
-from metarl.files import UNFINISHED, remove_unfinished, sync_folder, write_durably, write_error
-from metarl.nonfinite import nonfinite_tensors
+from metarl.errors import InputError, RunError, one_line
+from metarl.files import UNFINISHED, parse_json, read_file, remove_unfinished, sync_folder, write_durably, write_error
+from metarl.nonfinite import nonfinite_tensors, tensors_in
 
 FORMAT_VERSION = 1
 STATE, MANIFEST = "state.pt", "manifest.json"
@@ -122,29 +123,39 @@ def load(path: Path, *, config: Mapping[str, Any] | None = None) -> Checkpoint:
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise CheckpointError(f"{path}: {what}; a checkpoint is a folder with {STATE} and {MANIFEST}")
-    manifest = _read_manifest(path)
-    _require_same(path, manifest, config or {})
-    contents = {name: _read_verified(path, name, expected) for name, expected in manifest["files"].items()}
     try:
-        state = torch.load(io.BytesIO(contents[STATE]), map_location="cpu", weights_only=True)
-    except Exception as error:  # a file made to do harm can make the reader raise anything
-        reason = "holds more than tensors and plain data" if isinstance(error, pickle.UnpicklingError) else repr(error)
-        raise CheckpointError(f"{path}: {STATE} cannot be loaded: {reason.splitlines()[0]}") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: {STATE} holds no state")
+        manifest = _read_manifest(path)
+        _require_same(path, manifest, config or {})
+        contents = {name: _read_verified(path, name, expected) for name, expected in manifest["files"].items()}
+        state = _read_state(path, contents[STATE])
+    except CheckpointError:
+        raise
+    except Exception as error:  # files made to do harm can make their readers raise anything
+        raise CheckpointError(f"{path}: cannot be read: {one_line(repr(error))}") from error
     return Checkpoint(manifest["iteration"], state, manifest)
 
 
 def list_checkpoints(run_dir: Path) -> dict[int, Path]:
     """The checkpoint folders of a run by iteration, oldest first, damaged ones too."""
     parent = Path(run_dir) / "checkpoints"
-    folders = parent.iterdir() if parent.is_dir() else ()
-    found = {int(match[1]): folder for folder in folders if (match := re.fullmatch(r"iteration_(\d+)", folder.name))}
-    return {iteration: found[iteration] for iteration in sorted(found)}
+    try:
+        folders = list(parent.iterdir()) if parent.is_dir() else []
+    except OSError as error:
+        raise CheckpointError(f"{parent}: cannot be read: {error.strerror}") from error
+    numbers = ((re.fullmatch(r"iteration_([0-9]{6,})", folder.name), folder) for folder in folders)
+    found = {int(match[1]): folder for match, folder in numbers if match}
+    return {iteration: found[iteration] for iteration in sorted(found) if found[iteration].name == _name(iteration)}
 
 
-def latest(run_dir: Path, *, config: Mapping[str, Any] | None = None) -> Checkpoint:
+def latest(
+    run_dir: Path, *, config: Mapping[str, Any] | None = None, use: Callable[[Path, Checkpoint], None] | None = None
+) -> Checkpoint:
     """The newest checkpoint that `load` accepts; `skipped` says why newer ones are not it.
+
+    Args:
+        run_dir: the run folder.
+        config: as in `load`.
+        use: called with what `load` accepted; it raises CheckpointError for a checkpoint that it cannot use.
 
     Raises:
         CheckpointError: there is none.
@@ -152,7 +163,10 @@ def latest(run_dir: Path, *, config: Mapping[str, Any] | None = None) -> Checkpo
     skipped: list[str] = []
     for folder in reversed(list_checkpoints(run_dir).values()):
         try:
-            return replace(load(folder, config=config), skipped=tuple(skipped))
+            found = load(folder, config=config)
+            if use is not None:
+                use(folder, found)
+            return replace(found, skipped=tuple(skipped))
         except CheckpointError as error:
             skipped.append(str(error))
     reasons = f": {'; '.join(skipped)}" if skipped else ""
@@ -255,11 +269,11 @@ def _not_saved(error: OSError, parent: Path, iteration: int, size: int) -> Input
 def _read_manifest(path: Path) -> dict[str, Any]:
     data = _read(path, MANIFEST)
     try:
-        manifest: dict[str, Any] = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        manifest: dict[str, Any] = parse_json(data)
+    except ValueError as error:
         raise CheckpointError(f"{path}: is damaged: {MANIFEST} is not JSON: {error}") from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if not isinstance(version, int):
+    if version is None or not _is_count(version):
         raise CheckpointError(f"{path}: {MANIFEST} has no format_version; it is not a metarl checkpoint")
     if version > FORMAT_VERSION:
         raise CheckpointError(
@@ -269,7 +283,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if manifest.get("manifest_sha256") != _manifest_sha256(manifest):
         raise CheckpointError(f"{path}: is damaged: {MANIFEST} does not match its own manifest_sha256")
     files = manifest.get("files")
-    if not isinstance(files, dict) or STATE not in files or not isinstance(manifest.get("iteration"), int):
+    if not isinstance(files, dict) or STATE not in files or not _is_count(manifest.get("iteration")):
         raise CheckpointError(f"{path}: {MANIFEST} lists no {STATE} or no iteration")
     if not all(isinstance(manifest.get(key, {}), dict) for key in ("config", "extra")):
         raise CheckpointError(f"{path}: {MANIFEST} has no settings where they should be")
@@ -288,8 +302,8 @@ def _require_same(path: Path, manifest: Mapping[str, Any], config: Mapping[str, 
 
 def _read_verified(path: Path, name: str, expected: Any) -> bytes:
     data = _read(path, name)
-    if not isinstance(expected, dict) or not isinstance(expected.get("bytes"), int):
-        raise CheckpointError(f"{path}: {MANIFEST} gives no size and hash for {name}")
+    if not isinstance(expected, dict) or not _is_count(expected.get("bytes")):
+        raise CheckpointError(f"{path}: {MANIFEST} gives no size and hash for {one_line(name)}")
     if len(data) != expected["bytes"]:
         what = "is truncated" if len(data) < expected["bytes"] else "is too long"
         raise CheckpointError(f"{path}: is damaged: {name} {what}: {len(data)} of {expected['bytes']} bytes")
@@ -304,17 +318,81 @@ def _read(path: Path, name: str) -> bytes:
     """The bytes of a file of the folder `path`, and of nothing outside it."""
     file = path / name
     plain = PurePath(name).name == name and "\\" not in name and name not in {"", ".."}
-    if not plain or file.is_symlink():
-        raise CheckpointError(f"{path}: {MANIFEST} names {name!r}, which leaves the checkpoint's folder; refused")
     try:
-        data = file.read_bytes()
+        if not plain or file.is_symlink():
+            shown = one_line(repr(name))
+            raise CheckpointError(f"{path}: {MANIFEST} names {shown}, which leaves the checkpoint's folder; refused")
+        data = read_file(file)
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: has no {name}; it is incomplete or not a checkpoint") from None
+        raise CheckpointError(f"{path}: has no {one_line(name)}; it is incomplete or not a checkpoint") from None
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot read {name}: {error.strerror}") from error
+        raise CheckpointError(f"{path}: cannot read {one_line(name)}: {error.strerror}") from error
     if not data:
         raise CheckpointError(f"{path}: is damaged: {name} is empty")
     return data
+
+
+def _read_state(path: Path, data: bytes) -> dict[str, Any]:
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # a file made to do harm can make the reader raise anything
+        reason = "holds more than tensors and plain data" if isinstance(error, pickle.UnpicklingError) else repr(error)
+        raise CheckpointError(f"{path}: {STATE} cannot be loaded: {one_line(reason.splitlines()[0])}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: {STATE} holds no state")
+    for name, tensor in tensors_in(state):
+        kind = _unusual(tensor)
+        if kind:
+            raise CheckpointError(f"{path}: {STATE}: {one_line(name)} is {kind}, not a plain tensor")
+    bad = next(nonfinite_tensors(state), None)
+    if bad is not None:
+        raise CheckpointError(f"{path}: {STATE}: {one_line(bad)} is not finite")
+    return state
+
+
+def require_fit(path: Path, saved: Any, own: Any, name: str = "state") -> None:
+    """Compares a state that was read with the state of the learner that is to take it, as far as both have a part.
+
+    Raises:
+        CheckpointError: a part is of another kind, shape or dtype; names it.
+    """
+    if isinstance(own, Mapping) and isinstance(saved, Mapping):
+        for key in [key for key in own if key in saved]:
+            require_fit(path, saved[key], own[key], f"{name}.{key}")
+    if own is None or (isinstance(own, Mapping) and isinstance(saved, Mapping)):
+        return
+    described = [_described(value) for value in (saved, own)]
+    if described[0] != described[1]:
+        what = f"{one_line(name)} is {described[0]}, the learner's is {described[1]}"
+        raise of_another_learner(path, what)
+
+
+def of_another_learner(path: Path, reason: str) -> CheckpointError:
+    other = "is of another learner, or of an older version of its task family"
+    return CheckpointError(f"{path}: {other}: {reason}; train again")
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)} of {value.dtype}"
+    if isinstance(value, Mapping):
+        return "a table"
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return "a number" if math.isfinite(value) else str(value)
+    return f"a {type(value).__name__}"
+
+
+def _unusual(tensor: Tensor) -> str:
+    """What makes `tensor` one that no learner saves, or nothing."""
+    if tensor.is_quantized:
+        return "quantised"
+    if tensor.layout is not torch.strided:
+        return "sparse"
+    return f"on the device {tensor.device}" if tensor.device.type != "cpu" else ""
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _manifest_sha256(manifest: Mapping[str, Any]) -> str:

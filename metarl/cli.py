@@ -25,6 +25,7 @@ from rich.progress import Progress
 from metarl import registry
 from metarl.config import EvaluationConfig, TrainerConfig, load_config, read_saved
 from metarl.errors import InputError, RunError, one_line, require, unknown_name
+from metarl.files import require_output
 from metarl.report import report_lines
 from metarl.tables import from_table
 
@@ -224,8 +225,7 @@ def evaluate(
     TrainerConfig(seed=0 if seed is None else seed)
     read_saved(run_dir)
     if json_file is not None:
-        fits = json_file.parent.is_dir() and not json_file.is_dir()
-        require(fits, "--json", str(json_file), "a file in a folder that exists")
+        require_output(json_file, "--json")
 
     from metarl import runs
     from metarl.arguments import parse_task_flags
@@ -266,15 +266,17 @@ def plot(run_dirs: tyro.conf.Positional[tuple[Path, ...]], out: Path) -> int:
     from metarl import plots, runs, tracking
 
     if len(run_dirs) == 1 and (run_dirs[0] / "adaptation.json").is_file():
-        figure = plots.adaptation_figure(runs.read_report(run_dirs[0]))
+        pictures = {out: plots.adaptation_figure(runs.read_report(run_dirs[0]))}
     else:
-        figure = plots.learning_figure({str(run_dir): tracking.read_metrics(run_dir) for run_dir in run_dirs})
-    plots.save_figure(figure, out)
-    print(out)
+        pictures = {out: plots.learning_figure({str(run_dir): tracking.read_metrics(run_dir) for run_dir in run_dirs})}
     if len(run_dirs) == 1 and (run_dirs[0] / "paths.json").is_file():
         beside = out.with_suffix(f".paths{out.suffix}")
-        plots.save_figure(plots.paths_figure(runs.read_report(run_dirs[0], "paths.json")), beside)
-        print(beside)
+        pictures[beside] = plots.paths_figure(runs.read_report(run_dirs[0], "paths.json"))
+    for path in pictures:
+        plots.check_path(path)
+    for path, figure in pictures.items():
+        plots.save_figure(figure, path)
+        print(path)
     return 0
 
 

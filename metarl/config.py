@@ -9,7 +9,6 @@ the same settings `--agent.inner-lr 0.1`. What a run used in the end stands in i
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from tyro.conf import arg
 
 from metarl import registry
 from metarl.errors import InputError, require
+from metarl.files import LARGEST_TEXT, parse_json, read_file
 from metarl.tables import TABLES, convert, unknown_setting
 from metarl.tables import from_table as from_table
 from metarl.tables import read_toml as read_toml
@@ -272,7 +272,7 @@ def read_saved(run_dir: Path) -> dict[str, Any]:
         what = "a zip file, such as Stable-Baselines3 saves," if zipfile.is_zipfile(run_dir) else "a file"
         raise InputError(f"{run_dir}: is {what} and not a run folder; only those that metarl train filled are read")
     try:
-        plain = json.loads(path.read_bytes())
+        plain = parse_json(read_file(path, largest=LARGEST_TEXT))
     except OSError as error:
         raise InputError(f"{run_dir}: is not a run folder: config.json: {error.strerror}") from error
     except ValueError as error:

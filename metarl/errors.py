@@ -46,9 +46,16 @@ def environment_fault(what: str, *, task: object, seed: int | None, step: int) -
     return EnvironmentFaultError(f"the environment's {one_line(what)}{where}")
 
 
+def printable(text: str) -> str:
+    r"""`text` with escapes for what a terminal would interpret, or change the order of: \x1b, \n, \u202e, \ud800."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def one_line(value: object, *, max_length: int = 300) -> str:
-    """`value` as text without line breaks, cut where it is longer than `max_length`."""
-    text = " ".join(str(value).split())
+    """`value` as printable text without line breaks, cut where it is longer than `max_length`."""
+    text = printable(" ".join(str(value).split()))
     return text if len(text) <= max_length else f"{text[:max_length]} ..."
 
 

@@ -1,20 +1,29 @@
-"""Writing so that a killed process or a full disk leaves no half of a file, and keeping a folder for one process."""
+"""Reading and writing of files, and keeping a folder for one process.
+
+Reading takes regular files only: a named pipe or an endless device would make it wait. Writing leaves no half of a file
+when a process is killed or the disk is full, and replaces regular files only.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
+import math
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from metarl.errors import InputError, RunError
+from metarl.errors import InputError, RunError, require
 
+LARGEST_TEXT = 2**24  # bytes of a settings file
 UNFINISHED = ".unfinished-"
 LOCK = ".lock"
 
@@ -23,12 +32,106 @@ class WriteError(RunError):
     """The disk did not take what was written to it: it is full, or broken."""
 
 
+def read_file(path: Path, *, largest: int | None = None) -> bytes:
+    """What the regular file `path` holds.
+
+    Args:
+        path: the file, or a link to it.
+        largest: bytes that it may have; None = as many as the machine has memory.
+
+    Raises:
+        OSError: there is none, it is something else, too large or not readable. Nothing waits for a named pipe.
+    """
+    limit = total_memory() if largest is None else largest
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:  # a name that no file can have
+        raise OSError(errno.EINVAL, f"Is no name of a file ({error})") from None
+    with os.fdopen(descriptor, "rb") as file:
+        _require_regular(os.fstat(file.fileno()))
+        size = os.fstat(file.fileno()).st_size
+        data = b"" if size > limit else file.read(min(limit, max(size, LARGEST_TEXT)) + 1)
+    if max(size, len(data)) > limit:
+        raise OSError(errno.EFBIG, f"Has more than {limit:,} bytes")
+    return data
+
+
+def parse_json(data: bytes) -> Any:
+    """The value that JSON text stands for.
+
+    Raises:
+        ValueError: it is no JSON, nested too deeply, has a name twice in an object, or a number that is not finite.
+    """
+    try:
+        return json.loads(data, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("an object has the same name twice")
+    return content
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
+
+
+def total_memory() -> int:
+    """Bytes of memory that the machine has; very many where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 2**63 - 1
+
+
+def require_replaceable(path: Path) -> None:
+    """Raises OSError unless `path` is a regular file or does not exist: links, devices and pipes are not replaced."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        raise OSError(errno.EINVAL, f"Is no name of a file ({error})") from None
+    _require_regular(found)
+
+
+def require_output(path: Path, field: str) -> None:
+    """Raises `InputError` if no file can be written to `path`, the value of `field`: before minutes are spent on it."""
+    require(path.parent.is_dir() and not path.is_dir(), field, str(path), "a file in a folder that exists")
+    try:
+        require_replaceable(path)
+    except OSError as error:
+        raise InputError(f"{field} = {str(path)!r}: cannot be written: {error.strerror}") from error
+
+
+_KINDS = {
+    stat.S_IFDIR: (errno.EISDIR, os.strerror(errno.EISDIR)),
+    stat.S_IFLNK: (errno.ELOOP, "Is a link, not a regular file"),
+    stat.S_IFIFO: (errno.ESPIPE, "Is a named pipe, not a regular file"),
+    stat.S_IFSOCK: (errno.ENOTSOCK, "Is a socket, not a regular file"),
+    stat.S_IFCHR: (errno.ENOTBLK, "Is a device, not a regular file"),
+    stat.S_IFBLK: (errno.ENOTBLK, "Is a device, not a regular file"),
+}
+
+
+def _require_regular(found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(*_KINDS[stat.S_IFMT(found.st_mode)])
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replaces `path` with `data`; whoever reads it meanwhile, or after a crash, sees the old content or the new.
 
     Raises:
-        OSError: the disk is full, or the folder is missing or read-only; `path` is as it was.
+        OSError: the disk is full, the folder is missing or read-only, or `path` is not a regular file; it is as it was.
     """
+    require_replaceable(path)
     descriptor, name = tempfile.mkstemp(prefix=f"{UNFINISHED}{path.name}.", dir=path.parent)
     temporary = Path(name)
     try:
@@ -114,6 +217,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
         OSError: no file can be made in it.
     """
     path = folder / LOCK
+    require_replaceable(path)
     holder = _content(path)
     lock = FileLock(path, timeout=0)
     try:
@@ -133,7 +237,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 def _content(path: Path) -> str:
     try:
-        return path.read_text(errors="replace").strip()
+        return read_file(path, largest=LARGEST_TEXT).decode(errors="replace").strip()
     except OSError:
         return ""
 

@@ -60,7 +60,7 @@ def find(learner: Learner[Any, Any, Any], episodes: Episodes[Any, Any], metrics:
     """
     trees = {"parameters": learner.parameters, "state": learner.state_dict()}
     numbers = [value for value in metrics.values() if not math.isfinite(value)]
-    if not numbers and _all_finite(value for _, value in (*_per_task(episodes), *_tensors(trees, ""))):
+    if not numbers and _all_finite(value for _, value in (*_per_task(episodes), *tensors_in(trees, ""))):
         return None
     terms, indices = [], set()
     for name, value in _per_task(episodes):
@@ -76,7 +76,7 @@ def find(learner: Learner[Any, Any, Any], episodes: Episodes[Any, Any], metrics:
 
 def nonfinite_tensors(tree: Any) -> Iterator[str]:
     """Where in nested dicts, lists, tuples and dataclasses tensors hold a number that is not finite."""
-    return (name for name, value in _tensors(tree, "") if not bool(value.isfinite().all()))
+    return (name for name, value in tensors_in(tree, "") if not bool(value.isfinite().all()))
 
 
 def dump(
@@ -208,7 +208,7 @@ def _per_task(episodes: Episodes[Any, Any]) -> Iterator[tuple[str, Tensor]]:
     batches = [*((f"support {k}", batch) for k, batch in enumerate(episodes.support)), ("query", episodes.query)]
     for k, (name, batch) in enumerate(batches):
         if name == "query":
-            adapted = _tensors(episodes.state, "the adapted state")
+            adapted = tensors_in(episodes.state, "the adapted state")
             yield from ((part, value) for part, value in adapted if value.shape[:1] == (len(episodes.slots),))
         for field in ("log_probs", "advantages"):
             value = getattr(batch, field, None)
@@ -218,12 +218,13 @@ def _per_task(episodes: Episodes[Any, Any]) -> Iterator[tuple[str, Tensor]]:
             yield f"the score after {k} steps", episodes.scores[k]
 
 
-def _tensors(tree: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+def tensors_in(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors in nested dicts, lists, tuples and dataclasses, each with its place in them."""
     if isinstance(tree, Tensor):
         yield name, tree
     else:
         for key, value in _parts(tree):
-            yield from _tensors(value, f"{name}.{key}" if name else str(key))
+            yield from tensors_in(value, f"{name}.{key}" if name else str(key))
 
 
 def _parts(tree: Any) -> Iterator[tuple[Any, Any]]:

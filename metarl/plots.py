@@ -18,7 +18,7 @@ from matplotlib.patches import Circle, Rectangle
 from matplotlib.ticker import EngFormatter
 
 from metarl.errors import InputError, require
-from metarl.files import write_atomically, writing
+from metarl.files import require_replaceable, write_atomically, writing
 from metarl.report import endpoints
 
 # Okabe and Ito's palette: its colours stay apart for colour-blind readers.
@@ -153,6 +153,13 @@ def learning_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     return figure
 
 
+def check_path(path: Path) -> None:
+    """Raises `InputError` unless `path` ends as a picture does and is a regular file, or one that can be made."""
+    require(path.suffix in SUFFIXES, "picture", str(path), f"a file ending in {', '.join(SUFFIXES)}")
+    with writing(path):
+        require_replaceable(path)
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes `figure` as png, pdf or svg, whichever `path` ends in; an interrupted write leaves the old file.
 
@@ -161,7 +168,7 @@ def save_figure(figure: Figure, path: Path) -> None:
         WriteError: the disk is full.
     """
     path = Path(path)
-    require(path.suffix in SUFFIXES, "picture", str(path), f"a file ending in {', '.join(SUFFIXES)}")
+    check_path(path)
     buffer = io.BytesIO()
     with matplotlib.rc_context(_STYLE):
         figure.savefig(buffer, format=path.suffix[1:])
@@ -337,7 +344,7 @@ def _evaluated_steps(rows: Sequence[Mapping[str, Any]]) -> list[int]:
 def _values(
     rows: Sequence[Mapping[str, Any]], tag: str
 ) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]:
-    points = [(row["env_steps"], row[tag]) for row in rows if row.get(tag) is not None]
+    points = [(row["env_steps"], row[tag]) for row in rows if None not in (row.get(tag), row.get("env_steps"))]
     array = np.asarray(points, dtype=float).reshape(-1, 2)
     return array[:, 0], array[:, 1]
 

@@ -85,7 +85,8 @@ def scores_by_iteration(rows: Sequence[Mapping[str, Any]], learner: Learner[Any,
     validated = any(VALIDATION in row for row in rows)
     scores: dict[int, float] = {}
     for row in rows:
-        tested = [int(key.removeprefix("meta_test/step_")) for key in row if key.startswith("meta_test/step_")]
+        numbers = [key.removeprefix("meta_test/step_") for key in row if key.startswith("meta_test/step_")]
+        tested = [int(number) for number in numbers if number.isdecimal()]
         steps = own_steps(learner, max(tested, default=0))
         score = row.get(VALIDATION if validated else f"meta_test/step_{steps}")
         if score is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from metarl import checkpoint, plots, registry
 from metarl.allocation import keep_freed_memory
 from metarl.collect import ShuffledTasks
 from metarl.config import RunConfig, load_config, read_saved, to_dict
-from metarl.errors import InputError, require
+from metarl.errors import InputError, printable, raised, require
 from metarl.evaluation import AdaptationCurve, adaptation_controls, choose_step_scale, evaluate_baseline
 from metarl.examples import ExampleCollector, ExampleTaskDistribution
-from metarl.files import WriteError, write_atomically, writing
+from metarl.files import WriteError, parse_json, read_file, write_atomically, writing
 from metarl.gymnasium_tasks import TaskInObservation
 from metarl.learner import Learner
 from metarl.paths import paths_to_json
@@ -166,16 +167,26 @@ def restore(trainer: Trainer, run_dir: Path, *, config: RunConfig, which: str | 
     Raises:
         InputError: there is no such checkpoint, or it is damaged or of another learner.
     """
-    chosen = _chosen(which, trainer.learner, run_dir, decisive_settings(to_dict(config)))
-    try:
-        trainer.learner.load_state_dict(chosen.state)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        other = "the checkpoint is of another learner, or of an older version of its task family"
-        raise InputError(f"{run_dir}: {other}: {error}; train again") from error
-    extra = chosen.manifest.get("extra", {})
-    require({"env_steps", "wall_s"} <= extra.keys(), "checkpoint", chosen.iteration, "one that a run saved")
+    own = trainer.learner.state_dict()
+
+    def use(folder: Path, found: checkpoint.Checkpoint) -> None:
+        try:
+            checkpoint.require_fit(folder, found.state, own)
+            trainer.learner.load_state_dict(found.state)
+        except checkpoint.CheckpointError:
+            raise
+        except Exception as error:  # the learner may be foreign code, and so may the file
+            raise checkpoint.of_another_learner(folder, raised(error)) from error
+        extra = found.manifest.get("extra", {})
+        steps, seconds = extra.get("env_steps"), extra.get("wall_s")
+        counted = type(steps) is int and 0 <= steps < 2**63
+        if not (counted and type(seconds) in (int, float) and 0.0 <= seconds < math.inf):
+            raise checkpoint.CheckpointError(f"{folder}: its manifest tells no env_steps or no wall_s: no run saved it")
+
+    chosen = _chosen(which, trainer.learner, run_dir, decisive_settings(to_dict(config)), use)
+    extra = chosen.manifest["extra"]
     trainer.iteration = chosen.iteration
-    trainer.env_steps = int(extra["env_steps"])
+    trainer.env_steps = extra["env_steps"]
     trainer.wall_s = float(extra["wall_s"])
 
 
@@ -301,11 +312,13 @@ def read_report(run_dir: Path, name: str = "adaptation.json") -> dict[str, Any]:
     """
     path = run_dir / name
     try:
-        report: dict[str, Any] = json.loads(path.read_bytes())
+        report: dict[str, Any] = parse_json(read_file(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"{path}: is damaged: {error}") from error
+    if not isinstance(report, dict):
+        raise InputError(f"{path}: is damaged: holds no report")
     return report
 
 
@@ -329,13 +342,17 @@ def _require_same_run(config: RunConfig, run_dir: Path) -> None:
 
 
 def _chosen(
-    which: str | int, learner: Learner[Any, Any, Any], run_dir: Path, settings: Mapping[str, Any]
+    which: str | int,
+    learner: Learner[Any, Any, Any],
+    run_dir: Path,
+    settings: Mapping[str, Any],
+    use: Callable[[Path, checkpoint.Checkpoint], None],
 ) -> checkpoint.Checkpoint:
-    """The checkpoint that `restore` was asked for."""
+    """The checkpoint that `restore` was asked for, after `use` took it."""
     if which == "latest":
-        newest = checkpoint.latest(run_dir, config=settings)
+        newest = checkpoint.latest(run_dir, config=settings, use=use)
         for reason in newest.skipped:
-            _logger.warning("%s; going on from iteration %d", reason, newest.iteration)
+            _logger.warning("%s; going on from iteration %d", printable(reason), newest.iteration)
         return newest
     folders = {str(iteration): folder for iteration, folder in checkpoint.list_checkpoints(run_dir).items()}
     there = ", ".join(folders) or "none"
@@ -350,7 +367,9 @@ def _chosen(
             )
         which = str(best)
     require(str(which) in folders, "checkpoint", which, f"latest, best or an iteration, one of {there}")
-    return checkpoint.load(folders[str(which)], config=settings)
+    found = checkpoint.load(folders[str(which)], config=settings)
+    use(folders[str(which)], found)
+    return found
 
 
 def select_device(name: str) -> torch.device:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from metarl.errors import InputError, raised
+from metarl.files import LARGEST_TEXT, read_file
 
 Config = TypeVar("Config")
 TABLES = ("task", "agent", "trainer", "evaluation")
@@ -89,7 +90,7 @@ def read_toml(path: Path) -> dict[str, dict[str, Any]]:
     if path.suffix in {".yaml", ".yml"}:
         raise InputError(f"{path}: is YAML; settings files are TOML, with the tables {_table_list()}")
     try:
-        tables = tomllib.loads(path.read_bytes().decode())
+        tables = tomllib.loads(read_file(path, largest=LARGEST_TEXT).decode())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:

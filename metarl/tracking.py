@@ -23,7 +23,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignor
 from torch.utils.tensorboard import summary as summaries
 
 from metarl.errors import InputError
-from metarl.files import write_atomically, writing
+from metarl.files import parse_json, read_file, write_atomically, writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -219,19 +219,27 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_bytes().split(b"\n")
+    lines = read_file(path).split(b"\n")
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             if number == len(lines):
                 break
             raise InputError(f"{path}:{number}: is damaged: {error}") from error
+        if not _is_row(row):
+            raise InputError(f"{path}:{number}: is damaged: holds no numbers of an iteration")
         rows.append(row)
     return rows
+
+
+def _is_row(row: Any) -> bool:
+    """Whether `row` is what `log` writes: an iteration, and a number or null under every tag."""
+    numbers = isinstance(row, dict) and all(value is None or type(value) in (int, float) for value in row.values())
+    return numbers and type(row.get("iteration")) is int
 
 
 def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

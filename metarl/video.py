@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from metarl.errors import InputError, one_line, require
-from metarl.files import write_atomically, writing
+from metarl.files import require_output, write_atomically, writing
 from metarl.report import endpoints
 from metarl.seeds import Purpose, Seeds, generator
 from metarl.tasks import EnvTaskDistribution, TaskDistribution, TaskVectorEnv
@@ -116,7 +116,7 @@ class RenderedEnv(TaskVectorEnv, Protocol):
 def check_path(path: Path) -> None:
     """Raises `InputError` if no film can be written to `path`: before minutes are spent on one."""
     require(path.suffix in SUFFIXES, "--out", str(path), f"a file ending in {', '.join(SUFFIXES)}")
-    require(path.parent.is_dir() and not path.is_dir(), "--out", str(path), "a file in a folder that exists")
+    require_output(path, "--out")
     if path.suffix == ".mp4" and importlib.util.find_spec("av") is None:
         remedy = 'pip install "metarl-toolkit[video]", or name a .gif or .webp file'
         raise InputError(f"--out = {str(path)!r}: .mp4 needs the package av: {remedy}")

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,10 @@ from metarl.files import (
     WriteError,
     locked_folder,
     made_folder,
+    parse_json,
+    read_file,
     remove_unfinished,
+    require_output,
     write_atomically,
     write_durably,
     write_error,
@@ -39,6 +45,90 @@ def test_a_file_is_replaced_whole_and_readable_by_others(tmp_path: Path) -> None
     assert path.read_bytes() == b"new"
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert listed(tmp_path) == ["a.json"]
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Iterator[Path]:
+    """A folder with one of everything that is no regular file."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "target").write_bytes(b"kept")
+    for name, target in (("link", "target"), ("dangling", "absent"), ("device", "/dev/null"), ("piped", "pipe")):
+        (tmp_path / name).symlink_to(target)
+    with socket.socket(socket.AF_UNIX) as listening, contextlib.chdir(tmp_path):
+        listening.bind("socket")
+        yield tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("pipe", "named pipe"),
+        ("piped", "named pipe"),
+        ("folder", "directory"),
+        ("socket", "device or address"),
+        ("device", "device"),
+        ("dangling", "No such file"),
+        ("a\0b", "no name of a file"),
+        ("\ud800", "no name of a file"),
+        (9999 * "a", "File name too long"),
+    ],
+)
+def test_only_regular_files_are_read_and_nothing_waits(odd: Path, name: str, said: str) -> None:
+    with pytest.raises(OSError, match=said):
+        read_file(odd / name)
+
+
+def test_an_endless_or_a_large_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="device"):
+        read_file(Path("/dev/zero"))
+    (tmp_path / "sparse").touch()
+    os.truncate(tmp_path / "sparse", 2**40)
+    (tmp_path / "small").write_bytes(b"123")
+    assert read_file(tmp_path / "small", largest=3) == b"123"
+    for name, largest in (("sparse", 2**30), ("sparse", None), ("small", 2)):
+        with pytest.raises(OSError, match="Has more than"):
+            read_file(tmp_path / name, largest=largest)
+    with pytest.raises(OSError, match="Has more than"):  # whose size the system does not tell
+        read_file(Path("/proc/self/status"), largest=10)
+
+
+@pytest.mark.parametrize("name", ["pipe", "piped", "folder", "socket", "device", "link", "dangling", "a\0b"])
+def test_only_regular_files_are_replaced(odd: Path, name: str) -> None:
+    before = {path.name: path.lstat() for path in odd.iterdir()}
+    with pytest.raises(OSError, match=r"regular file|directory|no name of a file"):
+        write_atomically(odd / name, b"new")
+    with pytest.raises(InputError, match=r"^--out = .*: (cannot be written|must be a file in a folder)"):
+        require_output(odd / name, "--out")
+    assert (odd / "target").read_bytes() == b"kept"
+    assert {path.name: path.lstat().st_ino for path in odd.iterdir()} == {
+        name: found.st_ino for name, found in before.items()
+    }
+
+
+def test_a_lock_that_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".lock").symlink_to(tmp_path / "target")
+    (tmp_path / "target").write_bytes(b"kept")
+    with pytest.raises(OSError, match="Is a link"), locked_folder(tmp_path):
+        pass
+    assert (tmp_path / "target").read_bytes() == b"kept"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("NaN", "not a finite number"),
+        ("[-Infinity]", "not a finite number"),
+        ("1e400", "not a finite number"),
+        ('{"a": 1, "a": 2}', "same name twice"),
+        (100_000 * "[", "nested too deeply"),
+        (5000 * "9", "digits"),
+        ("\udce9", "can't decode"),
+    ],
+)
+def test_odd_json_is_a_value_error(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        parse_json(text.encode(errors="surrogateescape"))
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
