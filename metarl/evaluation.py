@@ -17,6 +17,7 @@ from torch import Tensor
 
 from metarl.collect import Collector, run_episodes
 from metarl.episodes import Trajectories
+from metarl.errors import one_line
 from metarl.examples import ExampleTaskDistribution
 from metarl.learner import Learner, ScoreName, Unit
 from metarl.paths import PathRecorder, Paths
@@ -104,7 +105,7 @@ class AdaptationCurve:
             "ci_high": high.tolist(),
             "gain": {name: [gain[i] for gain in gains] for i, name in enumerate(("mean", "ci_low", "ci_high"))},
             "per_task": self.values.mean(2).tolist(),
-            "tasks": [str(task) for task in self.tasks],
+            "tasks": [one_line(task) for task in self.tasks],
             "num_tasks": num_tasks,
             "num_replicates": num_replicates,
             "resampling": "replicates within task" if num_replicates > 1 else "tasks",
@@ -122,7 +123,7 @@ class AdaptationCurve:
                 for i, name in enumerate(("mean", "ci_low", "ci_high"))
             }
             last = self.values[-1].mean(1)
-            plain["worst_task"] = str(self.tasks[int(last.argmin() if self.higher_is_better else last.argmax())])
+            plain["worst_task"] = one_line(self.tasks[int(last.argmin() if self.higher_is_better else last.argmax())])
         return plain
 
     def _interval(self, values: Array) -> tuple[Array, Array]:
@@ -344,7 +345,7 @@ def adaptation_controls(
             matrix[i, (i + shift) % count] = rows[i]
     low, high = bootstrap(matrix, generator(seed, 0, Purpose.BOOTSTRAP))
     return {
-        "tasks": [str(task) for task in tasks],
+        "tasks": [one_line(task) for task in tasks],
         "num_adaptation_steps": num_steps,
         "num_replicates": num_replicates,
         "matrix": matrix.mean(2).tolist(),

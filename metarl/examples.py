@@ -16,7 +16,7 @@ from torch import Tensor
 from metarl.episodes import Examples
 from metarl.learner import Learner
 from metarl.seeds import Seeds
-from metarl.tasks import Task, TaskDistribution
+from metarl.tasks import Task, TaskDistribution, same_task
 
 Tables = Mapping[str, Mapping[str, Any]]
 
@@ -104,7 +104,7 @@ class ExampleCollector:
     def __init__(self, tasks: ExampleTaskDistribution[Any], *, device: torch.device | str = "cpu") -> None:
         self.tasks = tasks
         self.device = torch.device(device)
-        self._last: tuple[Any, Examples] | None = None
+        self._last: tuple[Seeds, int | None, list[Any], Examples] | None = None
 
     @property
     def spaces(self) -> ExampleSpaces:
@@ -116,11 +116,11 @@ class ExampleCollector:
     ) -> Examples:
         """As in `metarl.collect.Collector`."""
         one_by_one = learner.unit == "shots" and seeds.evaluation
-        wanted = (tuple(tasks), seeds, step if one_by_one else None)
-        if self._last is None or self._last[0] != wanted:
-            examples = self.tasks.support(tasks, seeds, shot=wanted[2], device=self.device)
-            self._last = (wanted, examples)
-        return self._last[1]
+        wanted = (seeds, step if one_by_one else None)
+        if self._last is None or self._last[:2] != wanted or not same_task(self._last[2], list(tasks)):
+            examples = self.tasks.support(tasks, seeds, shot=wanted[1], device=self.device)
+            self._last = (*wanted, list(tasks), examples)
+        return self._last[3]
 
     def query(self, tasks: Sequence[Any], learner: Any, state: Any, seeds: Seeds) -> Examples:
         """As in `metarl.collect.Collector`."""

@@ -241,7 +241,7 @@ def _parts(tree: Any) -> Iterator[tuple[Any, Any]]:
 def _plain(value: Any) -> Any:
     """Classes as dicts that name them; what is neither data nor a tensor, such as a task, as text."""
     if isinstance(value, Episodes):
-        value = replace(value, tasks=tuple(map(str, value.tasks)))
+        value = replace(value, tasks=tuple(map(one_line, value.tasks)))
     if value is None:
         return None
     if isinstance(value, Tensor):

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarl.episodes import Trajectories
+from metarl.errors import one_line
 from metarl.tasks import EnvTaskDistribution, Scene, TaskDistribution
 
 SCHEMA_VERSION = 1
@@ -89,7 +90,7 @@ def paths_to_json(paths: Sequence[Paths], *, unit: str) -> dict[str, Any]:
         "steps": sorted(paths[0].ways),
         "tasks": [
             {
-                "task": str(one.task),
+                "task": one_line(one.task),
                 "scene": scene_to_json(one.scene),
                 "ways": [[way.round(4).tolist() for way in one.ways[step]] for step in sorted(one.ways)],
             }

@@ -1,18 +1,21 @@
 """Task distributions: what a task is, how tasks are drawn, and how an environment is given one.
 
-A task is plain data (a frozen dataclass of numbers): comparable, printable, picklable. A distribution draws tasks from
-an explicit generator and has a `train` and a `test` split.
+A task is plain data (a frozen dataclass of numbers, an array, a dict): printable, picklable, and comparable by its
+content (`same_task`). A distribution draws tasks from an explicit generator and has a `train` and a `test` split.
 """
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from metarl.errors import one_line
 
 if TYPE_CHECKING:
     import gymnasium
@@ -122,7 +125,16 @@ class EnvTaskDistribution(TaskDistribution[Task]):
         By default all numbers that the task holds, in order, however they are nested. Where one of them is an angle,
         return its cosine and sine instead: angles just above 0 and just below 2 pi are then close.
         """
-        return np.array(list(_numbers(task)), np.float32)
+        numbers: list[float] = []
+        for _, part in parts_of(task):
+            if isinstance(part, np.ndarray) and part.dtype.kind in "biuf":
+                numbers += part.astype(np.float64).ravel().tolist()
+            elif isinstance(part, (bool, int, float, np.number, np.bool_)):
+                numbers.append(float(part))
+            else:
+                advice = "define task_features, which says what numbers stand for such a task"
+                raise TypeError(f"{one_line(repr(part))} is no number: {advice}")
+        return np.array(numbers, np.float32)
 
     def scene(self, task: Task) -> Scene | None:
         """What there is to see of `task` from above, or None: then nothing is drawn. Implement `positions` with it."""
@@ -140,16 +152,119 @@ class EnvTaskDistribution(TaskDistribution[Task]):
         raise NotImplementedError(f"{type(self).__name__} defines scene but not positions")
 
 
-def _numbers(value: Any) -> Iterator[float]:
-    if isinstance(value, (bool, int, float, np.number, np.bool_)):
-        yield float(value)
-    elif isinstance(value, np.ndarray):
-        yield from value.astype(np.float64).ravel().tolist()
-    elif is_dataclass(value):
-        for field in fields(value):
-            yield from _numbers(getattr(value, field.name))
-    elif isinstance(value, (Sequence, Mapping)) and not isinstance(value, str):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _numbers(part)
+def parts_of(task: Any, name: str = "task") -> Iterator[tuple[str, Any]]:
+    """The name and value of everything that `task` holds, however it is nested; arrays and tensors as one array."""
+    task = _as_array(task)
+    if isinstance(task, Mapping):
+        for key, value in task.items():
+            yield from parts_of(value, str(key))
+    elif isinstance(task, Sequence) and not isinstance(task, (str, bytes, bytearray)):
+        for value in task:
+            yield from parts_of(value, name)
+    elif is_dataclass(task) and not isinstance(task, type):
+        for field in fields(task):
+            yield from parts_of(getattr(task, field.name), field.name)
     else:
-        raise TypeError(f"{value!r} is no number: define task_features, which says what numbers stand for such a task")
+        yield name, task
+
+
+def same_task(left: Any, right: Any) -> bool:
+    """Whether two tasks have the same content. The one comparison of tasks: `==` may raise, or give an array.
+
+    Arrays, tensors and numbers are compared by value, and NaN equals NaN. Containers and dataclasses are compared part
+    by part. Another object equals what its `==` says it equals, and an object of its type that pickles to equal parts.
+    Two objects that are neither are different.
+    """
+    try:
+        return _same(left, right, set())
+    except RecursionError:  # nested too deeply to be compared, as to be pickled
+        return False
+
+
+def distinct_tasks(tasks: Iterable[Any], most: int) -> list[Any]:
+    """The first tasks of different content, at most `most` of them."""
+    found: list[Any] = []
+    for task in tasks:
+        if len(found) == most:
+            break
+        if not any(same_task(task, other) for other in found):
+            found.append(task)
+    return found
+
+
+def _same(left: Any, right: Any, comparing: set[tuple[int, int]]) -> bool:
+    """`same_task`; `comparing` holds the pairs that are being compared, for objects that hold themselves."""
+    left, right = _as_array(left), _as_array(right)
+    pair = (id(left), id(right))
+    if left is right or pair in comparing:
+        return True
+    if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
+        return left.shape == right.shape and _same_arrays(left, right, comparing)
+    if isinstance(left, np.ndarray) or isinstance(right, np.ndarray):
+        return False
+    try:
+        equal = left == right
+        if isinstance(equal, (bool, np.bool_)) and equal:
+            return True
+        if isinstance(left, _NUMBERS) and isinstance(right, _NUMBERS) and left != left and right != right:
+            return True  # both are NaN
+    except Exception:
+        pass  # the parts decide
+    if type(left) is not type(right):
+        return False
+    inner = comparing | {pair}
+    if isinstance(left, Mapping):
+        if len(left) != len(right):
+            return False
+        if all(key in right for key in left):
+            return all(_same(value, right[key], inner) for key, value in left.items())
+        return _same(list(left.items()), list(right.items()), inner)
+    if isinstance(left, Set):
+        return len(left) == len(right) and all(any(_same(one, other, inner) for other in right) for one in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(_same(*both, inner) for both in zip(left, right, strict=True))
+    if is_dataclass(left) and not isinstance(left, type):
+        compared = [field.name for field in fields(left) if field.compare]
+        return all(_same(getattr(left, name, None), getattr(right, name, None), inner) for name in compared)
+    return _same_pickled(left, right, inner)
+
+
+_NUMBERS = (float, complex, np.generic)
+
+
+def _same_arrays(left: NDArray[Any], right: NDArray[Any], comparing: set[tuple[int, int]]) -> bool:
+    """Whether two arrays of one shape hold the same."""
+    if left.dtype.names is not None or right.dtype.names is not None:
+        names = left.dtype.names or ()
+        return names == right.dtype.names and all(_same_arrays(left[name], right[name], comparing) for name in names)
+    if left.dtype.kind == "O" or right.dtype.kind == "O":
+        return all(_same(*both, comparing) for both in zip(left.ravel(), right.ravel(), strict=True))
+    if left.size and not _equal_entries(left.ravel()[:1], right.ravel()[:1]):
+        return False  # most large arrays that differ do so from the start
+    return _equal_entries(left, right)
+
+
+def _equal_entries(left: NDArray[Any], right: NDArray[Any]) -> bool:
+    numbers = left.dtype.kind in "fcmM" and right.dtype.kind in "fcmM"
+    return np.array_equal(left, right, equal_nan=numbers)
+
+
+def _same_pickled(left: Any, right: Any, comparing: set[tuple[int, int]]) -> bool:
+    """Whether two objects of one type consist of equal parts, as pickle sees them: attributes, slots, items."""
+    if isinstance(left, (str, bytes, int, float, complex, np.generic, type)):
+        return False  # what has no parts has been compared already
+    try:
+        parts = [whole.__reduce_ex__(4) for whole in (left, right)]
+    except Exception:  # an object that cannot be pickled, such as a generator or a lock
+        return False
+    one, other = ([list(part) if isinstance(part, Iterator) else part for part in whole] for whole in parts)
+    return _same(one, other, comparing)
+
+
+def _as_array(value: Any) -> Any:
+    """A tensor as an array, everything else as it is. (This module does not import torch: envs use it without.)"""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(value, torch.Tensor):
+        return value
+    dense = value.detach().to_dense().cpu().resolve_conj().resolve_neg()
+    return dense.numpy() if dense.element_size() > 1 and dense.dtype != torch.bfloat16 else dense.double().numpy()

@@ -104,7 +104,8 @@ def family_of(name: str, settings: dict[str, Any]) -> EnvTaskDistribution[Any]:
 def test_tasks(family: EnvTaskDistribution[Any]) -> list[Any]:
     """All of a finite family, or those that `metarl evaluate` draws."""
     rng = generator(0, EVALUATION_SEED, Purpose.EVALUATION_TASKS)
-    return family.all_tasks("test") or family.sample(NUM_TEST_TASKS, rng, split="test")
+    finite = family.all_tasks("test")
+    return list(family.sample(NUM_TEST_TASKS, rng, split="test") if finite is None else finite)
 
 
 def algorithm_of(name: str) -> Any:
@@ -174,7 +175,7 @@ class Returns:
         low, high = bootstrap(values, generator(0, 0, Purpose.BOOTSTRAP))
         lists = {"steps": self.steps, "mean": values.mean(1), "ci_low": low, "ci_high": high}
         rounded = {name: np.round(value, 4).tolist() for name, value in lists.items()}
-        return {**rounded, "tasks": [str(task) for task in self.tasks], "returns": self.values}
+        return {**rounded, "tasks": [one_line(task) for task in self.tasks], "returns": self.values}
 
 
 class Curve(BaseCallback):
@@ -226,7 +227,7 @@ def train(parsed: argparse.Namespace) -> None:
     model.save(parsed.out / "model.zip")
     content = {
         "family": parsed.tasks,
-        "task": None if task is None else str(task),
+        "task": None if task is None else one_line(task),
         "algorithm": parsed.algorithm,
         "settings": settings,
         "task_settings": settings_of("--set-task", parsed.set_task),
