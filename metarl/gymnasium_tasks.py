@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from metarl.errors import InputError, RunError, environment_fault
 from metarl.learner import Spaces
+from metarl.mujoco_warnings import caught, diverged
 from metarl.tasks import EnvTaskDistribution, Scene, Split, TaskVectorEnv
 
 Result = TypeVar("Result")
@@ -44,7 +45,7 @@ class GymnasiumTasks:
     """
 
     def __init__(self, tasks: EnvTaskDistribution[Any], num_envs: int, *, timeout: float | None = None) -> None:
-        self._limit = _TimeLimit(timeout)
+        self._limit = TimeLimit(timeout)
         with self._limit.watching():
             self._vector: SyncVectorEnv[Any, Any] = SyncVectorEnv([lambda: _TaskEnv(tasks, self._limit)] * num_envs)
         self.num_envs = num_envs
@@ -209,12 +210,13 @@ def spaces_of(env: TaskVectorEnv) -> Spaces:
 class _TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Gives the environment its task before every reset, and says with what task, seed and step it failed."""
 
-    def __init__(self, tasks: EnvTaskDistribution[Any], limit: _TimeLimit) -> None:
+    def __init__(self, tasks: EnvTaskDistribution[Any], limit: TimeLimit) -> None:
         self._tasks = tasks
         self._limit = limit
         self._seed: int | None = None
         self._steps = 0
         self._last_observation: Any = None
+        self._warnings: list[str] = []
         self.task: Any = None
         self.ended = False
         super().__init__(self._call("make_env", tasks.make_env))
@@ -233,9 +235,12 @@ class _TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             return self._last_observation, 0.0, False, False, {}
         self._steps += 1
         observation, reward, terminated, truncated, infos = self._call("step", self._step, action)
+        broken = diverged(self._warnings)
+        if broken:
+            infos = {**infos, "diverged": True}
         if not (isinstance(reward, (Real, np.bool_)) or getattr(reward, "shape", None) == ()):
             self._fail(f"step returned the reward {reward!r}: must be one number")
-        self.ended = bool(terminated or truncated)
+        self.ended = bool(terminated or truncated or broken)
         return self._observed(observation, "step"), reward, terminated, truncated, infos
 
     def _reset(self, seed: int | None, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
@@ -261,7 +266,8 @@ class _TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     def _call(self, what: str, function: Callable[..., Result], *arguments: Any) -> Result:
         self._limit.restart()
         try:
-            return function(*arguments)
+            with caught() as self._warnings:
+                return function(*arguments)
         except (InputError, RunError):
             raise
         except (Exception, SystemExit) as error:
@@ -271,7 +277,7 @@ class _TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         raise environment_fault(what, task=self.task, seed=self._seed, step=self._steps) from error
 
 
-class _TimeLimit:
+class TimeLimit:
     """Raises `TimeoutError` in what runs longer than `seconds` after `restart`, while `watching`."""
 
     def __init__(self, seconds: float | None) -> None:
