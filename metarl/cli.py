@@ -28,6 +28,7 @@ from metarl.errors import InputError, RunError, one_line, require, unknown_name
 from metarl.files import require_output
 from metarl.report import report_lines
 from metarl.tables import from_table
+from metarl.waiting import telling
 
 if TYPE_CHECKING:
     from metarl.arguments import TrainArguments
@@ -143,7 +144,8 @@ def train(arguments: Sequence[str]) -> int:
 
     config = parsed.config
     if config.task_name not in registry.TASKS:  # those are tested
-        check_before_training(config.task)
+        with contextlib.nullcontext(None) if parsed.quiet else telling(f"checking {config.task_name}") as on_call:
+            check_before_training(config.task, timeout=config.trainer.environment_timeout, on_call=on_call)
     if config.trainer.num_threads > (os.cpu_count() or 1) and not parsed.quiet:
         cores = f"this machine has {os.cpu_count()} cores; more threads than cores make nothing faster"
         print(f"metarl: note: trainer.num_threads = {config.trainer.num_threads}: {cores}", file=sys.stderr)
@@ -366,7 +368,7 @@ def list_names(json_output: Annotated[bool, tyro.conf.arg(name="json")] = False)
 
 
 def check_tasks(name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MOD:CLASS")]) -> int:
-    """Checks a task distribution: what is wrong is named in one line each.
+    """Checks a task distribution: what is wrong is named in one line each, and so is what is worth knowing.
 
     Args:
         name: a registered task family, or module:Class of your own.
@@ -375,9 +377,11 @@ def check_tasks(name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar
 
     from metarl.testing import check_task_distribution
 
-    problems = check_task_distribution(distribution)
-    for problem in problems:
-        print(f"{name}: {problem}")
+    notes: list[str] = []
+    with telling(f"checking {name}") as on_call:
+        problems = check_task_distribution(distribution, on_call=on_call, on_note=notes.append)
+    for line in (*problems, *(f"note: {note}" for note in notes)):
+        print(f"{name}: {line}")
     if not problems:
         print(f"{name}: fine")
     return 2 if problems else 0

@@ -4,85 +4,131 @@ own."""
 from __future__ import annotations
 
 import dataclasses
-import math
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from metarl.episodes import Examples, Trajectories
-from metarl.errors import EnvironmentFaultError, InputError, one_line, raised, require
+from metarl.environment_checks import check_environments
+from metarl.episodes import Examples
+from metarl.errors import InputError, one_line, require
 from metarl.examples import ExampleSpaces, ExampleTaskDistribution
-from metarl.learner import Acted, Spaces
-from metarl.rollout import RolloutCollector
+from metarl.foreign import TIMEOUT_S, Foreign
 from metarl.seeds import Seeds
-from metarl.tasks import EnvTaskDistribution, Scene, Split, TaskDistribution
+from metarl.tasks import EnvTaskDistribution, Split, TaskDistribution, distinct_tasks, parts_of, same_task
 
 NUM_TASKS = 8
-MAX_STEPS = 50
-NUM_TRAJECTORIES = 16
-TIMEOUT_S = 60.0
+NUM_DRAWN = 200
+FEW_TASKS = 40  # a family of so many tasks shows nearly all of them in `NUM_DRAWN` draws
 SPLITS: tuple[Split, Split] = ("train", "test")
 
 
-def check_task_distribution(distribution: TaskDistribution[Any], *, seed: int = 0) -> list[str]:
+def check_task_distribution(
+    distribution: TaskDistribution[Any],
+    *,
+    seed: int = 0,
+    timeout: float | None = TIMEOUT_S,
+    on_call: Callable[[str], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> list[str]:
     """What is wrong with a task distribution, one line each; an empty list if nothing is.
 
-    Checks the number of tasks, that the generator alone decides them, that tasks are comparable plain data with finite
-    parameters, what `splits` claims; and of environments, that episodes depend on the seed alone, that numbers are
+    Checks the number of tasks, that the generator alone decides them, that tasks are plain data with finite parameters,
+    what `splits` claims; and of environments, that episodes depend on the task and the seed alone, that numbers are
     finite, that the task reaches the environment, and that `scene` and `positions`, where there are any, can be drawn;
     of examples, that they depend on the task and its slot's seed alone, are what `spaces` says, and differ by task.
+
+    Args:
+        distribution: what is checked.
+        seed: of everything that is drawn, >= 0.
+        timeout: seconds that one call of the distribution or an environment may take, > 0; None for no limit.
+        on_call: told what is called, before each call.
+        on_note: told in one line each what is no fault but worth knowing.
     """
+    call, note = Foreign(timeout, on_call), on_note or (lambda _: None)
     try:
-        check_before_training(distribution, seed=seed)
+        check_before_training(distribution, seed=seed, timeout=timeout, on_call=on_call)
+        problems: list[str] = []
+        for split in SPLITS:
+            problems += _check_sampling(distribution, split, seed, call)
+        if not problems:
+            problems += _check_splits(distribution, seed, call, note)
+        if not problems and isinstance(distribution, EnvTaskDistribution):
+            tasks = distinct_tasks(_draw(distribution, "train", seed, call), NUM_TASKS)
+            problems += check_environments(distribution, tasks, seed=seed, call=call, on_note=note)
+        if not problems and isinstance(distribution, ExampleTaskDistribution):
+            problems += _check_examples(distribution, seed, call)
     except InputError as error:
         return [str(error)]
-    problems: list[str] = []
-    for split in SPLITS:
-        problems += _check_sampling(distribution, split, seed)
-    if not problems:
-        problems += _check_splits(distribution, seed)
-    if not problems and isinstance(distribution, EnvTaskDistribution):
-        problems += _check_environments(distribution, seed)
-    if not problems and isinstance(distribution, ExampleTaskDistribution):
-        problems += _check_examples(distribution, seed)
     return problems
 
 
-def check_before_training(distribution: TaskDistribution[Any], *, seed: int = 0) -> None:
+def check_before_training(
+    distribution: TaskDistribution[Any],
+    *,
+    seed: int = 0,
+    timeout: float | None = TIMEOUT_S,
+    on_call: Callable[[str], None] | None = None,
+) -> None:
     """The part of `check_task_distribution` that takes no episode: what `metarl train` refuses.
 
     Checks that samples have the right number of tasks with finite parameters, the horizon, and that all tasks'
     environments have the same spaces.
 
+    Args:
+        distribution: what is checked.
+        seed: of everything that is drawn, >= 0.
+        timeout: as in `check_task_distribution`.
+        on_call: as in `check_task_distribution`.
+
     Raises:
         InputError: the first thing that is wrong.
     """
+    call = Foreign(timeout, on_call)
     for split in SPLITS:
         where = f"sample(split={split!r})"
-        tasks = _call(where, distribution.sample, NUM_TASKS, np.random.default_rng(seed), split=split)
+        tasks = call(where, distribution.sample, NUM_TASKS, np.random.default_rng(seed), split=split)
         asked = f"a list of {NUM_TASKS} tasks, as asked for"
-        counted = isinstance(tasks, (Sequence, np.ndarray)) and not isinstance(tasks, str)
-        require(counted, where, tasks, asked)
+        _require_list(tasks, where, asked)
         require(len(tasks) == NUM_TASKS, where, f"{len(tasks)} tasks", asked)
         for task in tasks:
-            bad = [f"{name} = {value!r}" for name, value in _numbers(task) if not math.isfinite(value)]
-            require(not bad, where, task, f"a task with finite parameters; {', '.join(bad)}")
-        finite = _call(f"all_tasks({split!r})", distribution.all_tasks, split)
-        require(finite is None or len(finite) > 0, f"all_tasks({split!r})", finite, "None, or one task at least")
+            bad = [f"{name} = {one_line(value, max_length=60)}" for name, value in parts_of(task) if _not_finite(value)]
+            if bad:
+                raise InputError(
+                    f"{where} = {one_line(task)}: must be a task with finite parameters; {', '.join(bad[:3])}"
+                )
+        where = f"all_tasks({split!r})"
+        finite = call(where, distribution.all_tasks, split)
+        if finite is not None:
+            _require_list(finite, where, "None, or a list of one task at least")
+            require(len(finite) > 0, where, finite, "None, or one task at least")
     if isinstance(distribution, EnvTaskDistribution):
-        _check_spaces(distribution, seed)
+        _check_spaces(distribution, seed, call)
 
 
-def _check_spaces(distribution: EnvTaskDistribution[Any], seed: int) -> None:
+def _require_list(tasks: Any, where: str, allowed: str) -> None:
+    if not isinstance(tasks, (Sequence, np.ndarray)) or isinstance(tasks, str) or np.shape(tasks) == ():
+        raise InputError(f"{where} = {one_line(repr(tasks))}: must be {allowed}")
+
+
+def _not_finite(value: Any) -> bool:
+    numbers = isinstance(value, (float, np.floating)) or (isinstance(value, np.ndarray) and value.dtype.kind == "f")
+    return numbers and not bool(np.isfinite(value).all())
+
+
+def _check_spaces(distribution: EnvTaskDistribution[Any], seed: int, call: Foreign) -> None:
     horizon = getattr(distribution, "horizon", None)
     require(isinstance(horizon, int) and horizon >= 1, "horizon", horizon, "an integer >= 1: steps per trajectory")
     if type(distribution).make_vector_env is not EnvTaskDistribution.make_vector_env:
-        return
-    env = _call("make_env", distribution.make_env)
+        together = call("make_vector_env", distribution.make_vector_env, 1, num_threads=1)
+        if together is not None:
+            call("set_tasks", together.set_tasks, _draw(distribution, "train", seed, call)[:1])
+            call("reset", together.reset, seed=[seed])
+            together.close()
+            return
+    env = call("make_env", distribution.make_env)
     require(callable(getattr(env, "reset", None)), "make_env()", env, "a gymnasium environment")
     try:
         limit = getattr(env.spec, "max_episode_steps", None)
@@ -91,134 +137,71 @@ def _check_spaces(distribution: EnvTaskDistribution[Any], seed: int) -> None:
         )
         require(limit is None or horizon <= limit, "horizon", horizon, allowed)
         first: tuple[Any, Any] | None = None
-        for task in _distinct(distribution, seed)[:NUM_TASKS]:
-            _call("set_task", distribution.set_task, env, task)
-            _call("reset", env.reset, seed=seed)
+        for task in distinct_tasks(_draw(distribution, "train", seed, call), NUM_TASKS):
+            call(f"set_task, given {one_line(task)},", distribution.set_task, env, task)
+            call(f"reset, under {one_line(task)} with seed {seed},", env.reset, seed=seed)
             spaces = (env.observation_space, env.action_space)
             first = first or (task, spaces)
-            same = f"equal to those of {first[0]!r}: {first[1]}"
-            require(spaces == first[1], f"observation and action space of {task!r}", spaces, same)
+            same = f"equal to those of {one_line(first[0])}: {first[1]}"
+            require(spaces == first[1], f"observation and action space of {one_line(task)}", spaces, same)
     finally:
         env.close()
 
 
-def _call(what: str, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
-    """Calls foreign code: whatever it raises is the answer."""
-    try:
-        return function(*arguments, **settings)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{what} raised {raised(error)}") from error
-
-
-def _check_sampling(distribution: TaskDistribution[Any], split: Split, seed: int) -> list[str]:
+def _check_sampling(distribution: TaskDistribution[Any], split: Split, seed: int, call: Foreign) -> list[str]:
     where = f"sample(split={split!r})"
     tasks, again, other = (
-        distribution.sample(NUM_TASKS, np.random.default_rng(number), split=split) for number in (seed, seed, seed + 1)
+        list(call(where, distribution.sample, NUM_TASKS, np.random.default_rng(number), split=split))
+        for number in (seed, seed, seed + 1)
     )
-    problems = []
-    if not _equal(tasks, again):
-        advice = "draw from `rng` alone, and make tasks comparable (a frozen dataclass)"
-        problems.append(f"{where} gave {tasks[0]!r}, then {again[0]!r} from equal generators: {advice}")
-    finite = distribution.all_tasks(split)
-    if _equal(tasks, other) and (finite is None or len(finite) > 1):
-        problems.append(f"{where} gave the same {NUM_TASKS} tasks from two different generators: it ignores `rng`")
+    task, data = one_line(tasks[0]), "make it plain data: numbers, arrays, a dict, a frozen dataclass"
     try:
-        if not _equal([pickle.loads(pickle.dumps(tasks[0]))], [tasks[0]]):
-            problems.append(f"{tasks[0]!r} does not equal its pickled copy")
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        problems.append(f"{tasks[0]!r} cannot be pickled: {error}")
+        if not same_task(pickle.loads(pickle.dumps(tasks[0])), tasks[0]):
+            return [f"{task} does not equal its pickled copy: {data}"]
+    except Exception as error:
+        return [f"{task} cannot be pickled: {one_line(error)}; {data}"]
+    problems = []
+    if not same_task(tasks, again):
+        one, two = next(pair for pair in zip(tasks, again, strict=True) if not same_task(*pair))
+        what = f"{where} gave {one_line(one)}, then {one_line(two)} from equal generators"
+        problems.append(f"{what}: draw from `rng` alone")
+    finite = call(f"all_tasks({split!r})", distribution.all_tasks, split)
+    if same_task(tasks, other) and (finite is None or len(finite) > 1):
+        problems.append(f"{where} gave the same {NUM_TASKS} tasks from two different generators: it ignores `rng`")
     return problems
 
 
-def _equal(left: Sequence[Any], right: Sequence[Any]) -> bool:
-    try:
-        return list(left) == list(right)
-    except ValueError:  # arrays compare element by element: such tasks are not comparable
-        return False
-
-
-def _check_splits(distribution: TaskDistribution[Any], seed: int) -> list[str]:
-    train, test = ([*_draw(distribution, split, seed)] for split in SPLITS)
+def _check_splits(
+    distribution: TaskDistribution[Any], seed: int, call: Foreign, on_note: Callable[[str], None]
+) -> list[str]:
+    drawn = {split: list(_draw(distribution, split, seed, call)) for split in SPLITS}
+    finite = {split: call(f"all_tasks({split!r})", distribution.all_tasks, split) for split in SPLITS}
     if distribution.splits == "disjoint":
-        shared = [task for task in test if task in train]
-        if shared:
-            return [f"splits = 'disjoint', but {shared[0]!r} is in both"]
-    if distribution.splits == "identical":
-        finite = {split: distribution.all_tasks(split) for split in SPLITS}
-        if finite["train"] is None or finite["train"] != finite["test"]:
-            return ["splits = 'identical', but all_tasks('train') and all_tasks('test') are not the same list"]
+        for task in drawn["test"]:
+            if any(same_task(task, other) for other in drawn["train"]):
+                return [f"splits = 'disjoint', but {one_line(task)} is in both"]
+    listed = finite["train"] is not None and finite["test"] is not None
+    if distribution.splits == "identical" and not (listed and same_task(drawn["train"], drawn["test"])):
+        return ["splits = 'identical', but all_tasks('train') and all_tasks('test') are not the same list"]
+    for split in SPLITS:
+        count = len(distinct_tasks(drawn[split], FEW_TASKS + 1))
+        if finite[split] is None and count <= FEW_TASKS:
+            on_note(
+                f"sample(split={split!r}) gave only {count} different tasks in {NUM_DRAWN} draws. If there are no "
+                "others, return them from all_tasks: evaluation then covers each of them. Where training and test "
+                "have the same tasks, set splits = 'identical'"
+            )
     return []
 
 
-def _check_environments(distribution: EnvTaskDistribution[Any], seed: int) -> list[str]:
-    short = _shortened(distribution)
-    tasks = _distinct(distribution, seed)
-    collector = RolloutCollector(short, num_trajectories=NUM_TRAJECTORIES, environment_timeout=TIMEOUT_S)
-    learner = _RandomLearner(collector.spaces)
-
-    def run(task: Any, number: int) -> Trajectories:
-        return collector.query([task], learner, None, Seeds.first(1, seed=number))
-
-    try:
-        first = run(tasks[0], seed)
-        names = _differences(first, run(tasks[0], seed))
-        if names:
-            what = f"{' and '.join(names)} under {tasks[0]!r} differ between two episodes with one seed"
-            return [f"{what}: reset ignores it"]
-        _check_scene(distribution, tasks[0], first.observations[0].numpy())
-        if len(tasks) < 2:
-            return []
-        numbers = range(seed, seed + 5)
-        if not any(_differences(run(tasks[0], number), run(tasks[1], number)) for number in numbers):
-            return [f"{tasks[0]!r} and {tasks[1]!r} gave equal episodes: the task does not reach the environment"]
-        return []
-    except InputError as error:
-        return [str(error)]
-    except EnvironmentFaultError as error:
-        if error.__cause__ is not None:  # what the environment raised is worth its traceback
-            raise
-        return [str(error)]
-    finally:
-        collector.close()
-
-
-def _check_scene(distribution: EnvTaskDistribution[Any], task: Any, observations: NDArray[np.float32]) -> None:
-    """Raises `InputError` unless the task can be drawn, or says that it is not to be."""
-    where = f"scene({one_line(task)})"
-    scene = _call(where, distribution.scene, task)
-    if scene is None:
-        return
-    require(isinstance(scene, Scene), where, scene, "a metarl.tasks.Scene, or None")
-    parts = {"start": (scene.start, (2,)), "goal": (scene.goal, (2,)), "extent": (scene.extent, (4,))}
-    parts = {name: (value, shape) for name, (value, shape) in parts.items() if value is not None}
-    parts |= {f"walls[{i}]": (wall, (4,)) for i, wall in enumerate(scene.walls)}
-    for name, (value, shape) in {**parts, "goal_radius": (scene.goal_radius, ())}.items():
-        kind = f"{shape[0]} finite numbers" if shape else "a finite number"
-        require(_is_finite(value, shape), f"{where}.{name}", value, kind)
-    positions = _call("positions", distribution.positions, observations)
-    of = f"positions(observations of shape {observations.shape})"
-    shape = (*observations.shape[:-1], 2)
-    require(np.shape(positions) == shape, of, f"an array of shape {np.shape(positions)}", f"x and y: of shape {shape}")
-    require(_is_finite(positions, shape), of, "an array with nan, inf or no numbers", "finite numbers")
-
-
-def _is_finite(value: Any, shape: tuple[int, ...]) -> bool:
-    try:
-        array = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
-        return False
-    return array.shape == shape and bool(np.isfinite(array).all())
-
-
-def _check_examples(distribution: ExampleTaskDistribution[Any], seed: int) -> list[str]:
-    tasks = _distinct(distribution, seed)[:NUM_TASKS]
+def _check_examples(distribution: ExampleTaskDistribution[Any], seed: int, call: Foreign) -> list[str]:
+    tasks = distinct_tasks(_draw(distribution, "train", seed, call), NUM_TASKS)
     problems: list[str] = []
     for evaluation in (False, True):
         seeds = Seeds.first(len(tasks), seed=seed, evaluation=evaluation)
         for part in (distribution.support, distribution.query):
-            data, again = part(tasks, seeds), part(tasks[::-1], seeds.take(range(len(tasks))[::-1]))
+            data = call(part.__name__, part, tasks, seeds)
+            again = call(part.__name__, part, tasks[::-1], seeds.take(range(len(tasks))[::-1]))
             problems += [
                 f"{part.__name__}: {fault}" for fault in _example_faults(data, distribution.spaces, len(tasks))
             ]
@@ -229,7 +212,8 @@ def _check_examples(distribution: ExampleTaskDistribution[Any], seed: int) -> li
     seeds = dataclasses.replace(seeds, slots=(0,) * len(tasks))  # equal random numbers: what differs is the task's
     support, query = distribution.support(tasks, seeds), distribution.query(tasks, seeds)
     if all(torch.equal(part[0], part[1]) for data in (support, query) for part in (data.inputs, data.targets)):
-        return [f"{tasks[0]!r} and {tasks[1]!r} gave equal examples: the task does not reach them"]
+        both = f"{one_line(tasks[0])} and {one_line(tasks[1])}"
+        return [f"{both} gave equal examples: the task does not reach them"]
     return []
 
 
@@ -250,55 +234,10 @@ def _example_faults(data: Examples, spaces: ExampleSpaces, num_tasks: int) -> It
         yield f"targets must be finite numbers [num_tasks, num_examples, {spaces.num_outputs}]"
 
 
-def _differences(left: Trajectories, right: Trajectories) -> list[str]:
-    names = ("observations", "rewards")
-    return [name for name in names if not torch.equal(getattr(left, name), getattr(right, name))]
-
-
-def _shortened(distribution: EnvTaskDistribution[Any]) -> EnvTaskDistribution[Any]:
-    """`distribution` with a shorter horizon, where its horizon is a setting."""
-    if not dataclasses.is_dataclass(distribution) or distribution.horizon <= MAX_STEPS:
-        return distribution
-    settings = {field.name for field in dataclasses.fields(distribution) if field.init}
-    return dataclasses.replace(distribution, horizon=MAX_STEPS) if "horizon" in settings else distribution
-
-
-def _distinct(distribution: TaskDistribution[Any], seed: int) -> list[Any]:
-    tasks: list[Any] = []
-    for task in _draw(distribution, "train", seed):
-        if task not in tasks:
-            tasks.append(task)
-    return tasks
-
-
-def _draw(distribution: TaskDistribution[Any], split: Split, seed: int) -> Iterator[Any]:
-    finite = distribution.all_tasks(split)
-    yield from distribution.sample(200, np.random.default_rng(seed), split=split) if finite is None else finite
-
-
-def _numbers(task: Any, name: str = "task") -> Iterator[tuple[str, float]]:
-    if isinstance(task, (int, float, np.integer, np.floating)) and not isinstance(task, bool):
-        yield name, float(task)
-    elif isinstance(task, dict):
-        for key, value in task.items():
-            yield from _numbers(value, str(key))
-    elif isinstance(task, (Sequence, np.ndarray)) and not isinstance(task, str):
-        for value in task:
-            yield from _numbers(value, name)
-    elif dataclasses.is_dataclass(task) and not isinstance(task, type):
-        for field in dataclasses.fields(task):
-            yield from _numbers(getattr(task, field.name), field.name)
-
-
-class _RandomLearner:
-    """Acts by the noise alone, as far as a collector needs it."""
-
-    def __init__(self, spaces: Spaces) -> None:
-        self._spaces = spaces
-
-    def act(self, state: None, observations: torch.Tensor, noise: torch.Tensor) -> tuple[Acted, None]:
-        actions = (noise * self._spaces.action_size).long() if self._spaces.discrete else noise
-        return Acted(actions, torch.zeros(observations.shape[:2])), state
-
-    def observe(self, state: None, *feedback: torch.Tensor) -> None:
-        return state
+def _draw(distribution: TaskDistribution[Any], split: Split, seed: int, call: Foreign) -> Sequence[Any]:
+    """Every task of a finite split, or some tasks of an infinite one."""
+    finite = call(f"all_tasks({split!r})", distribution.all_tasks, split)
+    if finite is not None:
+        return list(finite)
+    rng = np.random.default_rng(seed)
+    return list(call(f"sample(split={split!r})", distribution.sample, NUM_DRAWN, rng, split=split))

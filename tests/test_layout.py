@@ -40,7 +40,10 @@ WORKINGS = {
     "checkpoint",
     "collect",
     "evaluation",
+    "environment_checks",
+    "foreign",
     "gymnasium_tasks",
+    "mujoco_warnings",
     "nonfinite",
     "paths",
     "plots",
@@ -53,6 +56,7 @@ WORKINGS = {
     "trainer",
     "transfer",
     "video",
+    "waiting",
 }
 EPISODIC = FOUNDATION | CORE | WORKINGS
 LAYERS = {
@@ -70,10 +74,13 @@ PRIVILEGES = {
     "metarl.config": {"tyro"},
     "metarl.files": {"filelock"},
     "metarl.plots": {"matplotlib"},
+    "metarl.environment_checks": {"gymnasium"},
     "metarl.gymnasium_tasks": {"gymnasium"},
+    "metarl.mujoco_warnings": {"mujoco"},
     "metarl.tracking": {"tensorboard"},
     "metarl.trainer": {"rich"},
     "metarl.video": {"PIL", "av"},
+    "metarl.waiting": {"rich"},
 }
 
 

@@ -1,0 +1,327 @@
+"""The part of `metarl.testing` that takes episodes: do they depend on task and seed alone, and does the task matter?"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from metarl.episodes import Trajectories
+from metarl.errors import EnvironmentFaultError, one_line, require
+from metarl.foreign import Foreign
+from metarl.gymnasium_tasks import vector_env_of
+from metarl.learner import Acted, Spaces
+from metarl.rollout import RolloutCollector
+from metarl.seeds import Seeds
+from metarl.tasks import EnvTaskDistribution, Scene, same_task
+
+NUM_TASKS = 4
+NUM_TRAJECTORIES = 4
+MAX_STEPS = 50
+# Where short episodes under random actions do not show the task, others may: longer, and with actions that last.
+MORE_TRAJECTORIES = 16
+MORE_STEPS = 1000
+_STANDARD_LIBRARY = sysconfig.get_path("stdlib")
+
+
+def check_environments(
+    distribution: EnvTaskDistribution[Any],
+    tasks: Sequence[Any],
+    *,
+    seed: int,
+    call: Foreign,
+    on_note: Callable[[str], None],
+) -> list[str]:
+    """What is wrong with the environments of `distribution`, one line each.
+
+    Args:
+        distribution: the family.
+        tasks: some of its tasks, all different, at least one.
+        seed: of the episodes, >= 0.
+        call: how foreign code is called.
+        on_note: told what is no fault but worth knowing.
+
+    Raises:
+        InputError: the first thing that is wrong, in a call or in a scene.
+        EnvironmentFaultError: an environment raised; the original error is the cause.
+    """
+    check = _Check(distribution, list(tasks[:NUM_TASKS]), seed, call)
+    try:
+        problem = check.repeats() or (check.tells_tasks_apart(on_note) if len(check.tasks) > 1 else None)
+    except EnvironmentFaultError as error:
+        if error.__cause__ is not None:  # what the environment raised is worth its traceback
+            raise
+        return [str(error)]
+    return [] if problem is None else [problem]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Check:
+    distribution: EnvTaskDistribution[Any]
+    tasks: list[Any]
+    seed: int
+    call: Foreign
+
+    @property
+    def together(self) -> bool:
+        """Whether the family brings a vector environment of its own."""
+        return type(self.distribution).make_vector_env is not EnvTaskDistribution.make_vector_env
+
+    def repeats(self) -> str | None:
+        """Why an episode depends on something else than its task and seed, or None; draws a scene by the way."""
+        backwards = list(range(len(self.tasks)))
+        if not self.together:  # where many step at once, the last bits may depend on the place
+            backwards.reverse()
+        with self._collecting() as collect:
+            first = collect(self.tasks)
+            again = collect([self.tasks[i] for i in backwards])
+        for place, i in enumerate(backwards):
+            names = _differences(first, i, again, place)
+            if names:
+                what = (
+                    f"{' and '.join(names)} under {one_line(self.tasks[i])} differ between two episodes with one seed"
+                )
+                return f"{what}: {self._why(i)}"
+        _check_scene(self.distribution, self.tasks[0], first.observations[0].numpy(), self.call)
+        return None
+
+    def tells_tasks_apart(self, on_note: Callable[[str], None]) -> str | None:
+        """Says so if the task does not reach the environment, and notes it where no episode shows that it does."""
+        others = range(1, len(self.tasks))
+        full = _with_horizon(self.distribution, MORE_STEPS)
+        tries = [(_with_horizon(self.distribution, MAX_STEPS), 1), *((full, hold) for hold in (1, 10, full.horizon))]
+        for number, (distribution, hold) in enumerate(tries):
+            with self._collecting(distribution, num_trajectories=MORE_TRAJECTORIES, hold=hold) as collect:
+                data = collect(self.tasks, seed=self.seed + number)
+            if any(_differences(data, 0, data, i) for i in others):
+                return None
+        both = f"{one_line(self.tasks[0])} and {one_line(self.tasks[1])}"
+        lost = self._lost()
+        if lost is not None:
+            return f"{both} gave equal episodes: the task does not reach the environment{lost}"
+        on_note(
+            f"could not show that the task reaches the environment: {both} gave equal episodes under random actions "
+            f"({full.horizon} steps). That is right for a reward that random actions never meet; otherwise nothing "
+            "reads what set_task changes"
+        )
+        return None
+
+    def _why(self, i: int) -> str:
+        """What makes episodes of task `i` differ; fresh environments tell a seed that is ignored from carried state."""
+        outside = _Outside(self.distribution)
+        alone = []
+        for _ in range(2):
+            with self._collecting() as collect:
+                alone.append(collect([self.tasks[i]]))
+        if _differences(alone[0], 0, alone[1], 0):
+            changed = outside.changed()
+            if changed:
+                return (
+                    f"they change {changed}, which is kept outside of the environment and carried into the next episode"
+                )
+            return "reset ignores it"
+        if not self.together:
+            with self._collecting() as collect:
+                if _differences(collect(self.tasks), i, alone[0], 0):
+                    shared = "they share state, on a class, in a module or in the distribution"
+                    return f"the tasks that are met at the same time disturb each other; {shared}"
+        advice = "set_task and reset must set everything anew, and change nothing (such as `env.mass *= task`)"
+        return f"fresh environments agree, so state is carried from one episode or task into the next; {advice}"
+
+    @contextlib.contextmanager
+    def _collecting(
+        self,
+        distribution: EnvTaskDistribution[Any] | None = None,
+        *,
+        num_trajectories: int = NUM_TRAJECTORIES,
+        hold: int = 1,
+    ) -> Iterator[Callable[..., Trajectories]]:
+        """Takes episodes of tasks in environments that are fresh at first, all tasks with equal random numbers."""
+        short = _with_horizon(self.distribution, MAX_STEPS) if distribution is None else distribution
+        self.call.on_call("make_env")
+        collector = RolloutCollector(short, num_trajectories=num_trajectories, environment_timeout=self.call.timeout)
+
+        def collect(tasks: Sequence[Any], seed: int = self.seed) -> Trajectories:
+            self.call.on_call(f"episodes of {len(tasks)} tasks, {num_trajectories} of {short.horizon} steps each")
+            learner = _RandomLearner(collector.spaces, hold)
+            return collector.query(tasks, learner, None, Seeds(seed, 0, (0,) * len(tasks)))
+
+        try:
+            yield collect
+        finally:
+            collector.close()
+
+    def _lost(self) -> str | None:
+        """A hint if two tasks leave environments that are alike in everything, so that none can act on its task."""
+        contents, added = [], set()
+        for task in self.tasks[:2]:
+            env: Any
+            if self.together:
+                env = vector_env_of(self.distribution, 1)
+            else:
+                env = self.call("make_env", self.distribution.make_env)
+            before = _contents(env)
+            if self.together:
+                env.set_tasks([task])
+            else:
+                self.call("set_task", self.distribution.set_task, env, task)
+            self.call("reset", env.reset, seed=self.seed)
+            after = _contents(env)
+            # Nothing reads a new attribute of a wrapper of gymnasium's.
+            new = {name for name in after.keys() - before.keys() if name[0].startswith("gymnasium.")}
+            contents.append({name: value for name, value in after.items() if name not in new})
+            added |= new
+            env.close()
+        if not same_task(*contents):
+            return None
+        hints = [f"set_task sets {name!r} of gymnasium's {kind.rpartition('.')[2]}" for kind, name in sorted(added)]
+        return f": {hints[0]}, a wrapper; write env.unwrapped.{min(added)[1]}" if hints else ""
+
+
+def _contents(env: Any) -> dict[tuple[str, str], Any]:
+    """The attributes of an environment and of its wrappers, by class and name."""
+    found: dict[tuple[str, str], Any] = {}
+    for layer in _layers(env):
+        kind = f"{type(layer).__module__}.{type(layer).__qualname__}"
+        found |= {
+            (kind, name): value for name, value in vars(layer).items() if value is not getattr(layer, "env", None)
+        }
+    return found
+
+
+def _layers(env: Any) -> Iterator[Any]:
+    while isinstance(env, gymnasium.Wrapper):
+        yield env
+        env = env.env
+    yield env
+
+
+class _Outside:
+    """What a family keeps outside of its environments: attributes of its classes, of their modules, its own."""
+
+    def __init__(self, distribution: EnvTaskDistribution[Any]) -> None:
+        self._distribution = distribution
+        self._before = self._data()
+
+    def changed(self) -> str:
+        """What has changed since this was made, or ""."""
+        after = self._data()
+        changed = [name for name, value in after.items() if not same_task(value, self._before.get(name))]
+        return " and ".join(changed[:3])
+
+    def _data(self) -> dict[str, Any]:
+        homes = {"distribution": vars(self._distribution)}
+        for name, module in list(sys.modules.items()):
+            if _is_own(module):
+                homes[name] = vars(module)
+                kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == name]
+                homes |= {f"{name}.{kind.__qualname__}": dict(vars(kind)) for kind in kinds}
+        data = {}
+        for home, values in homes.items():
+            for name, value in values.items():
+                if not name.startswith("__") and not callable(value):
+                    with contextlib.suppress(Exception):  # what cannot be copied, such as a module, is no data
+                        data[f"{home}.{name}"] = copy.deepcopy(value)
+        return data
+
+
+def _is_own(module: Any) -> bool:
+    """Whether a module is the user's: neither Python's, nor installed, nor MetaRL's."""
+    file, name = getattr(module, "__file__", None), getattr(module, "__name__", "")
+    if not isinstance(file, str) or not Path(file).is_absolute() or name.partition(".")[0] == "metarl":
+        return False
+    return not file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file and "dist-packages" not in file
+
+
+def _check_scene(
+    distribution: EnvTaskDistribution[Any], task: Any, observations: NDArray[np.float32], call: Foreign
+) -> None:
+    """Raises `InputError` unless the task can be drawn, or says that it is not to be."""
+    where = f"scene({one_line(task)})"
+    scene = call(where, distribution.scene, task)
+    if scene is None:
+        return
+    require(isinstance(scene, Scene), where, scene, "a metarl.tasks.Scene, or None")
+    parts = {"start": (scene.start, (2,)), "goal": (scene.goal, (2,)), "extent": (scene.extent, (4,))}
+    parts = {name: (value, shape) for name, (value, shape) in parts.items() if value is not None}
+    parts |= {f"walls[{i}]": (wall, (4,)) for i, wall in enumerate(scene.walls)}
+    for name, (value, shape) in {**parts, "goal_radius": (scene.goal_radius, ())}.items():
+        kind = f"{shape[0]} finite numbers" if shape else "a finite number"
+        require(_is_finite(value, shape), f"{where}.{name}", value, kind)
+    positions = call("positions", distribution.positions, observations)
+    of = f"positions(observations of shape {observations.shape})"
+    shape = (*observations.shape[:-1], 2)
+    require(np.shape(positions) == shape, of, f"an array of shape {np.shape(positions)}", f"x and y: of shape {shape}")
+    require(_is_finite(positions, shape), of, "an array with nan, inf or no numbers", "finite numbers")
+
+
+def _is_finite(value: Any, shape: tuple[int, ...]) -> bool:
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        return False
+    return array.shape == shape and bool(np.isfinite(array).all())
+
+
+def _differences(left: Trajectories, i: int, right: Trajectories, j: int) -> list[str]:
+    """What differs between the episodes of task i on the left and task j on the right, live steps alone."""
+    names = {"observations": "observations", "rewards": "rewards", "mask": "lengths", "terminated": "ends"}
+    found = []
+    for name, told in names.items():
+        one, other = (_live(data, name)[place] for data, place in ((left, i), (right, j)))
+        if not torch.equal(one, other):
+            found.append(told)
+    return found
+
+
+def _live(data: Trajectories, name: str) -> torch.Tensor:
+    values: torch.Tensor = getattr(data, name)
+    mask = data.mask.bool()
+    return torch.where(mask.unsqueeze(-1) if values.dim() > mask.dim() else mask, values, torch.zeros_like(values))
+
+
+def _with_horizon(distribution: EnvTaskDistribution[Any], most: int) -> EnvTaskDistribution[Any]:
+    """`distribution` with a horizon of at most `most`, where its horizon can be set."""
+    if distribution.horizon <= most:
+        return distribution
+    if dataclasses.is_dataclass(distribution):
+        settings = {field.name for field in dataclasses.fields(distribution) if field.init}
+        return dataclasses.replace(distribution, horizon=most) if "horizon" in settings else distribution
+    short = copy.copy(distribution)
+    with contextlib.suppress(AttributeError):  # a property
+        short.horizon = most
+    return short
+
+
+class _RandomLearner:
+    """Acts by the noise alone, as far as a collector needs it.
+
+    Args:
+        spaces: of the environments.
+        hold: steps that each action lasts: one that lasts leads further.
+    """
+
+    def __init__(self, spaces: Spaces, hold: int) -> None:
+        self._spaces = spaces
+        self._hold = hold
+        self._steps = 0
+        self._actions = torch.zeros(0)
+
+    def act(self, state: None, observations: torch.Tensor, noise: torch.Tensor) -> tuple[Acted, None]:
+        if self._steps % self._hold == 0:
+            self._actions = (noise * self._spaces.action_size).long() if self._spaces.discrete else noise
+        self._steps += 1
+        return Acted(self._actions, torch.zeros(observations.shape[:2])), state
+
+    def observe(self, state: None, *feedback: torch.Tensor) -> None:
+        return state

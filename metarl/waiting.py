@@ -1,0 +1,55 @@
+"""What the command line shows while it waits for a user's code."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+
+SILENCE_S = 1.0
+
+
+@contextlib.contextmanager
+def telling(what: str) -> Iterator[Callable[[str], None]]:
+    """Says on standard error what is being done, after a second without an end and after each doubling of the time.
+
+    On a terminal it is one line that changes and then goes; elsewhere it is plain lines.
+
+    Args:
+        what: the work, such as "checking mine:Mine".
+
+    Yields:
+        A function to be told of each part of the work as it begins.
+    """
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    started = time.monotonic()
+    doing = [""]
+    done = threading.Event()
+
+    def tell() -> None:
+        due = SILENCE_S
+        status = console.status("") if console.is_terminal else None
+        with status or contextlib.nullcontext():
+            while not done.wait(max(0.0, started + due - time.monotonic())):
+                seconds = time.monotonic() - started
+                line = f"metarl: {what}, {seconds:.0f} s: {doing[0]}"
+                if status is None:
+                    console.print(line)
+                else:
+                    status.update(line)
+                due = seconds + SILENCE_S if status is not None else 2 * due
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+
+    def begin(part: str) -> None:
+        doing[0] = part
+
+    try:
+        yield begin
+    finally:
+        done.set()
+        thread.join()
