@@ -1,8 +1,9 @@
 """The command line: `metarl train | evaluate | plot | video | list | check-tasks`.
 
-Exit codes: 0 done, 2 bad input (one line on standard error), 130 and 143 after SIGINT and SIGTERM (the present
-iteration is finished and saved; a second signal stops at once), 1 what ends a run otherwise (one line, after the
-traceback of what a user's environment raised) and anything unforeseen (with a traceback).
+Exit codes: 0 done, 2 bad input (one line on standard error), 130, 143 and 129 after SIGINT, SIGTERM and SIGHUP
+(training finishes its iteration and saves it, all else ends at once; a second signal ends training at once too), 1 what
+ends a run otherwise (one line, after the traceback of what a user's environment raised) and anything unforeseen (with a
+traceback).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import functools
 import json
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +29,7 @@ from metarl.config import EvaluationConfig, TrainerConfig, load_config, read_sav
 from metarl.errors import InputError, RunError, one_line, require, unknown_name
 from metarl.files import require_output
 from metarl.report import report_lines
+from metarl.stopping import Stopped, StopSignals
 from metarl.tables import from_table
 from metarl.waiting import telling
 
@@ -57,9 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     sys.path.append(str(Path.cwd()))  # so that module:Class finds the user's own modules
     try:
-        code = _dispatch(arguments)
-        sys.stdout.flush()
-        return code
+        with StopSignals() as signals:
+            code = _dispatch(arguments, signals)
+            sys.stdout.flush()
+            return code
     except InputError as error:
         print(f"metarl: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
@@ -76,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"metarl: {_without_memory(error)}", file=sys.stderr)
         return 1
+    except Stopped as stop:
+        print(f"metarl: stopped by {signal.Signals(stop.number).name}", file=sys.stderr)
+        return 128 + stop.number
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -91,7 +98,7 @@ def _without_memory(error: BaseException) -> str:
     return f"out of memory: {one_line(error)}; {advice}"
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _dispatch(arguments: list[str], signals: StopSignals) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: metarl COMMAND ...\n\n{EPILOG}")
         return 0 if arguments else 2
@@ -107,7 +114,7 @@ def _dispatch(arguments: list[str]) -> int:
         "check-tasks": check_tasks,
     }
     if name == "train":
-        return train(rest)
+        return train(rest, signals)
     if name not in commands:
         raise unknown_name("command", name, ["train", *commands])
     if name != "evaluate":
@@ -130,7 +137,7 @@ def _parsed(command: Callable[..., int], arguments: list[str], *, prog: str) -> 
         return tyro.cli(bind, args=arguments, prog=prog)
 
 
-def train(arguments: Sequence[str]) -> int:
+def train(arguments: Sequence[str], signals: StopSignals) -> int:
     """Meta-trains an agent; the flags are those of `metarl.arguments.parse_train`."""
     from metarl.arguments import parse_train
 
@@ -151,16 +158,17 @@ def train(arguments: Sequence[str]) -> int:
         print(f"metarl: note: trainer.num_threads = {config.trainer.num_threads}: {cores}", file=sys.stderr)
     given = parsed.resume or parsed.run_dir
     with new_run_dir(config) if given is None else contextlib.nullcontext(given) as run_dir:
-        return _train_in(run_dir, parsed)
+        return _train_in(run_dir, parsed, signals)
 
 
-def _train_in(run_dir: Path, parsed: TrainArguments) -> int:
+def _train_in(run_dir: Path, parsed: TrainArguments, signals: StopSignals) -> int:
     from metarl import runs
+    from metarl.checkpoint import list_checkpoints
     from metarl.trainer import Callback, ProgressCallback, StopOnSignal, Trainer
 
     config = parsed.config
     console = Console(highlight=False, soft_wrap=True)
-    signals = StopOnSignal()
+    stopping = StopOnSignal(signals)
 
     class Announce(Callback):
         """Names the folder once there is something to train: data is there, and agent and tasks fit."""
@@ -169,15 +177,19 @@ def _train_in(run_dir: Path, parsed: TrainArguments) -> int:
             console.print(f"run folder: {run_dir}", markup=False)
             console.print(f"watch it: tensorboard --logdir {run_dir}", markup=False)
 
-    callbacks: tuple[Callback, ...] = (signals,)
+    callbacks: tuple[Callback, ...] = (stopping,)
     if not parsed.quiet:
         device = runs.select_device(config.trainer.device)
         preset = f" (preset {config.preset})" if config.preset else ""
         console.print(f"{config.agent_name} on {config.task_name}{preset}, seed {config.trainer.seed}, device {device}")
-        callbacks = (signals, Announce(), ProgressCallback(console))
-    report = runs.train(config, run_dir, resume=parsed.resume is not None, callbacks=callbacks)
+        callbacks = (stopping, Announce(), ProgressCallback(console))
+    report = None
+    with contextlib.suppress(Stopped):
+        report = runs.train(config, run_dir, resume=parsed.resume is not None, callbacks=callbacks)
     if report is None:
-        print(f"metarl: stopped; metarl train --resume {run_dir} goes on", file=sys.stderr)
+        saved = bool(list_checkpoints(run_dir))
+        how = f"metarl train --resume {run_dir} goes on" if saved else "no iteration was finished"
+        print(f"metarl: stopped; {how}", file=sys.stderr)
         return 128 + (signals.received or 0)
     if not parsed.quiet:
         for line in report_lines(report):

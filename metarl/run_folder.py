@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,10 +17,12 @@ from metarl.evaluation import AdaptationCurve
 from metarl.files import locked_folder, made_folder, remove_unfinished, write_error
 from metarl.learner import Learner
 from metarl.paths import paths_to_json
-from metarl.tracking import Tracker, flatten, read_metrics
+from metarl.tracking import Tracker, flatten, read_metrics, read_rows_before
 from metarl.trainer import Callback, Progressed, Trainer, curve_scalars, own_steps
 
 VALIDATION = "meta_validation/score"
+
+_logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -68,16 +72,13 @@ def decisive_settings(plain: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flatten(plain).items() if key in names or key.startswith(("task.", "agent."))}
 
 
-def best_iteration(run_dir: Path, learner: Learner[Any, Any, Any], *, also: Collection[int] = ()) -> int | None:
-    """The iteration with the best score on validation tasks, among those with a checkpoint and those of `also`.
+def best_iteration(run_dir: Path, learner: Learner[Any, Any, Any]) -> int | None:
+    """The iteration with the best score on validation tasks, among those with a checkpoint.
 
     In a run without validation scores, the score on test tasks counts instead. Of equal ones the earliest. None without
     an evaluation.
     """
-    candidates = {*checkpoint.list_checkpoints(run_dir), *also}
-    scores = scores_by_iteration(read_metrics(run_dir), learner)
-    among = [iteration for iteration in scores if iteration in candidates]
-    return max(among, key=lambda iteration: (scores[iteration], -iteration), default=None)
+    return _best(scores_by_iteration(read_metrics(run_dir), learner), checkpoint.list_checkpoints(run_dir))
 
 
 def scores_by_iteration(rows: Sequence[Mapping[str, Any]], learner: Learner[Any, Any, Any]) -> dict[int, float]:
@@ -89,9 +90,20 @@ def scores_by_iteration(rows: Sequence[Mapping[str, Any]], learner: Learner[Any,
         tested = [int(number) for number in numbers if number.isdecimal()]
         steps = own_steps(learner, max(tested, default=0))
         score = row.get(VALIDATION if validated else f"meta_test/step_{steps}")
-        if score is not None:
+        if score is not None and math.isfinite(score):
             scores[row["iteration"]] = -score if learner.score_name == "mse" else score
     return scores
+
+
+def _evaluated_part(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What `scores_by_iteration` reads of a row, for it to be kept in memory; empty without an evaluation."""
+    scores = {tag: value for tag, value in row.items() if tag == VALIDATION or tag.startswith("meta_test/step_")}
+    return {"iteration": row["iteration"], **scores} if scores else {}
+
+
+def _best(scores: Mapping[int, float], candidates: Collection[int]) -> int | None:
+    among = [iteration for iteration in scores if iteration in candidates]
+    return max(among, key=lambda iteration: (scores[iteration], -iteration), default=None)
 
 
 def what_is_left(run_dir: Path) -> str:
@@ -107,8 +119,8 @@ def what_is_left(run_dir: Path) -> str:
 class RunFolder(Callback):
     """Keeps a run's folder: config, metrics, TensorBoard events, checkpoints.
 
-    Checkpoints are saved every `checkpoint_every` iterations, after an evaluation that is the best so far, and at the
-    end. The newest `keep_last` stay and the best one. Once something could not be written, nothing more is.
+    Checkpoints are saved every `checkpoint_every` iterations, before each evaluation, and at the end. The newest
+    `keep_last` stay and the best one. Once something could not be written, nothing more is.
     """
 
     def __init__(self, run_dir: Path, config: RunConfig) -> None:
@@ -116,18 +128,26 @@ class RunFolder(Callback):
         self._config = config
         self._plain = to_dict(config)
         self._tracker: Tracker | None = None
-        self._logged = self._saved = self._evaluated = 0
-        self._final: dict[str, float] = {}
+        self._logged = self._saved = 0
+        self._evaluated: dict[int, dict[str, Any]] = {}
 
     def on_start(self, trainer: Trainer) -> None:
         self._saved = trainer.iteration
+        start = trainer.iteration + 1 if trainer.iteration else 0
+        rows, wrong = read_rows_before(self._run_dir, start)
+        if wrong:
+            shown = "; ".join([*wrong[:3], *wrong[3:][-1:]])
+            _logger.warning("%s: %s; going on", self._run_dir / "metrics.jsonl", shown)
+        self._evaluated = {row["iteration"]: part for row in rows if (part := _evaluated_part(row))}
+        due = trainer.iteration > 0 and trainer.evaluation_follows
+        trainer.evaluation_missing = due and trainer.iteration not in self._evaluated
         self._tracker = Tracker(
             self._run_dir,
             config=self._plain,
             num_adaptation_steps=trainer.learner.num_adaptation_steps,
             num_evaluation_steps=trainer.evaluation.num_adaptation_steps,
-            start_iteration=trainer.iteration + 1 if trainer.iteration else 0,
-            evaluated_again=trainer.config.iterations <= trainer.iteration,
+            start_iteration=start,
+            evaluated_again=trainer.ends or trainer.evaluation_missing,
         )
 
     def on_iteration(self, trainer: Trainer, progressed: Progressed) -> None:
@@ -135,8 +155,8 @@ class RunFolder(Callback):
         with self._recording() as tracker:
             tracker.log(iteration, progressed.scalars, env_steps=progressed.env_steps, wall_s=progressed.wall_s)
             self._logged = iteration
-            if iteration % self._config.trainer.checkpoint_every == 0 or self._is_best(trainer):
-                self._save(trainer)
+            if iteration % self._config.trainer.checkpoint_every == 0 or trainer.evaluation_follows:
+                self._save(trainer, tracker)
 
     def on_evaluation(self, trainer: Trainer, curve: AdaptationCurve) -> None:
         with self._recording() as tracker:
@@ -146,9 +166,9 @@ class RunFolder(Callback):
                 figure = plots.paths_figure(paths_to_json(curve.paths, unit=curve.unit))
                 tracker.figure("meta_test/paths", figure, trainer.iteration)
             validated = {} if trainer.validation is None else {VALIDATION: trainer.validation}
-            tracker.evaluation(trainer.iteration, curve_scalars(curve) | validated)
-            self._final = curve_scalars(curve)
-            self._evaluated = trainer.iteration
+            scalars = curve_scalars(curve) | validated
+            tracker.evaluation(trainer.iteration, scalars, env_steps=trainer.env_steps, wall_s=trainer.wall_s)
+            self._evaluated[trainer.iteration] = _evaluated_part({"iteration": trainer.iteration, **scalars})
             if self._saved == trainer.iteration:
                 self._prune(trainer)
 
@@ -157,10 +177,11 @@ class RunFolder(Callback):
             return
         with self._recording() as tracker:
             if self._saved < self._logged == trainer.iteration:  # one that broke off is done again, not saved
-                self._save(trainer)
-            if self._final:
+                self._save(trainer, tracker)
+            if trainer.curve is not None:
                 # Tags of their own: the last point of the test curves is recorded already.
-                scores = {tag: value for tag, value in self._final.items() if tag.startswith("meta_test/")}
+                scalars = curve_scalars(trainer.curve)
+                scores = {tag: value for tag, value in scalars.items() if tag.startswith("meta_test/")}
                 results = {tag.replace("meta_test", "hparam"): value for tag, value in scores.items()}
                 tracker.hparams(flatten(self._plain), results)
             tracker.close()
@@ -176,11 +197,8 @@ class RunFolder(Callback):
             tracker.close()
             raise
 
-    def _is_best(self, trainer: Trainer) -> bool:
-        now = trainer.iteration
-        return self._evaluated == now and best_iteration(self._run_dir, trainer.learner, also=[now]) == now
-
-    def _save(self, trainer: Trainer) -> None:
+    def _save(self, trainer: Trainer, tracker: Tracker) -> None:
+        tracker.sync()  # a checkpoint that is there has the rows of its iterations
         checkpoint.save(
             self._run_dir,
             trainer.iteration,
@@ -193,5 +211,6 @@ class RunFolder(Callback):
         self._prune(trainer)
 
     def _prune(self, trainer: Trainer) -> None:
-        best = best_iteration(self._run_dir, trainer.learner)
+        scores = scores_by_iteration([*self._evaluated.values()], trainer.learner)
+        best = _best(scores, checkpoint.list_checkpoints(self._run_dir))
         checkpoint.prune(self._run_dir, self._config.trainer.keep_last, newest=trainer.iteration, keep=[best])

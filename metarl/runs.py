@@ -145,6 +145,8 @@ def train(
             curve = trainer.run()
             if curve is None:
                 return None
+            for callback in trainer.callbacks:
+                callback.before_evaluation(trainer)
             report = describe(trainer, curve, controls=config.evaluation.controls)
             write_report(report, run_dir)
             if curve.paths:

@@ -9,9 +9,10 @@ import contextlib
 import io
 import json
 import math
+import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -44,7 +45,7 @@ class Tracker:
 
     Raises:
         WriteError: the disk is full, here as in the methods.
-        InputError: the folder is not writable, or `metrics.jsonl` is damaged.
+        InputError: the folder is not writable.
     """
 
     def __init__(
@@ -61,13 +62,12 @@ class Tracker:
         run_dir.mkdir(parents=True, exist_ok=True)
         self._path = run_dir / "metrics.jsonl"
         recorded = self._path.exists()
-        kept = [row for row in _rows(self._path) if row["iteration"] < start_iteration] if recorded else []
-        if kept and evaluated_again:
-            kept[-1] = {
-                tag: value for tag, value in kept[-1].items() if not tag.startswith(("meta_test", "meta_validation"))
-            }
-        self._last_iteration: int | None = kept[-1]["iteration"] if kept else None
-        self._tested: dict[str, float] = {}
+        kept, _ = read_rows_before(run_dir, start_iteration)
+        evaluated_again = evaluated_again and bool(kept) and kept[-1]["iteration"] == start_iteration - 1
+        if evaluated_again:
+            scored = ("meta_test", "meta_validation")
+            kept[-1] = {tag: value for tag, value in kept[-1].items() if not tag.startswith(scored)}
+        self._last_row: dict[str, Any] = kept[-1] if kept else {}
         with writing(run_dir / "config.json"):
             write_atomically(run_dir / "config.json", (json.dumps(config, indent=2, allow_nan=False) + "\n").encode())
         self._events = _EventFile(run_dir)
@@ -81,9 +81,9 @@ class Tracker:
         self._events.add(start_iteration, summary=summaries.text("config", table))  # type: ignore[no-untyped-call]
         self._events.flush()
         with writing(self._path):  # last: that it is there says that the layout is, too
-            _write_rows(self._path, kept)
-            self._file = self._path.open("a", encoding="utf-8")
-        if kept and evaluated_again:
+            write_atomically(self._path, b"".join(map(_line, kept)))
+            self._file = self._path.open("ab")
+        if evaluated_again:
             plain = ("iteration", "env_steps", "wall_s")
             scalars = {tag: value for tag, value in kept[-1].items() if tag not in plain}
             self._add_scalars(scalars, kept[-1]["iteration"])
@@ -98,29 +98,41 @@ class Tracker:
             env_steps: environment steps of the run so far.
             wall_s: seconds of the run so far.
         """
-        values = {tag: _number(value) for tag, value in {**self._tested, **scalars}.items()}
-        row = {"iteration": iteration, "env_steps": env_steps, "wall_s": _number(wall_s), **values}
+        values = {tag: _number(value) for tag, value in scalars.items()}
+        self._last_row = {"iteration": iteration, "env_steps": env_steps, "wall_s": _number(wall_s), **values}
         with writing(self._path):
-            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.write(_line(self._last_row))
             self._file.flush()
-        self._tested = {}
-        self._last_iteration = iteration
         self._add_scalars(values, iteration)
 
-    def evaluation(self, iteration: int, scalars: Mapping[str, float]) -> None:
-        """Adds scores on test tasks to what `log` records of the same iteration, before or after that call."""
-        if iteration != self._last_iteration:
-            self._tested = dict(scalars)
+    def evaluation(self, iteration: int, scalars: Mapping[str, float], *, env_steps: int, wall_s: float) -> None:
+        """Adds scores on test tasks to what `log` recorded of the same iteration.
+
+        TensorBoard comes first: what `metrics.jsonl` holds of an evaluation, both hold.
+
+        Args:
+            iteration: the last one that was logged; one whose row was lost gets a row of these scores alone.
+            scalars: as in `log`.
+            env_steps: as in `log`.
+            wall_s: as in `log`.
+        """
+        if iteration != self._last_row.get("iteration"):
+            self.log(iteration, scalars, env_steps=env_steps, wall_s=wall_s)
             return
         values = {tag: _number(value) for tag, value in scalars.items()}
-        rows = _rows(self._path)
-        new = {tag: value for tag, value in values.items() if tag not in rows[-1]}
-        rows[-1].update(values)
+        self._add_scalars({tag: value for tag, value in values.items() if tag not in self._last_row}, iteration)
+        before = len(_line(self._last_row))
+        self._last_row = {**self._last_row, **values}
         with writing(self._path):
             self._file.close()
-            _write_rows(self._path, rows)
-            self._file = self._path.open("a", encoding="utf-8")
-        self._add_scalars(new, iteration)
+            write_atomically(self._path, self._path.read_bytes()[:-before] + _line(self._last_row))
+            self._file = self._path.open("ab")
+
+    def sync(self) -> None:
+        """Returns when the disk has all of both records."""
+        with writing(self._path):
+            os.fsync(self._file.fileno())
+        self._events.sync()
 
     def figure(self, tag: str, figure: Figure, iteration: int) -> None:
         """Adds a picture to TensorBoard."""
@@ -143,7 +155,7 @@ class Tracker:
         results = {tag: number for tag, value in metrics.items() if (number := _number(value)) is not None}
         for summary in summaries.hparams(settings, results):  # type: ignore[no-untyped-call]
             self._events.add(0, summary=summary)
-        self._add_scalars(results, self._last_iteration or 0)
+        self._add_scalars(results, self._last_row.get("iteration", 0))
 
     def close(self) -> None:
         """Closes both records; every method leaves them complete, so that closing after an error loses nothing."""
@@ -189,6 +201,10 @@ class _EventFile:
         with writing(self._path):
             self._file.flush()
 
+    def sync(self) -> None:
+        with writing(self._path):
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._file.close()
@@ -207,6 +223,39 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
+def read_rows_before(run_dir: Path, start_iteration: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of `metrics.jsonl` that a run keeps which goes on with `start_iteration`, and what is wrong with them.
+
+    Returns:
+        The rows in order, of rows of one iteration the last; and, in words, which are lost, damaged or there twice.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    path = run_dir / "metrics.jsonl"
+    try:
+        lines = read_file(path).split(b"\n")
+    except FileNotFoundError:
+        lines = []
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    rows: dict[int, dict[str, Any]] = {}
+    wrong = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = _row(line) if line else None
+        except ValueError:
+            wrong += [f"line {number} is damaged"] if number < len(lines) else []  # a kill may tear the last one
+            continue
+        if row is not None and row["iteration"] < start_iteration:
+            wrong += [f"iteration {row['iteration']} is there twice"] if row["iteration"] in rows else []
+            rows[row["iteration"]] = row
+    lost = [iteration for iteration in range(1, start_iteration) if iteration not in rows]
+    if lost:
+        wrong.append(f"{len(lost)} of {start_iteration - 1} rows are lost, the first of iteration {lost[0]}")
+    return [rows[iteration] for iteration in sorted(rows)], wrong
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as one level of dotted names: {"agent": {"inner_lr": 0.1}} -> {"agent.inner_lr": 0.1}."""
     flat: dict[str, Any] = {}
@@ -222,28 +271,26 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     lines = read_file(path).split(b"\n")
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
         try:
-            row = parse_json(line)
+            rows += [_row(line)] if line else []
         except ValueError as error:
-            if number == len(lines):
-                break
-            raise InputError(f"{path}:{number}: is damaged: {error}") from error
-        if not _is_row(row):
-            raise InputError(f"{path}:{number}: is damaged: holds no numbers of an iteration")
-        rows.append(row)
+            if number < len(lines):
+                raise InputError(f"{path}:{number}: is damaged: {error}") from error
     return rows
 
 
-def _is_row(row: Any) -> bool:
-    """Whether `row` is what `log` writes: an iteration, and a number or null under every tag."""
+def _row(line: bytes) -> dict[str, Any]:
+    """What `log` wrote: an iteration, and a number or null under every tag. Raises `ValueError` if `line` is no row."""
+    row = parse_json(line)
     numbers = isinstance(row, dict) and all(value is None or type(value) in (int, float) for value in row.values())
-    return numbers and type(row.get("iteration")) is int
+    if not numbers or type(row.get("iteration")) is not int:
+        raise ValueError("holds no numbers of an iteration")
+    plain: dict[str, Any] = row
+    return plain
 
 
-def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+def _line(row: Mapping[str, Any]) -> bytes:
+    return (json.dumps(row, allow_nan=False) + "\n").encode()
 
 
 def _number(value: float) -> float | None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import signal
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +22,7 @@ from metarl.evaluation import AdaptationCurve, evaluate
 from metarl.learner import Learner
 from metarl.report import endpoints
 from metarl.seeds import Purpose, Seeds, generator
+from metarl.stopping import StopSignals
 from metarl.tasks import Split, TaskDistribution
 
 PRE_ADAPT, POST_ADAPT = "rollout/pre_adapt/ep_rew_mean", "rollout/post_adapt/ep_rew_mean"
@@ -61,6 +59,9 @@ class Callback:
     def on_iteration(self, trainer: Trainer, progressed: Progressed) -> None:
         """After each meta-update. May call `trainer.stop()` and add to `progressed.scalars`."""
 
+    def before_evaluation(self, trainer: Trainer) -> None:
+        """Before each evaluation, and before the controls that follow the last one."""
+
     def on_evaluation(self, trainer: Trainer, curve: AdaptationCurve) -> None:
         """After each evaluation."""
 
@@ -86,6 +87,8 @@ class Trainer:
         iteration: iterations finished.
         env_steps: steps spent in meta-training.
         wall_s: seconds spent in it, evaluations included.
+        evaluation_missing: the evaluation after the present iteration was broken off, and comes first.
+        curve: the final adaptation curve; None before it is measured.
     """
 
     learner: Learner[Any, Any, Any]
@@ -100,6 +103,8 @@ class Trainer:
     env_steps: int = 0
     wall_s: float = 0.0
     validation: float | None = field(default=None, init=False)
+    evaluation_missing: bool = False
+    curve: AdaptationCurve | None = None
 
     def __post_init__(self) -> None:
         self._stopping = False
@@ -109,7 +114,18 @@ class Trainer:
     def stop(self, *, evaluate: bool = True) -> None:
         """Ends the run after the present iteration, with or without the final evaluation."""
         self._stopping = True
-        self._evaluating = evaluate
+        self._evaluating = self._evaluating and evaluate
+
+    @property
+    def ends(self) -> bool:
+        """Whether no iteration follows the present one."""
+        return self._stopping or self.iteration >= self.config.iterations
+
+    @property
+    def evaluation_follows(self) -> bool:
+        """Whether an evaluation comes right after the present iteration."""
+        every = self.evaluation.every
+        return self._evaluating if self.ends else every > 0 and self.iteration % every == 0
 
     def run(self) -> AdaptationCurve | None:
         """Trains until `iterations` or `max_minutes`, whichever comes first, and evaluates.
@@ -126,21 +142,23 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_start(self)
             start, before, first, steps = time.monotonic(), self.wall_s, self.iteration, self.env_steps
-            while self.iteration < self.config.iterations and not self._stopping:
+            if self.evaluation_missing and not self.ends:
+                self.evaluate()
+            while not self.ends:
                 progressed = self.train_iteration()
                 elapsed = time.monotonic() - start
                 self.wall_s = progressed.wall_s = before + elapsed
                 progressed.scalars["time/fps"] = (self.env_steps - steps) / max(elapsed, 1e-9)
                 if self._out_of_time(elapsed, self.iteration - first):
                     self.stop()
-                every = self.evaluation.every
-                last = self._stopping or self.iteration == self.config.iterations
-                if every and self.iteration % every == 0 and not last:
-                    self.evaluate()  # before callbacks save: a resumed run has every evaluation up to its checkpoint
-                for callback in self.callbacks:
+                for callback in self.callbacks:  # before the evaluation: a run killed in it has its iteration saved
                     callback.on_iteration(self, progressed)
                 self._require_progress()
-            return self.evaluate() if self._evaluating else None
+                if self.evaluation_follows and not self.ends:
+                    self.evaluate()
+            if self._evaluating:
+                self.curve = self.evaluate()
+            return self.curve
 
     def train_iteration(self) -> Progressed:
         """One meta-batch of episodes and one meta-update, which is undone if anything about it is not finite."""
@@ -151,19 +169,24 @@ class Trainer:
         seeds = Seeds.first(len(tasks), seed=config.seed, iteration=self.iteration)
         before = tree_map(lambda tensor: tensor.detach().clone(), learner.state_dict())
         in_update = getattr(learner, "adapts_in_update", False)
-        episodes = run_episodes(
-            learner, self.collector, tasks, seeds, num_steps=learner.num_adaptation_steps, adapting=not in_update
-        )
-        sampled = time.monotonic()
-        metrics = learner.meta_update(episodes)
-        finding = nonfinite.find(learner, episodes, metrics)
-        steps = _step_scores(episodes, metrics)
-        learned = time.monotonic()
-        self.iteration += 1
+        try:
+            episodes = run_episodes(
+                learner, self.collector, tasks, seeds, num_steps=learner.num_adaptation_steps, adapting=not in_update
+            )
+            sampled = time.monotonic()
+            metrics = learner.meta_update(episodes)
+            finding = nonfinite.find(learner, episodes, metrics)
+            steps = _step_scores(episodes, metrics)
+            learned = time.monotonic()
+            if finding is not None:
+                learner.load_state_dict(before)
+            self.iteration += 1
+        except BaseException:
+            learner.load_state_dict(before)  # what is saved now is the state after the last whole iteration
+            raise
         if finding is None:
             self._undone.clear()
         else:
-            learner.load_state_dict(before)
             self._undone.append(f"at iteration {self.iteration}, not finite: {finding}")
             self._report(finding, before, episodes, metrics)
         self.env_steps += episodes.num_steps
@@ -183,6 +206,8 @@ class Trainer:
 
         In a run with `evaluation.every`, it also measures `validation`.
         """
+        for callback in self.callbacks:
+            callback.before_evaluation(self)
         settings = self.evaluation
         curve = self._curve("test", settings.num_tasks, settings.num_adaptation_steps)
         wanted = settings.num_tasks if settings.validation_tasks is None else settings.validation_tasks
@@ -334,30 +359,37 @@ class ProgressCallback(Callback):
 
 
 class StopOnSignal(Callback):
-    """SIGINT or SIGTERM ends the run after the present iteration, without an evaluation; a second one ends it at once.
+    """SIGINT, SIGTERM or SIGHUP ends the run after the present iteration, without an evaluation; a second one at once.
 
-    Attributes:
-        received: the signal's number, or None.
+    During an evaluation the first one raises `metarl.stopping.Stopped`.
+
+    Args:
+        signals: inside whose `with` block the run is; None to catch signals between `on_start` and `on_end`.
     """
 
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._replaced: dict[int, Any] = {}
+    def __init__(self, signals: StopSignals | None = None) -> None:
+        self._signals = StopSignals() if signals is None else signals
+        self._own = signals is None
+
+    @property
+    def received(self) -> int | None:
+        """The signal's number, or None."""
+        return self._signals.received
 
     def on_start(self, trainer: Trainer) -> None:
-        def stop(number: int, _: object) -> None:
-            if self.received is not None:
-                self.on_end(trainer)
-                if signal.getsignal(number) is signal.SIG_IGN:  # a shell's background jobs begin so
-                    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-                os.kill(os.getpid(), number)
-            self.received = number
-            trainer.stop(evaluate=False)
-            print("metarl: stopping after this iteration; once more stops at once", file=sys.stderr)
+        if self._own:
+            self._signals.__enter__()
+        self._finish_first(trainer)
 
-        self._replaced = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    def before_evaluation(self, trainer: Trainer) -> None:
+        self._signals.stop_at_once()
+
+    def on_evaluation(self, trainer: Trainer, curve: AdaptationCurve) -> None:
+        self._finish_first(trainer)
 
     def on_end(self, trainer: Trainer) -> None:
-        for number, handler in self._replaced.items():
-            signal.signal(number, handler)
-        self._replaced = {}
+        if self._own:
+            self._signals.__exit__(None, None, None)
+
+    def _finish_first(self, trainer: Trainer) -> None:
+        self._signals.finish_first(lambda: trainer.stop(evaluate=False))

@@ -18,6 +18,7 @@ step size that was chosen on validation tasks.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
@@ -39,6 +40,7 @@ from metarl.errors import InputError, RunError, require, unknown_name
 from metarl.files import write_atomically
 from metarl.registry import AGENTS, presets
 from metarl.runs import load, load_trainer, read_report, train, write_json
+from metarl.stopping import Stopped, StopSignals
 from metarl.tasks import EnvTaskDistribution
 from metarl.tracking import read_metrics
 from metarl.trainer import ProgressCallback, StopOnSignal
@@ -137,9 +139,12 @@ def trained(config: RunConfig, run_dir: Path) -> RunConfig:
         allowed = f"{length}, as in the run {run_dir}; name another folder with --runs"
         require(length == config.trainer.iterations, "iterations", config.trainer.iterations, allowed)
         return saved
-    signals = StopOnSignal()
     progress = ProgressCallback(Console(highlight=False, soft_wrap=True))
-    if train(config, run_dir, resume=bool(list_checkpoints(run_dir)), callbacks=(signals, progress)) is None:
+    report = None
+    with StopSignals() as signals, contextlib.suppress(Stopped):
+        callbacks = (StopOnSignal(signals), progress)
+        report = train(config, run_dir, resume=bool(list_checkpoints(run_dir)), callbacks=callbacks)
+    if report is None:
         raise SystemExit(128 + (signals.received or 0))
     return load_config(run_dir)
 

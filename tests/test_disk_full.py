@@ -51,9 +51,9 @@ CASES = {
         rf"run/checkpoints/iteration_000006: cannot be saved: {FULL} \(needs 2\d\d,\d{{3}} bytes, [\d,]+ are free\)",
         4,
     ),
-    "events": Case("--agent.hidden-sizes 4 --evaluation.every 5", 60, f"{EVENTS}: {FULL}", 4),
+    "events": Case("--agent.hidden-sizes 4 --evaluation.every 5", 60, f"{EVENTS}: {FULL}", 5),
     "picture": Case("--agent.hidden-sizes 4", 120, rf"run/adaptation\.png: cannot be written: {FULL}", 6),
-    "limit": Case("--agent.hidden-sizes 4 --evaluation.every 5", 40, f"{EVENTS}: {LIMIT}", 4, mounted=False),
+    "limit": Case("--agent.hidden-sizes 4 --evaluation.every 5", 40, f"{EVENTS}: {LIMIT}", 5, mounted=False),
 }
 
 

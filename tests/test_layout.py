@@ -19,7 +19,7 @@ SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setup
 FOLDERS = {"metarl": "metarl", "metarl.agents": "agents", "metarl.envs": "envs"}
 
 # A new module of metarl/ gets its layer here. A layer may import itself and the layers above it in this list.
-FOUNDATION = {"errors", "files", "seeds", "statistics", "tables", "tasks"}
+FOUNDATION = {"errors", "files", "seeds", "statistics", "stopping", "tables", "tasks"}
 CORE = {
     "adam",
     "config",

@@ -31,6 +31,10 @@ def log(tracker: Tracker, iteration: int, **scalars: float) -> None:
     tracker.log(iteration, scalars, env_steps=100 * iteration, wall_s=0.5 * iteration)
 
 
+def evaluated(tracker: Tracker, iteration: int, scores: dict[str, float]) -> None:
+    tracker.evaluation(iteration, scores, env_steps=100 * iteration, wall_s=0.5 * iteration)
+
+
 def events(run_dir: Path) -> EventAccumulator:
     return EventAccumulator(str(run_dir), size_guidance={"images": 0, "scalars": 0, "tensors": 0}).Reload()
 
@@ -116,30 +120,20 @@ def test_hyperparameters_and_results_are_recorded_in_the_runs_own_events(tmp_pat
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
 
 
-@pytest.mark.parametrize("before", [True, False])
-def test_an_evaluation_joins_the_row_of_its_iteration(tmp_path: Path, before: bool) -> None:
+def test_an_evaluation_joins_the_row_of_its_iteration(tmp_path: Path) -> None:
     with tracker(tmp_path) as record:
         log(record, 1, x=1.0)
-        if before:
-            record.evaluation(2, {"meta_test/step_0": 0.5})
         log(record, 2, x=2.0)
-        if not before:
-            record.evaluation(2, {"meta_test/step_0": 0.5, "meta_test/step_1": math.nan})
+        evaluated(record, 2, {"meta_test/step_0": 0.5, "meta_test/step_1": math.nan})
         log(record, 3, x=3.0)
+        evaluated(record, 4, {"meta_test/step_0": 1.5})  # the row was lost
+        evaluated(record, 4, {"meta_test/step_0": 1.5})
     rows = read_metrics(tmp_path)
-    assert [row["iteration"] for row in rows] == [1, 2, 3]
-    assert [row.get("meta_test/step_0") for row in rows] == [None, 0.5, None]
+    assert [row["iteration"] for row in rows] == [1, 2, 3, 4]
+    assert [row.get("meta_test/step_0") for row in rows] == [None, 0.5, None, 1.5]
     assert rows[1]["x"] == 2.0
-    assert scalars(tmp_path, "meta_test/step_0") == [(2, 0.5)]
-
-
-def test_an_evaluation_that_log_also_has_is_recorded_once(tmp_path: Path) -> None:
-    with tracker(tmp_path) as record:
-        record.evaluation(1, {"meta_test/step_0": 0.5})
-        record.log(1, {"meta_test/step_0": 0.5}, env_steps=1, wall_s=1.0)
-        record.evaluation(1, {"meta_test/step_0": 0.5})
-    assert len(read_metrics(tmp_path)) == 1
-    assert scalars(tmp_path, "meta_test/step_0") == [(1, 0.5)]
+    assert rows[3]["env_steps"] == 400
+    assert scalars(tmp_path, "meta_test/step_0") == [(2, 0.5), (4, 1.5)]
 
 
 def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> None:
@@ -199,7 +193,7 @@ for name in ("metrics.jsonl", "events.out.tfevents.*"):
     record.log(1, {f"tag_{number}": 1.0 for number in range(tags)}, env_steps=1, wall_s=1.0)
     if name != "metrics.jsonl":
         record._file.close()
-        record._file = (folder / "elsewhere").open("w")
+        record._file = (folder / "elsewhere").open("wb")
     (path,) = (folder / name[:7]).glob(name)
     limit(path.stat().st_size + 20)
     try:
@@ -224,7 +218,7 @@ def test_a_resumed_run_that_is_already_done_can_still_be_evaluated(tmp_path: Pat
     with tracker(tmp_path) as record:
         log(record, 1, x=1.0)
     with tracker(tmp_path, start_iteration=2) as record:
-        record.evaluation(1, {"meta_test/step_0": 0.5})
+        evaluated(record, 1, {"meta_test/step_0": 0.5})
     (row,) = read_metrics(tmp_path)
     assert (row["x"], row["meta_test/step_0"]) == (1.0, 0.5)
 
@@ -240,18 +234,29 @@ def test_an_evaluation_that_a_kill_broke_off_is_recorded_once_when_it_is_done_ag
         if in_metrics:  # and not yet in TensorBoard
             monkeypatch.setattr(record, "_add_scalars", lambda *_: None)
         record.figure("curve", figure, 2)
-        record.evaluation(2, {"meta_test/step_0": 0.5, "meta_test_ci/low_step_0": 0.4})
+        evaluated(record, 2, {"meta_test/step_0": 0.5, "meta_test_ci/low_step_0": 0.4})
         record.hparams({}, {"hparam/return": 0.5})
     monkeypatch.undo()
     with tracker(tmp_path, start_iteration=3, evaluated_again=True) as record:
         assert read_metrics(tmp_path)[1].keys() == read_metrics(tmp_path)[0].keys()
         record.figure("curve", figure, 2)
-        record.evaluation(2, {"meta_test/step_0": 0.5})
+        evaluated(record, 2, {"meta_test/step_0": 0.5})
         record.hparams({}, {"hparam/return": 0.5})
     assert read_metrics(tmp_path)[1]["meta_test/step_0"] == 0.5
     assert scalars(tmp_path, "x") == [(1, 1.0), (2, 2.0)]
     assert scalars(tmp_path, "meta_test/step_0") == scalars(tmp_path, "hparam/return") == [(2, 0.5)]
     assert [image.step for image in events(tmp_path).Images("curve")] == [2]
+
+
+def test_what_the_metrics_hold_of_an_evaluation_tensorboard_holds_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tracker(tmp_path) as record:
+        log(record, 1, x=1.0)
+        monkeypatch.setattr(record, "_add_scalars", None)  # as if a kill came first
+        with pytest.raises(TypeError):
+            evaluated(record, 1, {"meta_test/step_0": 0.5})
+    assert "meta_test/step_0" not in read_metrics(tmp_path)[0]
 
 
 def test_a_run_repeated_from_its_beginning_starts_clean(tmp_path: Path) -> None:
@@ -268,9 +273,19 @@ def test_a_torn_last_line_is_ignored_and_a_damaged_one_is_not(tmp_path: Path) ->
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"iteration": 1}\n{"iteration": 2')
     assert read_metrics(tmp_path) == [{"iteration": 1}]
-    path.write_text('{"iteration": 1\n{"iteration": 2}\n')
-    with pytest.raises(InputError, match=r"metrics\.jsonl:1: is damaged"):
-        read_metrics(tmp_path)
+    deep = '{"iteration": ' + "[" * 100_000
+    for line in (
+        '{"iteration": 1',
+        "[]",
+        '"x"',
+        '{"step": 1}',
+        '{"iteration": true}',
+        '{"iteration": 1, "x": []}',
+        deep,
+    ):
+        path.write_text(f'{line}\n{{"iteration": 2}}\n')
+        with pytest.raises(InputError, match=r"metrics\.jsonl:1: is damaged"):
+            read_metrics(tmp_path)
     path.unlink()
     with pytest.raises(InputError, match="cannot be read: No such file"):
         read_metrics(tmp_path)

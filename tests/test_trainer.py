@@ -148,10 +148,8 @@ def test_evaluations_come_every_so_often_and_once_at_the_end(every: int, iterati
     curve = make(recorder, iterations=iterations, every=every).run()
     assert [iteration for _, kind, iteration in log if kind == "evaluation"] == expected
     assert curve is recorder.curves[-1]
-    # An evaluation comes before its iteration is reported, so that one record can hold both.
-    first = log.index(("", "evaluation", expected[0]))
-    if expected[0] < iterations:
-        assert log[first + 1] == ("", "iteration", expected[0])
+    # An iteration is reported, and saved, before its evaluation: a kill in the evaluation loses nothing.
+    assert all(log[log.index(("", "evaluation", at)) - 1] == ("", "iteration", at) for at in expected)
 
 
 @pytest.mark.parametrize("hook", ["on_start", "on_iteration", "on_evaluation"])
@@ -181,6 +179,13 @@ def test_stop_ends_after_the_present_iteration_and_evaluates() -> None:
     trainer.run()
     assert trainer.iteration == 2
     assert log[-3:] == [("", "iteration", 2), ("", "evaluation", 2), ("", "end", 2)]
+
+
+def test_who_stops_without_an_evaluation_gets_none_when_time_runs_out_too() -> None:
+    trainer = make(iterations=100)
+    trainer.stop(evaluate=False)
+    trainer.stop()
+    assert trainer.run() is None
 
 
 @pytest.mark.parametrize("start", [0, 10])
