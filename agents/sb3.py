@@ -6,14 +6,15 @@ Antonin Raffin et al.: Stable-Baselines3: Reliable Reinforcement Learning Implem
 whole distribution; in `TrialVecEnv` an episode is a whole trial, what sb3-contrib's RecurrentPPO needs to be RL². The
 other way round, `AdaptedPredictor` and `TrialPredictor` have the `predict` of SB3's models, for `evaluate_policy`:
 
-    env = VecMonitor(TaskVecEnv(HalfCheetahDir(), 8, tasks=Direction(1), seed=0))
+    env = VecMonitor(TaskVecEnv(HalfCheetahDir(), 8, task=Direction(1), seed=0))
     PPO("MlpPolicy", env, seed=0).learn(100_000)
     evaluate_policy(AdaptedPredictor(maml, env.action_space, state=adapted, task=3), env)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -28,13 +29,14 @@ from torch import Tensor
 
 from metarl.agents.rl2 import RL2, TrialState
 from metarl.episodes import to_device, tree_map
-from metarl.errors import InputError, require
+from metarl.errors import ENVIRONMENT, InputError, require, users_code
 from metarl.gymnasium_tasks import GymnasiumTasks, spaces_of, vector_env_of
 from metarl.learner import Spaces
 from metarl.nonfinite import check_step
 from metarl.policy_gradient import AdaptivePolicy
 from metarl.seeds import Purpose, generator
-from metarl.tasks import EnvTaskDistribution, Split
+from metarl.stepping import mask_of, reset_all, step_all
+from metarl.tasks import EnvTaskDistribution, Split, draw, horizon_of
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -57,7 +59,9 @@ class TaskVecEnv(VecEnv):
     A sub-environment that ends is reset in the same step; `infos[i]["terminal_observation"]` is what it ended with and
     `infos[i]["TimeLimit.truncated"]` whether it would have gone on: at the horizon, or where the simulation broke. The
     step that breaks it pays 0 and ends with the observation before it. Actions are clipped by the environments. A
-    family that knows success tells it at an episode's end: `infos[i]["is_success"]`.
+    family that knows success tells it at an episode's end: `infos[i]["is_success"]`, whether any step of the episode
+    was one (`metarl.stepping` says what counts). What else an environment tells is handed on as it is, but for an
+    `episode` that is not of SB3's or gymnasium's own wrappers.
 
     As in SB3's own, sub-environment i is seeded with seed + i at a `reset` after `seed`, and otherwise goes on from
     where it is: equal seeds give equal bits, for any number of threads. It draws its tasks itself, a fresh one at every
@@ -67,15 +71,16 @@ class TaskVecEnv(VecEnv):
     Args:
         distribution: any; its spaces must be flat.
         num_envs: sub-environments, >= 1.
-        tasks: one task for all, or a list of one for each; None draws them.
+        tasks: a list with one task for each. Or one task for all that is no list, as with `task`. None draws them.
+        task: one task for all, of any type.
         split: which tasks are drawn.
         seed: >= 0; later ones by `seed`.
         num_threads: of the simulator, 0 for all cores.
         timeout: seconds that one call of one of gymnasium's environments may take; None for no limit.
 
     Raises:
-        InputError: the spaces cannot be used; a list of tasks of another length; an environment of the distribution's
-            own that cannot reset some of its sub-environments.
+        InputError: the spaces cannot be used; a list of tasks of another length, or what may be one task or several;
+            an environment of the distribution's own that cannot reset some of its sub-environments.
     """
 
     def __init__(
@@ -84,15 +89,17 @@ class TaskVecEnv(VecEnv):
         num_envs: int,
         *,
         tasks: Any = None,
+        task: Any = None,
         split: Split = "train",
         seed: int = 0,
         num_threads: int = 0,
         timeout: float | None = None,
     ) -> None:
-        require(num_envs >= 1, "num_envs", num_envs, "an integer >= 1")
-        many = isinstance(tasks, (list, tuple)) and not hasattr(tasks, "_fields")  # a task may be a named tuple
-        fixed = list(tasks) if many else [tasks] * num_envs
-        require(len(fixed) == num_envs, "tasks", tasks, f"one task, or a list of {num_envs}: one per sub-environment")
+        is_family = isinstance(distribution, EnvTaskDistribution)
+        require(is_family, "distribution", distribution, "an EnvTaskDistribution, such as HalfCheetahDir()")
+        require(isinstance(num_envs, int) and num_envs >= 1, "num_envs", num_envs, "an integer >= 1")
+        require(task is None or tasks is None, "tasks", tasks, "left out where `task` is given")
+        fixed = [task] * num_envs if tasks is None else _one_each(tasks, num_envs, distribution)
         self.distribution, self.split = distribution, split
         self._env = vector_env_of(distribution, num_envs, num_threads=num_threads, timeout=timeout)
         self.spaces = spaces_of(self._env)
@@ -103,6 +110,7 @@ class TaskVecEnv(VecEnv):
                 f"{type(self._env).__name__}.metadata['autoreset_mode'] = {mode}: must be AutoresetMode.DISABLED, with "
                 "a reset that understands the option reset_mask: stable-baselines3 resets one sub-environment at a time"
             )
+        self._horizon = horizon_of(distribution)
         self._fixed: list[Any] = fixed
         self._tasks: list[Any] = [None] * num_envs
         self._rngs: dict[int, np.random.Generator] = {}
@@ -209,39 +217,52 @@ class TaskVecEnv(VecEnv):
             task = self._fixed[i]
             self._tasks[i] = self._drawn(i) if task is None else task
         if any(new is not old for new, old in zip(self._tasks, before, strict=True)):
-            self._env.set_tasks(self._tasks)
+            with users_code("set_tasks", whose=ENVIRONMENT):
+                self._env.set_tasks(self._tasks)
         given = [None] * self.num_envs if seeds is None else list(seeds)
-        observations, infos = self._env.reset(seed=given, options={"reset_mask": chosen.copy()})
+        observations, infos = reset_all(self._env, seed=given, options={"reset_mask": chosen.copy()})
+        self._elapsed[chosen] = 0
         observations = self._checked(observations, None, chosen)
-        for i, info in enumerate(_per_env(infos, self.num_envs)):
+        for i, info in enumerate(self._infos(infos)):
             if chosen[i]:
                 self.reset_infos[i] = info
                 self._success[i] = None
-        self._elapsed[chosen] = 0
         self._last = np.where(chosen[:, np.newaxis], observations, self._last).astype(np.float32)
         return self._last
 
     def _drawn(self, i: int) -> Any:
-        return self.distribution.sample(1, self._rngs[i], split=self.split)[0]
+        return draw(self.distribution, 1, self._rngs[i], split=self.split)[0]
 
     def _advance(self) -> _Step:
         """Steps every sub-environment and resets none."""
         if self._last is None:
             raise gymnasium.error.ResetNeeded("step was called before the first reset")
-        observations, rewards, terminated, truncated, told = self._env.step(self._actions)
-        diverged = np.zeros(self.num_envs, bool) | told.get("diverged", False)
-        observations = self._checked(observations, rewards, ~diverged)
+        stepped = step_all(self._env, self._actions, step=None)
+        diverged = stepped.diverged
         self._elapsed += 1
-        terminated = np.asarray(terminated, bool) & ~diverged
-        truncated = (truncated | diverged | (self._elapsed >= self.distribution.horizon)) & ~terminated
-        infos = _per_env(told, self.num_envs)
+        observations = self._checked(stepped.observations, stepped.rewards, ~diverged)
+        terminated = stepped.terminated & ~diverged
+        truncated = (stepped.truncated | diverged | (self._elapsed >= self._horizon)) & ~terminated
+        infos = self._infos(stepped.infos)
         for i, info in enumerate(infos):
-            if "success" in info:
-                self._success[i] = bool(self._success[i]) or bool(np.any(info["success"]))
-            if self._success[i] is not None and (terminated[i] or truncated[i]):
-                info["is_success"] = self._success[i]
+            if stepped.tells_success[i]:
+                self._success[i] = bool(self._success[i]) or bool(stepped.success[i])
+            monitored = info.get("episode")  # SB3 takes it for its Monitor's, whatever it is
+            if not (isinstance(monitored, dict) and {"r", "l"} <= monitored.keys()):
+                info.pop("episode", None)
+            if terminated[i] or truncated[i]:
+                info.pop("is_success", None)  # SB3 averages it, whatever it is
+                if self._success[i] is not None:
+                    info["is_success"] = self._success[i]
         self._last = np.where(diverged[:, np.newaxis], self._last, observations).astype(np.float32)
-        return _Step(self._last, np.where(diverged, 0.0, rewards).astype(np.float32), terminated, truncated, infos)
+        rewards = np.where(diverged, 0.0, stepped.rewards).astype(np.float32)
+        return _Step(self._last, rewards, terminated, truncated, infos)
+
+    def _infos(self, infos: Mapping[Any, Any]) -> Infos:
+        """What each sub-environment told, in a new dict of its own."""
+        if isinstance(self._env, GymnasiumTasks):
+            return [dict(env.infos) for env in self._env.envs]
+        return _per_env(infos, self.num_envs)
 
     def _checked(self, observations: Any, rewards: Any, live: Bools) -> NDArray[Any]:
         return check_step(
@@ -251,7 +272,7 @@ class TaskVecEnv(VecEnv):
             observation_size=self.spaces.observation_size,
             tasks=self._tasks,
             seeds=[None] * self.num_envs,
-            step=0,
+            step=self._elapsed,
         )
 
 
@@ -462,13 +483,47 @@ def _attribute(target: Any, name: str) -> Any:
     return target.get_wrapper_attr(name) if isinstance(target, gymnasium.Env) else getattr(target, name)
 
 
-def _per_env(infos: dict[str, Any], num_envs: int) -> Infos:
-    """Gymnasium's infos of a vector environment, one dict per sub-environment with what it told."""
+def _per_env(infos: Mapping[Any, Any], num_envs: int) -> Infos:
+    """The infos of environments that step together, one dict per sub-environment with what it told.
+
+    What is no sequence of one value for each is told to all.
+    """
     rows: Infos = [{} for _ in range(num_envs)]
     for name, values in infos.items():
-        if name.startswith("_"):
+        if isinstance(name, str) and name.startswith("_") and name[1:] in infos:
             continue
-        parts = _per_env(values, num_envs) if isinstance(values, dict) else values
-        for i in np.flatnonzero(infos.get(f"_{name}", np.ones(num_envs, bool))).tolist():
-            rows[i][name] = parts[i]
+        parts = _per_env(values, num_envs) if isinstance(values, Mapping) else values
+        each = isinstance(parts, (list, tuple)) or (isinstance(parts, np.ndarray) and parts.ndim > 0)
+        for i in np.flatnonzero(mask_of(infos, name, num_envs)).tolist():
+            rows[i][name] = parts[i] if each and len(parts) == num_envs else parts
     return rows
+
+
+def _one_each(tasks: Any, num_envs: int, distribution: EnvTaskDistribution[Any]) -> list[Any]:
+    """`num_envs` tasks, given as a list of them, or as one task for all that is no list.
+
+    Raises:
+        InputError: a list of another length; one task that is a list; several tasks that are no list.
+    """
+    if not isinstance(tasks, (list, tuple, np.ndarray)):
+        return [tasks] * num_envs
+    like = draw(distribution, 1, np.random.default_rng(0), split="train")[0]
+    are_several = all(_alike(task, like) for task in tasks) and not _alike(tasks, like)
+    if not isinstance(tasks, list):
+        require(not are_several, "tasks", tasks, "a list of tasks, tasks=[...]; or one task for all, task=...")
+        return [tasks] * num_envs
+    is_one = _alike(tasks, like) and not are_several
+    require(not is_one, "tasks", tasks, "a list of tasks; write task=... for one task that is a list")
+    allowed = f"one task, task=..., or a list of {num_envs}: one per sub-environment"
+    require(len(tasks) == num_envs, "tasks", tasks, allowed)
+    return tasks.copy()
+
+
+def _alike(task: Any, like: Any) -> bool:
+    """Whether `task` is built as the task `like` is."""
+    if isinstance(like, np.ndarray):
+        return isinstance(task, np.ndarray) and task.shape == like.shape
+    if isinstance(like, (list, tuple)):
+        same = isinstance(task, type(like)) and len(task) == len(like)
+        return same and all(_alike(part, of) for part, of in zip(task, like, strict=True))
+    return isinstance(task, type(like)) or (isinstance(task, Real) and isinstance(like, Real))

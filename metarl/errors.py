@@ -6,12 +6,15 @@ into the traceback of its cause, if there is one, then that line and exit code 1
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import sysconfig
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+ENVIRONMENT, DISTRIBUTION = "the environment's", "the task distribution's"
 
 
 class InputError(ValueError):
@@ -23,27 +26,70 @@ class RunError(RuntimeError):
 
 
 class EnvironmentFaultError(RunError):
-    """An environment raised (the original error is the `__cause__`), hung, or returned what cannot be used."""
+    """An environment or a task distribution raised (the original error is the `__cause__`), hung, or returned what
+    cannot be used."""
 
 
 class NonFiniteError(RunError):
     """Too many updates in a row that were not finite."""
 
 
-def environment_fault(what: str, *, task: object, seed: int | None, step: int) -> EnvironmentFaultError:
+def environment_fault(
+    what: str, *, task: object, seed: int | None, step: int | None, whose: str = ENVIRONMENT
+) -> EnvironmentFaultError:
     """The error for `what` an environment did.
 
     Args:
         what: such as "step raised ValueError: ...".
         task: the environment's; None where it has none yet.
         seed: of its reset, or None.
-        step: steps since then, the present one included; 0 in the reset.
+        step: steps since then, the present one included; 0 in the reset. None where there is no reset.
+        whose: what `what` is a method of.
     """
-    place = [] if task is None else [f"task {one_line(task)}"]
-    if seed is not None:
-        place += [f"seed {seed}", f"step {step}"]
+    place = [] if task is None else [f"task {one_line(task, max_length=200)}"]
+    place += [] if seed is None else [f"seed {seed}"]
+    place += [] if step is None else [f"step {step}"]
     where = f" ({', '.join(place)})" if place else ""
-    return EnvironmentFaultError(f"the environment's {one_line(what)}{where}")
+    return EnvironmentFaultError(f"{whose} {one_line(what)}{where}")
+
+
+@contextlib.contextmanager
+def users_code(
+    method: str,
+    *,
+    task: object = None,
+    seed: int | None = None,
+    step: int | None = None,
+    whose: str = DISTRIBUTION,
+) -> Iterator[None]:
+    """Runs a method that a user wrote: whatever it raises becomes an `EnvironmentFaultError` that says where.
+
+    Bad input, errors that MetaRL raises itself, and Ctrl-C pass as they are.
+
+    Args:
+        method: its name.
+        task: as in `environment_fault`.
+        seed: as in `environment_fault`.
+        step: as in `environment_fault`.
+        whose: as in `environment_fault`.
+    """
+    try:
+        yield
+    except (InputError, RunError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # SystemExit too: the command must not end as if all were done
+        what = f"{method} raised {type(error).__name__}: {text_of(error)}"
+        raise environment_fault(what, task=task, seed=seed, step=step, whose=whose) from error
+
+
+def text_of(value: object, form: Callable[[object], str] = str) -> str:
+    """`form(value)`, `str` or `repr`; other text where a user's `__str__` or `__repr__` raises."""
+    try:
+        return form(value)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return f"<{type(value).__name__} without text: {form.__name__} raised {type(error).__name__}>"
 
 
 def printable(text: str) -> str:
@@ -55,7 +101,7 @@ def printable(text: str) -> str:
 
 def one_line(value: object, *, max_length: int = 300) -> str:
     """`value` as printable text without line breaks, cut where it is longer than `max_length`."""
-    text = printable(" ".join(str(value).split()))
+    text = printable(" ".join(text_of(value).split()))
     return text if len(text) <= max_length else f"{text[:max_length]} ..."
 
 
@@ -68,7 +114,7 @@ def raised(error: BaseException) -> str:
     files = [frame for frame in frames[1:] if Path(frame.filename).is_absolute()]  # compiled code has none
     own = [frame for frame in files if not frame.filename.startswith(libraries)]
     place = f" ({os.path.relpath(own[-1].filename)}:{own[-1].lineno})" if own else ""
-    return one_line(f"{type(error).__name__}: {error}") + place
+    return one_line(f"{type(error).__name__}: {text_of(error)}") + place
 
 
 def require(condition: bool, field: str, value: object, allowed: str) -> None:
@@ -77,7 +123,7 @@ def require(condition: bool, field: str, value: object, allowed: str) -> None:
     Write the condition so that NaN fails it (`0.0 < x`, not `not x <= 0.0`).
     """
     if not condition:
-        raise InputError(f"{field} = {value!r}: must be {allowed}")
+        raise InputError(f"{field} = {text_of(value, repr)}: must be {allowed}")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:

@@ -23,7 +23,7 @@ from metarl.learner import Learner, ScoreName, Unit
 from metarl.paths import PathRecorder, Paths
 from metarl.seeds import Purpose, Seeds, generator
 from metarl.statistics import Array, bootstrap, interquartile_mean, stratified_bootstrap, worst_decile
-from metarl.tasks import Split, TaskDistribution
+from metarl.tasks import Split, TaskDistribution, draw, list_tasks
 
 SCHEMA_VERSION = 1
 EVALUATION_SEED = 1_000_003
@@ -164,12 +164,12 @@ def evaluate(
         split: "train" for validation tasks, from the training split, with random numbers of their own. Of a finite
             training split with more than `num_tasks` tasks, `num_tasks` are drawn.
     """
-    finite = distribution.all_tasks(split)
+    finite = list_tasks(distribution, split)
     if finite is not None and split == "train" and len(finite) > num_tasks:
         finite = None
     key = EVALUATION_SEED if split == "test" else VALIDATION_SEED
     rng = generator(seed, key, Purpose.EVALUATION_TASKS)
-    tasks = distribution.sample(num_tasks, rng, split=split) if finite is None else finite
+    tasks = draw(distribution, num_tasks, rng, split=split) if finite is None else finite
     replicates = 1 if finite is None else max(1, num_tasks // len(tasks))
     episodes = [task for task in tasks for _ in range(replicates)]
     size = batch_size or len(episodes)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from metarl.episodes import Examples
+from metarl.errors import DISTRIBUTION, environment_fault, text_of, users_code
 from metarl.learner import Learner
 from metarl.seeds import Seeds
 from metarl.tasks import Task, TaskDistribution, same_task
@@ -118,10 +119,20 @@ class ExampleCollector:
         one_by_one = learner.unit == "shots" and seeds.evaluation
         wanted = (seeds, step if one_by_one else None)
         if self._last is None or self._last[:2] != wanted or not same_task(self._last[2], list(tasks)):
-            examples = self.tasks.support(tasks, seeds, shot=wanted[1], device=self.device)
-            self._last = (*wanted, list(tasks), examples)
+            with users_code("support"):
+                examples = self.tasks.support(tasks, seeds, shot=wanted[1], device=self.device)
+            self._last = (*wanted, list(tasks), _require_examples(examples, "support"))
         return self._last[3]
 
     def query(self, tasks: Sequence[Any], learner: Any, state: Any, seeds: Seeds) -> Examples:
         """As in `metarl.collect.Collector`."""
-        return self.tasks.query(tasks, seeds, device=self.device)
+        with users_code("query"):
+            examples = self.tasks.query(tasks, seeds, device=self.device)
+        return _require_examples(examples, "query")
+
+
+def _require_examples(examples: Any, method: str) -> Examples:
+    if not isinstance(examples, Examples):
+        what = f"{method} returned {text_of(examples, repr):.80}: must be a metarl.Examples"
+        raise environment_fault(what, task=None, seed=None, step=None, whose=DISTRIBUTION)
+    return examples

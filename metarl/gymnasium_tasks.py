@@ -11,25 +11,25 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from numbers import Real
-from typing import Any, NoReturn, TypeVar, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import SyncVectorEnv
 from numpy.typing import NDArray
 
-from metarl.errors import InputError, RunError, environment_fault
+from metarl.errors import DISTRIBUTION, ENVIRONMENT, InputError, environment_fault, text_of, users_code
 from metarl.learner import Spaces
-from metarl.mujoco_warnings import caught, diverged
-from metarl.tasks import EnvTaskDistribution, Scene, Split, TaskVectorEnv
+from metarl.mujoco_warnings import caught
+from metarl.mujoco_warnings import diverged as has_diverged
+from metarl.stepping import DIVERGED, RESET_ANSWER, STEP_ANSWER, SUCCESS, number, told, truth, wrong_answer
+from metarl.tasks import EnvTaskDistribution, Scene, Split, TaskVectorEnv, draw
 
 Result = TypeVar("Result")
 
 
 class GymnasiumTasks:
-    """Environments stepped by gymnasium's own `SyncVectorEnv`; vector actions are clipped.
+    """Gymnasium's environments, stepped one after another; vector actions are clipped.
 
     One that has ended stays as it is until the next `reset`, which with `{"reset_mask": bool array [num_envs]}` among
     its options resets only some, as in gymnasium.
@@ -39,6 +39,9 @@ class GymnasiumTasks:
         num_envs: how many.
         timeout: seconds that one call of one environment may take, > 0; None for no limit.
 
+    Attributes:
+        envs: the environments, as the tasks' `make_env` made them, each in a wrapper.
+
     Raises:
         EnvironmentFaultError: here and in every other method, if an environment raises, hangs, or returns what is no
             observation or reward.
@@ -46,39 +49,55 @@ class GymnasiumTasks:
 
     def __init__(self, tasks: EnvTaskDistribution[Any], num_envs: int, *, timeout: float | None = None) -> None:
         self._limit = TimeLimit(timeout)
-        with self._limit.watching():
-            self._vector: SyncVectorEnv[Any, Any] = SyncVectorEnv([lambda: _TaskEnv(tasks, self._limit)] * num_envs)
         self.num_envs = num_envs
-        self.single_observation_space = self._vector.single_observation_space
-        self.single_action_space = self._vector.single_action_space
-
-    @property
-    def envs(self) -> list[gymnasium.Env[Any, Any]]:
-        """The environments, as the tasks' `make_env` made them, in a wrapper."""
-        return self._vector.envs
+        with self._limit.watching():
+            self.envs = [_TaskEnv(tasks, self._limit) for _ in range(num_envs)]
+        self.single_observation_space, self.single_action_space = self.envs[0].spaces
+        for env in self.envs:
+            env.require_spaces(self.envs[0].spaces)
+        space = self.single_observation_space
+        self._observations = np.zeros((num_envs, *(space.shape or ())), space.dtype)
 
     def set_tasks(self, tasks: Sequence[Any]) -> None:
         """One task per environment, from the next reset."""
-        self._vector.set_attr("task", list(tasks))
+        for env, task in zip(self.envs, tasks, strict=True):
+            env.task = task
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
+        """Resets the environments; no infos: `envs[i].infos` are those of environment i."""
+        seeds = [seed] * self.num_envs if seed is None else seed
+        if isinstance(seeds, (int, np.integer)):
+            seeds = [seeds + i for i in range(self.num_envs)]
+        others = {name: value for name, value in (options or {}).items() if name != "reset_mask"}
         mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
-        for i in np.flatnonzero(mask):
-            cast(_TaskEnv, self._vector.envs[i]).ended = False
         with self._limit.watching():
-            return self._vector.reset(seed=cast(Any, seed), options=None if options is None else dict(options))
+            for i in np.flatnonzero(mask).tolist():
+                self._observations[i], _ = self.envs[i].reset(seed=seeds[i], options=others or None)
+        return self._observations.copy(), {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Steps those that have not ended. The infos are `diverged` and, where any environment tells it, `success`
+        with gymnasium's mask `_success`; `envs[i].infos` has all that environment i told."""
         space = self.single_action_space
         if isinstance(space, gymnasium.spaces.Box):
             actions = np.clip(actions, space.low, space.high).astype(space.dtype)
+        rewards = np.zeros(self.num_envs)
+        terminated, truncated, diverged, success, tells = np.zeros((5, self.num_envs), bool)
         with self._limit.watching():
-            return self._vector.step(actions)
+            for i, (env, action) in enumerate(zip(self.envs, actions, strict=True)):
+                if not env.ended:
+                    self._observations[i], rewards[i], terminated[i], truncated[i], told = env.step(action)
+                    diverged[i] = told["diverged"]
+                    tells[i] = told["success"] is not None
+                    success[i] = bool(told["success"])
+        infos = {"success": success, "_success": tells} if tells.any() else {}
+        return self._observations.copy(), rewards, terminated, truncated, {"diverged": diverged, **infos}
 
     def close(self) -> None:
-        self._vector.close()
+        for env in self.envs:
+            env.close()
 
 
 class TaskInObservation(EnvTaskDistribution[Any]):
@@ -97,7 +116,9 @@ class TaskInObservation(EnvTaskDistribution[Any]):
         self.splits = tasks.splits
         self.horizon = tasks.horizon
         self._timeout = timeout
-        self._num_features = len(self.task_features(tasks.sample(1, np.random.default_rng(0))[0]))
+        self._num_features: int | None = None
+        first = draw(tasks, 1, np.random.default_rng(0), split="train")[0]
+        self._num_features = len(self.task_features(first))
 
     def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Any]:
         return self.tasks.sample(num_tasks, rng, split=split)
@@ -106,14 +127,23 @@ class TaskInObservation(EnvTaskDistribution[Any]):
         return self.tasks.all_tasks(split)
 
     def task_features(self, task: Any) -> NDArray[np.float32]:
-        try:
-            return self.tasks.task_features(task)
-        except TypeError as error:
-            raise InputError(f"task = {type(self.tasks).__name__}: {error}") from error
+        with users_code("task_features", task=task):
+            try:
+                features = np.asarray(self.tasks.task_features(task), np.float32)
+            except TypeError as error:
+                if type(self.tasks).task_features is not EnvTaskDistribution.task_features:
+                    raise
+                raise InputError(f"task = {type(self.tasks).__name__}: {error}") from error
+        allowed = (self._num_features,) if self._num_features else features.shape[:1]
+        if features.shape != allowed or not features.size or not np.isfinite(features).all():
+            length = self._num_features or "of one length for all tasks"
+            what = f"task_features returned {text_of(features, repr):.80}: must be a vector of finite numbers, {length}"
+            raise environment_fault(what, task=task, seed=None, step=None, whose=DISTRIBUTION)
+        return features
 
     def make_vector_env(self, num_envs: int, *, num_threads: int) -> TaskVectorEnv:
         env = vector_env_of(self.tasks, num_envs, num_threads=num_threads, timeout=self._timeout)
-        return _TellingEnv(env, self.task_features, self._num_features)
+        return _TellingEnv(env, self.task_features, self._num_features or 0)
 
     def scene(self, task: Any) -> Scene | None:
         return self.tasks.scene(task)
@@ -182,7 +212,8 @@ def vector_env_of(
         num_threads: of the simulator, 0 for all cores; does not change the results.
         timeout: seconds that one call of one of gymnasium's environments may take, > 0; None for no limit.
     """
-    together = tasks.make_vector_env(num_envs, num_threads=num_threads)
+    with users_code("make_vector_env"):
+        together = tasks.make_vector_env(num_envs, num_threads=num_threads)
     return GymnasiumTasks(tasks, num_envs, timeout=timeout) if together is None else together
 
 
@@ -208,73 +239,116 @@ def spaces_of(env: TaskVectorEnv) -> Spaces:
 
 
 class _TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Gives the environment its task before every reset, and says with what task, seed and step it failed."""
+    """Gives the environment its task before every reset, and says with what task, seed and step it failed.
+
+    Attributes:
+        task: from the next reset on.
+        ended: whether a trajectory is over.
+        infos: what the environment told in its last reset or step, as it told it.
+    """
 
     def __init__(self, tasks: EnvTaskDistribution[Any], limit: TimeLimit) -> None:
         self._tasks = tasks
         self._limit = limit
         self._seed: int | None = None
-        self._steps = 0
-        self._last_observation: Any = None
+        self._steps: int | None = None
         self._warnings: list[str] = []
         self.task: Any = None
         self.ended = False
-        super().__init__(self._call("make_env", tasks.make_env))
+        self.infos: Mapping[Any, Any] = {}
+        env = self._call("make_env", tasks.make_env)
+        if not isinstance(env, gymnasium.Env):
+            self._fail(f"make_env returned {text_of(env, repr):.80}: must be a gymnasium.Env")
+        super().__init__(env)
+        self.spaces = self._call("make_env", self._present_spaces)
+
+    def require_spaces(self, spaces: tuple[gymnasium.Space[Any], gymnasium.Space[Any]]) -> None:
+        """Fails unless the environment has the `spaces`, of observations and of actions."""
+        present = self._call("make_env" if self._steps is None else "reset", self._present_spaces)
+        for name, now, before in zip(("observation_space", "action_space"), present, spaces, strict=True):
+            if now is not before and now != before:
+                self._fail(f"{name} = {now}: must stay what that of the first environment was, {before}")
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        if self.ended:  # autoreset: what an environment does after its end is ignored, so it does nothing
-            return self._last_observation, {}
+        self.ended = False
         self._seed, self._steps = seed, 0
         if self.task is not None:
             self._call("set_task", self._tasks.set_task, self.env, self.task)
-        observation, infos = self._call("reset", self._reset, seed, options)
-        return self._observed(observation, "reset"), infos
+        answer = self._call("reset", self._reset, seed, options)
+        self._require(answer, "reset", RESET_ANSWER)
+        observation, self.infos = answer
+        self.require_spaces(self.spaces)
+        return self._observed(observation, "reset"), {}
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        if self.ended:
-            return self._last_observation, 0.0, False, False, {}
-        self._steps += 1
-        observation, reward, terminated, truncated, infos = self._call("step", self._step, action)
-        broken = diverged(self._warnings)
-        if broken:
-            infos = {**infos, "diverged": True}
-        if not (isinstance(reward, (Real, np.bool_)) or getattr(reward, "shape", None) == ()):
-            self._fail(f"step returned the reward {reward!r}: must be one number")
-        self.ended = bool(terminated or truncated or broken)
-        return self._observed(observation, "step"), reward, terminated, truncated, infos
-
-    def _reset(self, seed: int | None, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
-        observation, infos = self.env.reset(seed=seed, options=options)
-        return observation, infos
-
-    def _step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        observation, reward, terminated, truncated, infos = self.env.step(action)
-        return observation, reward, terminated, truncated, infos
-
-    def _observed(self, observation: Any, where: str) -> Any:
-        shape = getattr(observation, "shape", None)
-        if shape is None:
-            shape = self._call(where, np.shape, observation)
-        if shape != self.observation_space.shape:
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Its infos are `diverged` and `success`, None where the environment does not tell."""
+        self._steps = (self._steps or 0) + 1
+        answer = self._call("step", self.env.step, action)
+        broken = has_diverged(self._warnings)
+        self._require(answer, "step", STEP_ANSWER)
+        observation, reward, *ends, self.infos = answer
+        diverged, success = self._call("step", lambda: [told(self.infos, names) for names in (DIVERGED, SUCCESS)])
+        broken = broken or bool(diverged)
+        paid = number(reward)
+        if paid is None:
             self._fail(
-                f"{where} returned an observation of shape {tuple(shape)}: must be {self.observation_space.shape}, "
+                f"step returned the reward {text_of(reward, repr):.80}: must be one number that a float can hold"
+            )
+        terminated, truncated = (self._flag(name, value) for name, value in zip(STEP_ANSWER[2:4], ends, strict=True))
+        self.ended = terminated or truncated or broken
+        infos = {"diverged": broken, "success": success}
+        return self._observed(observation, "step"), paid, terminated, truncated, infos
+
+    def _present_spaces(self) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
+        return self.env.observation_space, self.env.action_space
+
+    def _reset(self, seed: int | None, options: dict[str, Any] | None) -> Any:
+        return self.env.reset(seed=seed, options=options)
+
+    def _require(self, answer: Any, where: str, names: Sequence[str]) -> None:
+        wrong = wrong_answer(answer, names)
+        if wrong:
+            self._fail(f"{where} returned {wrong}")
+
+    def _flag(self, name: str, value: Any) -> bool:
+        flag = truth(value)
+        if flag is None:
+            self._fail(f"step returned {name} = {text_of(value, repr):.80}: must be one boolean")
+        return flag
+
+    def _observed(self, observation: Any, where: str) -> NDArray[Any]:
+        """The observation in the dtype of its space."""
+        space = self.spaces[0]
+        array = observation if isinstance(observation, np.ndarray) else self._call(where, np.asarray, observation)
+        if array.shape != space.shape:
+            self._fail(
+                f"{where} returned an observation of shape {array.shape}: must be {space.shape}, "
                 "the observation space's"
             )
-        self._last_observation = observation
-        return observation
+        if array.dtype == space.dtype:
+            return array
+        if array.dtype.kind not in "biuf":
+            self._fail(f"{where} returned an observation of dtype {array.dtype}: must be numbers, {space.dtype}")
+        with np.errstate(all="ignore"):
+            converted = array.astype(space.dtype)
+            lost = (
+                (converted != array) if converted.dtype.kind in "biu" else np.isfinite(array) > np.isfinite(converted)
+            )
+        if lost.any():
+            index = ", ".join(map(str, np.argwhere(lost)[0]))
+            self._fail(f"observation[{index}] = {array[lost][0]}: must be finite as {space.dtype}, the space's dtype")
+        return converted
 
     def _call(self, what: str, function: Callable[..., Result], *arguments: Any) -> Result:
         self._limit.restart()
-        try:
-            with caught() as self._warnings:
-                return function(*arguments)
-        except (InputError, RunError):
-            raise
-        except (Exception, SystemExit) as error:
-            self._fail(f"{what} raised {type(error).__name__}: {error}", error)
+        with (
+            caught() as self._warnings,
+            users_code(what, task=self.task, seed=self._seed, step=self._steps, whose=ENVIRONMENT),
+        ):
+            return function(*arguments)
 
-    def _fail(self, what: str, error: BaseException | None = None) -> NoReturn:
-        raise environment_fault(what, task=self.task, seed=self._seed, step=self._steps) from error
+    def _fail(self, what: str) -> NoReturn:
+        raise environment_fault(what, task=self.task, seed=self._seed, step=self._steps)
 
 
 class TimeLimit:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarl.episodes import Episodes
-from metarl.errors import InputError, environment_fault, one_line
+from metarl.errors import ENVIRONMENT, InputError, environment_fault, one_line, text_of, users_code
 from metarl.files import write_atomically
 from metarl.learner import Learner
 
@@ -156,7 +156,7 @@ def check_step(
     observation_size: int,
     tasks: Sequence[Any],
     seeds: Sequence[int | None],
-    step: int,
+    step: int | NDArray[np.int64],
 ) -> NDArray[Any]:
     """What a vector environment returned, once it is known to be usable.
 
@@ -167,20 +167,19 @@ def check_step(
         observation_size: that there must be.
         tasks: in equal blocks of sub-environments.
         seeds: one per sub-environment, of its reset, None where that had none.
-        step: since the reset, from 1.
+        step: since the reset, from 1; [num_envs] where that differs.
 
     Returns:
         The observations, with zeros for what is not finite of those that are not live.
 
     Raises:
-        EnvironmentFaultError: a shape is wrong, or a live observation or reward is not finite as float32.
+        EnvironmentFaultError: a shape or type is wrong, or a live observation or reward is not finite as float32.
     """
-    observations = np.asarray(observations)
+    steps = np.broadcast_to(step, len(live))
     size = (len(live), observation_size)
-    for name, array, shape in (("observations", observations, size), ("rewards", rewards, size[:1])):
-        if array is not None and np.shape(array) != shape:
-            what = f"{name} have shape {np.shape(array)}: must be {shape}"
-            raise environment_fault(what, task=None, seed=None, step=step)
+    observations = _numbers("observations", observations, size, step=int(steps.max()))
+    if rewards is not None:
+        rewards = _numbers("rewards", rewards, size[:1], step=int(steps.max()))
     finite = np.abs(observations) <= _LARGEST
     paid = np.full(len(live), True) if rewards is None else np.abs(rewards) <= _LARGEST
     if finite.all() and paid.all():
@@ -188,10 +187,24 @@ def check_step(
     for i in np.flatnonzero(live & ~(finite.all(1) & paid)).tolist():
         column = int(np.argmin(finite[i]))
         reward = None if rewards is None or paid[i] else rewards[i]
-        what = f"observation[{column}] = {observations[i, column]}" if reward is None else f"reward = {reward}"
+        value, name = (observations[i, column], f"observation[{column}]") if reward is None else (reward, "reward")
+        allowed = "finite" if not np.isfinite(value) else f"finite as float32, at most {_LARGEST:.2g}"
         task = tasks[i * len(tasks) // len(live)]
-        raise environment_fault(f"{what}: must be finite", task=task, seed=seeds[i], step=step)
+        what = f"{name} = {value}: must be {allowed}"
+        raise environment_fault(what, task=task, seed=seeds[i], step=int(steps[i]))
     return np.where(finite, observations, 0.0)
+
+
+def _numbers(name: str, values: Any, shape: tuple[int, ...], *, step: int) -> NDArray[Any]:
+    """`values` as an array of numbers of `shape`."""
+    with users_code("step", step=step, whose=ENVIRONMENT):
+        array = np.asarray(values)
+    wrong = "" if array.dtype.kind in "biuf" else f"dtype {array.dtype}: must be numbers"
+    if array.shape != shape:
+        wrong = f"shape {array.shape}: must be {shape}"
+    if wrong:
+        raise environment_fault(f"{name} have {wrong}", task=None, seed=None, step=step)
+    return array
 
 
 def _all_finite(tensors: Iterable[Tensor]) -> bool:
@@ -256,7 +269,7 @@ def _plain(value: Any) -> Any:
         return type(value)(parts.values())
     if is_dataclass(value) or isinstance(value, tuple):
         return {_CLASS: f"{type(value).__module__}:{type(value).__qualname__}", **parts}
-    return str(value)
+    return text_of(value)
 
 
 def _restored(value: Any, module: str) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarl.episodes import Trajectories
-from metarl.errors import one_line
+from metarl.errors import DISTRIBUTION, environment_fault, one_line, text_of, users_code
 from metarl.tasks import EnvTaskDistribution, Scene, TaskDistribution
 
 SCHEMA_VERSION = 1
@@ -53,8 +53,10 @@ class PathRecorder:
             return
         self._positions = distribution.positions
         for number in _spread(len(tasks)):
-            scene = distribution.scene(tasks[number])
+            with users_code("scene", task=tasks[number]):
+                scene: Any = distribution.scene(tasks[number])
             if scene is not None:
+                _require_scene(scene, tasks[number])
                 self._paths[number * num_replicates] = Paths(tasks[number], scene, {})
 
     def record(self, step: int, data: Trajectories, *, first: int) -> None:
@@ -63,13 +65,13 @@ class PathRecorder:
             return
         for episode, paths in self._paths.items():
             if first <= episode < first + data.num_tasks:
-                paths.ways[step] = self._ways(data, episode - first)
+                paths.ways[step] = self._ways(data, episode - first, paths.task)
 
     def paths(self) -> tuple[Paths, ...]:
         """What was kept, in the order of the tasks."""
         return tuple(paths for paths in self._paths.values() if paths.ways)
 
-    def _ways(self, data: Trajectories, row: int) -> list[NDArray[np.float64]]:
+    def _ways(self, data: Trajectories, row: int, task: Any) -> list[NDArray[np.float64]]:
         lengths = data.mask[row].sum(-1).long().tolist()
         lived = [number for number, length in enumerate(lengths) if length][:NUM_TRAJECTORIES]
         ways = []
@@ -77,7 +79,12 @@ class PathRecorder:
             seen = data.observations[row, number, : lengths[number]].cpu().numpy()
             seen = np.concatenate([seen, data.last_observations[row, number, None].cpu().numpy()])
             kept = np.linspace(0, len(seen) - 1, min(len(seen), MAX_POINTS)).round().astype(int)
-            ways.append(np.asarray(self._positions(seen[kept]), np.float64))
+            with users_code("positions", task=task):
+                way = np.asarray(self._positions(seen[kept]), np.float64)
+            if way.shape != (len(kept), 2) or not np.isfinite(way).all():
+                what = f"positions returned an array of shape {way.shape}: must be finite numbers, {(len(kept), 2)}"
+                raise environment_fault(what, task=task, seed=None, step=None, whose=DISTRIBUTION)
+            ways.append(way)
         return ways
 
 
@@ -112,6 +119,15 @@ def scene_to_json(scene: Scene) -> dict[str, Any]:
         "goal_radius": float(scene.goal_radius),
         "extent": plain(scene.extent),
     }
+
+
+def _require_scene(scene: Any, task: Any) -> None:
+    """Fails unless `scene` can be drawn."""
+    if not isinstance(scene, Scene):
+        what = f"scene returned {text_of(scene, repr):.80}: must be a metarl.tasks.Scene, or None"
+        raise environment_fault(what, task=task, seed=None, step=None, whose=DISTRIBUTION)
+    with users_code("scene", task=task):
+        scene_to_json(scene)
 
 
 def _spread(count: int) -> list[int]:

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarl.episodes import Trajectories, to_device
-from metarl.errors import EnvironmentFaultError
+from metarl.errors import ENVIRONMENT, EnvironmentFaultError, users_code
 from metarl.gymnasium_tasks import spaces_of, vector_env_of
 from metarl.learner import Actor, Spaces
 from metarl.nonfinite import check_step
 from metarl.seeds import Seeds
-from metarl.tasks import EnvTaskDistribution, TaskVectorEnv
+from metarl.stepping import Stepped, reset_all, step_all
+from metarl.tasks import EnvTaskDistribution, TaskVectorEnv, horizon_of
 
 State = TypeVar("State")
 
@@ -60,6 +61,7 @@ class RolloutCollector:
         watch: Callable[[TaskVectorEnv, NDArray[np.bool_]], None] | None = None,
     ) -> None:
         self.tasks = tasks
+        self._horizon = horizon_of(tasks)
         self.num_trajectories = num_trajectories
         self.min_live_steps = min_live_steps
         self.device = torch.device(device)
@@ -124,15 +126,16 @@ class RolloutCollector:
         state: State,
         rngs: Sequence[np.random.Generator],
     ) -> Trajectories:
-        num_tasks, width, horizon = len(tasks), self.num_trajectories, self.tasks.horizon
+        num_tasks, width, horizon = len(tasks), self.num_trajectories, self._horizon
         env = self._env(num_tasks * width)
         buffers = _Buffers.empty(horizon, num_tasks, width, self.spaces)
         seeds = [int(seed) for rng in rngs for seed in rng.integers(2**31, size=width)]
         noise = self._noise(rngs).to(self.act_device)
-        env.set_tasks([task for task in tasks for _ in range(width)])
+        with users_code("set_tasks", whose=ENVIRONMENT):
+            env.set_tasks([task for task in tasks for _ in range(width)])
         check = functools.partial(check_step, observation_size=self.spaces.observation_size, tasks=tasks, seeds=seeds)
         alive = np.ones(num_tasks * width, dtype=bool)
-        observation, _ = env.reset(seed=seeds)
+        observation, _ = reset_all(env, seed=seeds)
         observation = check(observation, None, alive, step=0)
         if self._watch is not None:
             self._watch(env, alive)
@@ -140,18 +143,18 @@ class RolloutCollector:
             buffers.observations[t] = observation
             acted, state = learner.act(state, self._to_act(buffers.observations[t], num_tasks), noise[t])
             actions = acted.actions.cpu().numpy().reshape(num_tasks * width, *buffers.actions.shape[2:])
-            observation, rewards, terminated, truncated, infos = _step(env, actions)
-            live = alive & ~np.asarray(infos.get("diverged", False))
-            observation = check(observation, rewards, live, step=t + 1)
+            stepped = _step(env, actions, step=t + 1)
+            live = alive & ~stepped.diverged
+            observation = check(stepped.observations, stepped.rewards, live, step=t + 1)
             if self._watch is not None:
                 self._watch(env, live)
             if t + 1 == horizon:
-                truncated = truncated | ~terminated
-            buffers.record(t, actions, acted.log_probs, acted.values, rewards, terminated, truncated, infos, alive)
+                stepped = stepped._replace(truncated=stepped.truncated | ~stepped.terminated)
+            buffers.record(t, actions, acted.log_probs, acted.values, stepped, alive)
             state = learner.observe(
                 state, acted.actions, *(self._to_act(row, num_tasks) for row in buffers.feedback(t))
             )
-            ended = alive & (terminated | truncated | buffers.diverged)
+            ended = alive & (stepped.terminated | stepped.truncated | buffers.diverged)
             followed = np.where(buffers.diverged[:, np.newaxis], buffers.observations[t], observation)
             buffers.last_observations[ended] = followed[ended]
             alive = alive & ~ended
@@ -161,7 +164,7 @@ class RolloutCollector:
 
     def _noise(self, rngs: Sequence[np.random.Generator]) -> Tensor:
         """Sampling noise of a whole round, drawn per task in one block, [H, N, K] or [H, N, K, action_size]."""
-        shape = (self.tasks.horizon, self.num_trajectories)
+        shape = (self._horizon, self.num_trajectories)
         if self.spaces.discrete:
             blocks = [rng.random(shape, dtype=np.float32) for rng in rngs]
         else:
@@ -222,22 +225,18 @@ class _Buffers:
         actions: NDArray[Any],
         log_probs: Tensor,
         values: Tensor | None,
-        rewards: NDArray[Any],
-        terminated: NDArray[np.bool_],
-        truncated: NDArray[np.bool_],
-        infos: dict[str, Any],
+        stepped: Stepped,
         alive: NDArray[np.bool_],
     ) -> None:
         """Writes step `t` of the simulations that are alive; a step that broke a simulation is not live."""
-        diverged = np.asarray(infos.get("diverged", False)) & alive
+        diverged = stepped.diverged & alive
         live = alive & ~diverged
-        truncated = truncated & ~terminated
         self.diverged |= diverged
         self.actions[t] = actions
         self.mask[t] = live
-        self.rewards[t] = np.where(live, rewards, 0.0)
-        self.terminated[t] = terminated & live
-        self.truncated[t] = truncated & live
+        self.rewards[t] = np.where(live, stepped.rewards, 0.0)
+        self.terminated[t] = stepped.terminated & live
+        self.truncated[t] = stepped.truncated & ~stepped.terminated & live
         if t > 0 and diverged.any():
             self.truncated[t - 1] |= diverged
         self.log_probs[t] = log_probs.cpu().numpy().reshape(-1)
@@ -245,9 +244,8 @@ class _Buffers:
             if self.values is None:
                 self.values = np.zeros_like(self.log_probs)
             self.values[t] = values.cpu().numpy().reshape(-1)
-        told = infos.get("success")
-        if isinstance(told, np.ndarray):  # gymnasium's holds numbers, or None where an environment is silent
-            success = live & told.astype(bool).reshape(len(live), -1).any(1)
+        if stepped.tells_success.any():
+            success = live & stepped.success
             self.success = success if self.success is None else self.success | success
 
     def feedback(self, t: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -289,14 +287,14 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _step(env: TaskVectorEnv, actions: NDArray[Any]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+def _step(env: TaskVectorEnv, actions: NDArray[Any], *, step: int) -> Stepped:
     """Steps. An action that is not finite truncates its trajectory and stays in the data, so that the learner's update
     is not finite either; the environment never sees it, and is not at fault."""
     if np.isfinite(actions).all():
-        return env.step(actions)
+        return step_all(env, actions, step=step)
     finite = np.isfinite(actions).all(1)
-    observations, rewards, terminated, truncated, infos = env.step(np.where(finite[:, np.newaxis], actions, 0.0))
-    return observations, rewards, terminated, truncated | ~finite, infos
+    stepped = step_all(env, np.where(finite[:, np.newaxis], actions, 0.0), step=step)
+    return stepped._replace(truncated=stepped.truncated | ~finite)
 
 
 def _concatenate(rounds: Sequence[Trajectories]) -> Trajectories:

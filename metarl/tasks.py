@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from metarl.errors import one_line
+from metarl.errors import DISTRIBUTION, environment_fault, one_line, require, text_of, users_code
 
 if TYPE_CHECKING:
     import gymnasium
@@ -48,15 +48,66 @@ class TaskDistribution(ABC, Generic[Task]):
         return None
 
 
+def draw(distribution: TaskDistribution[Task], num_tasks: int, rng: np.random.Generator, *, split: Split) -> list[Task]:
+    """The tasks that `distribution.sample` draws, as many as asked for.
+
+    Raises:
+        EnvironmentFaultError: it raised, or returned something else.
+    """
+    call = f"sample({num_tasks}, split={split!r})"
+    with users_code(call):
+        tasks: Any = distribution.sample(num_tasks, rng, split=split)
+    return _listed(tasks, call, num_tasks)
+
+
+def list_tasks(distribution: TaskDistribution[Task], split: Split) -> list[Task] | None:
+    """`distribution.all_tasks(split)`.
+
+    Raises:
+        EnvironmentFaultError: it raised, or returned something else than None or tasks.
+    """
+    call = f"all_tasks({split!r})"
+    with users_code(call):
+        tasks: Any = distribution.all_tasks(split)
+    return None if tasks is None else _listed(tasks, call, None)
+
+
+def _listed(tasks: Any, call: str, num_tasks: int | None) -> list[Any]:
+    """`tasks` as a list of `num_tasks`, or of any number above 0."""
+    is_array = isinstance(tasks, np.ndarray) and tasks.ndim > 0
+    counted = is_array or (isinstance(tasks, Sequence) and not isinstance(tasks, str))
+    fits = counted and (len(tasks) == num_tasks if num_tasks else len(tasks) > 0)
+    if not fits:
+        returned = f"{len(tasks)} tasks" if counted else f"{text_of(tasks, repr):.80}"
+        asked = f"a list of {num_tasks or 'one or more'} tasks"
+        what = f"{call} returned {returned}: must be {asked}"
+        raise environment_fault(what, task=None, seed=None, step=None, whose=DISTRIBUTION)
+    return list(tasks)
+
+
+def horizon_of(distribution: EnvTaskDistribution[Any]) -> int:
+    """Its horizon as an int.
+
+    Raises:
+        InputError: it is no integer >= 1.
+    """
+    with users_code("horizon"):
+        horizon: Any = getattr(distribution, "horizon", None)
+    is_integer = isinstance(horizon, (int, np.integer)) and not isinstance(horizon, bool)
+    require(is_integer and horizon >= 1, "horizon", horizon, "an integer >= 1: steps per trajectory")
+    return int(horizon)
+
+
 class TaskVectorEnv(Protocol):
     """What collection asks of a vector environment: gymnasium's `VectorEnv` plus `set_tasks`.
 
     `set_tasks` takes one task per sub-environment and holds from the next `reset`. After a sub-environment has ended,
     what it returns until the next `reset` is ignored. `infos["diverged"]`, where present, is a bool array [num_envs]:
-    the step broke the simulation and its observation and reward mean nothing. `infos["success"]`, where a family
-    has it, is there in every step: bool [num_envs], whether the aim was met in it; a trajectory is a success if any of
-    its live steps was. Where `metadata["autoreset_mode"]` is gymnasium's `DISABLED`, `reset` understands the option
-    `reset_mask`, bool [num_envs], and resets only those: stable-baselines3 needs it, collection does not.
+    the step broke the simulation and its observation and reward mean nothing. `infos["success"]` (or `"is_success"`),
+    where a family has it, is there in every step: bool [num_envs], whether the aim was met in it; a trajectory is a
+    success if any of its live steps was. Other infos are not read (`metarl.stepping`). Where
+    `metadata["autoreset_mode"]` is gymnasium's `DISABLED`, `reset` understands the option `reset_mask`, bool
+    [num_envs], and resets only those: stable-baselines3 needs it, collection does not.
     """
 
     num_envs: int

@@ -17,7 +17,15 @@ from metarl.errors import InputError, one_line, require
 from metarl.examples import ExampleSpaces, ExampleTaskDistribution
 from metarl.foreign import TIMEOUT_S, Foreign
 from metarl.seeds import Seeds
-from metarl.tasks import EnvTaskDistribution, Split, TaskDistribution, distinct_tasks, parts_of, same_task
+from metarl.tasks import (
+    EnvTaskDistribution,
+    Split,
+    TaskDistribution,
+    distinct_tasks,
+    horizon_of,
+    parts_of,
+    same_task,
+)
 
 NUM_TASKS = 8
 NUM_DRAWN = 200
@@ -119,8 +127,7 @@ def _not_finite(value: Any) -> bool:
 
 
 def _check_spaces(distribution: EnvTaskDistribution[Any], seed: int, call: Foreign) -> None:
-    horizon = getattr(distribution, "horizon", None)
-    require(isinstance(horizon, int) and horizon >= 1, "horizon", horizon, "an integer >= 1: steps per trajectory")
+    horizon = horizon_of(distribution)
     if type(distribution).make_vector_env is not EnvTaskDistribution.make_vector_env:
         together = call("make_vector_env", distribution.make_vector_env, 1, num_threads=1)
         if together is not None:

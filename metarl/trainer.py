@@ -23,7 +23,7 @@ from metarl.learner import Learner
 from metarl.report import endpoints
 from metarl.seeds import Purpose, Seeds, generator
 from metarl.stopping import StopSignals
-from metarl.tasks import Split, TaskDistribution
+from metarl.tasks import Split, TaskDistribution, draw
 
 PRE_ADAPT, POST_ADAPT = "rollout/pre_adapt/ep_rew_mean", "rollout/post_adapt/ep_rew_mean"
 STEP = "adapt/step_"  # what an update reports under it are scores after so many steps
@@ -165,7 +165,7 @@ class Trainer:
         started = time.monotonic()
         config, learner = self.config, self.learner
         rng = generator(config.seed, self.iteration, Purpose.TASKS)
-        tasks = self.distribution.sample(config.meta_batch_size, rng, split="train")
+        tasks = draw(self.distribution, config.meta_batch_size, rng, split="train")
         seeds = Seeds.first(len(tasks), seed=config.seed, iteration=self.iteration)
         before = tree_map(lambda tensor: tensor.detach().clone(), learner.state_dict())
         in_update = getattr(learner, "adapts_in_update", False)

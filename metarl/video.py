@@ -21,7 +21,7 @@ from metarl.errors import InputError, one_line, require
 from metarl.files import require_output, write_atomically, writing
 from metarl.report import endpoints
 from metarl.seeds import Purpose, Seeds, generator
-from metarl.tasks import EnvTaskDistribution, TaskDistribution, TaskVectorEnv
+from metarl.tasks import EnvTaskDistribution, TaskDistribution, TaskVectorEnv, draw, list_tasks
 
 if TYPE_CHECKING:
     from metarl.trainer import Trainer
@@ -239,9 +239,9 @@ class _Camera:
 
 def _choose_tasks(distribution: TaskDistribution[Any], count: int, rng: np.random.Generator) -> list[Any]:
     """The first tasks of an evaluation; of a finite family, tasks evenly spread over it."""
-    every = distribution.all_tasks("test")
+    every = list_tasks(distribution, "test")
     if every is None:
-        return distribution.sample(count, rng, split="test")
+        return draw(distribution, count, rng, split="test")
     return [every[i] for i in np.linspace(0, len(every) - 1, min(count, len(every))).round().astype(int)]
 
 

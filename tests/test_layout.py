@@ -51,6 +51,7 @@ WORKINGS = {
     "rollout",
     "run_folder",
     "runs",
+    "stepping",
     "testing",
     "tracking",
     "trainer",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from metarl.envs.bandit import Bandit
 from metarl.envs.point_nav import Goal, PointNav
 from metarl.episodes import Trajectories
+from metarl.errors import EnvironmentFaultError
 from metarl.evaluation import evaluate
 from metarl.learner import Acted
 from metarl.paths import MAX_POINTS, NUM_TASKS, NUM_TRAJECTORIES, PathRecorder, paths_to_json
@@ -113,7 +114,7 @@ def test_a_scene_without_positions_says_what_to_write() -> None:
         positions = EnvTaskDistribution.positions
 
     recorder = recorder_of(goals(1.0), distribution=Blind())
-    with pytest.raises(NotImplementedError, match="Blind defines scene but not positions"):
+    with pytest.raises(EnvironmentFaultError, match="Blind defines scene but not positions"):
         recorder.record(0, data_of(1, [1]), first=0)
 
 

@@ -382,7 +382,7 @@ def test_attributes_of_gymnasiums_environments_belong_to_each() -> None:
 def test_bad_input_is_named() -> None:
     with pytest.raises(InputError, match="num_envs = 0: must be an integer >= 1"):
         TaskVecEnv(Walks(), 0)
-    with pytest.raises(InputError, match="one task, or a list of 3: one per sub-environment"):
+    with pytest.raises(InputError, match=r"one task, task=\.\.\., or a list of 3: one per sub-environment"):
         TaskVecEnv(Walks(), 3, tasks=[Walk(1, 1.0)])
     with pytest.raises(InputError, match="seed = -1: must be an integer >= 0"):
         TaskVecEnv(Walks(), 1, seed=-1)
