@@ -26,8 +26,11 @@ from metarl.statistics import Array, bootstrap, interquartile_mean, stratified_b
 from metarl.tasks import Split, TaskDistribution, draw, list_tasks
 
 SCHEMA_VERSION = 1
-EVALUATION_SEED = 1_000_003
-VALIDATION_SEED = EVALUATION_SEED + 2
+# Evaluation belongs to no iteration of training. These numbers take the iteration's place in the keys of
+# `metarl.seeds`. Every recorded run depends on them: never change one.
+EVALUATION_ITERATION = 1_000_003
+CONTROLS_ITERATION = EVALUATION_ITERATION + 1
+VALIDATION_ITERATION = EVALUATION_ITERATION + 2
 STEP_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 _logger = logging.getLogger(__name__)
@@ -167,8 +170,8 @@ def evaluate(
     finite = list_tasks(distribution, split)
     if finite is not None and split == "train" and len(finite) > num_tasks:
         finite = None
-    key = EVALUATION_SEED if split == "test" else VALIDATION_SEED
-    rng = generator(seed, key, Purpose.EVALUATION_TASKS)
+    iteration = EVALUATION_ITERATION if split == "test" else VALIDATION_ITERATION
+    rng = generator(seed, iteration, Purpose.EVALUATION_TASKS)
     tasks = draw(distribution, num_tasks, rng, split=split) if finite is None else finite
     replicates = 1 if finite is None else max(1, num_tasks // len(tasks))
     episodes = [task for task in tasks for _ in range(replicates)]
@@ -189,7 +192,7 @@ def evaluate(
         batch = episodes[start : start + size]
         slots = tuple(range(start, start + len(batch)))
         # Given data: training classes may have too few examples for a test episode, so training's sizes are used.
-        seeds = Seeds(seed, key, slots, evaluation=collector.acts or split == "test")
+        seeds = Seeds(seed, iteration, slots, evaluation=collector.acts or split == "test")
         watch = functools.partial(record, start)
         done = run_episodes(learner, collector, batch, seeds, num_steps=num_steps, on_scored=watch)
         scores.append(_curve(done.scores))
@@ -281,7 +284,7 @@ def evaluate_baseline(
     scores = []
     for start in range(0, len(tasks), batch_size):
         batch = tasks[start : start + batch_size]
-        seeds = Seeds(seed, EVALUATION_SEED, tuple(range(start, start + len(batch))), evaluation=True)
+        seeds = Seeds(seed, EVALUATION_ITERATION, tuple(range(start, start + len(batch))), evaluation=True)
         score = distribution.baseline(distribution.support(batch, seeds), distribution.query(batch, seeds))
         if score is None:
             return None
@@ -326,7 +329,7 @@ def adaptation_controls(
     count, total = len(tasks), len(tasks) * num_replicates
     num_steps = learner.num_adaptation_steps if num_steps is None else num_steps
     adapted_on = [task for task in tasks for _ in range(num_replicates)]
-    seeds = Seeds(seed, EVALUATION_SEED + 1, tuple(range(total)), evaluation=True)
+    seeds = Seeds(seed, CONTROLS_ITERATION, tuple(range(total)), evaluation=True)
     episodes = run_episodes(learner, collector, adapted_on, seeds, num_steps=num_steps)
     silent = run_episodes(
         learner, collector, adapted_on, seeds, num_steps=num_steps, transform_support=lambda data: data.without_signal()

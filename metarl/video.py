@@ -137,16 +137,16 @@ def make_film(trainer: Trainer, settings: FilmSettings, *, on_frame: Callable[[i
     """
     # Imported late: torch takes seconds, and wrong settings should not wait for it.
     from metarl.collect import run_episodes
-    from metarl.evaluation import EVALUATION_SEED
+    from metarl.evaluation import EVALUATION_ITERATION
     from metarl.rollout import RolloutCollector
 
     learner: Any = trainer.learner
     seed, threads = trainer.config.seed, trainer.config.num_threads
-    tasks = _choose_tasks(trainer.distribution, settings.num_tasks, generator(seed, EVALUATION_SEED, _TASKS))
+    tasks = _choose_tasks(trainer.distribution, settings.num_tasks, generator(seed, EVALUATION_ITERATION, _TASKS))
     distribution, dt = _check_rendering(trainer.distribution, tasks[0], settings.size)
     collector: Any = trainer.evaluation_collector
     width = collector.num_trajectories  # a memory's state is of as many
-    seeds = Seeds.first(len(tasks), seed=seed, iteration=EVALUATION_SEED, evaluation=True)
+    seeds = Seeds.first(len(tasks), seed=seed, iteration=EVALUATION_ITERATION, evaluation=True)
     last = learner.num_adaptation_steps if settings.num_adaptation_steps is None else settings.num_adaptation_steps
     states = {0: learner.begin(len(tasks))}
     if last > 0:

@@ -32,7 +32,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from metarl.agents.sb3 import TaskVecEnv, TrialVecEnv
 from metarl.errors import InputError, RunError, one_line, require, unknown_name
-from metarl.evaluation import EVALUATION_SEED
+from metarl.evaluation import EVALUATION_ITERATION
 from metarl.files import writing
 from metarl.registry import load_task
 from metarl.rollout import one_torch_thread
@@ -103,7 +103,7 @@ def family_of(name: str, settings: dict[str, Any]) -> EnvTaskDistribution[Any]:
 
 def test_tasks(family: EnvTaskDistribution[Any]) -> list[Any]:
     """All of a finite family, or those that `metarl evaluate` draws."""
-    rng = generator(0, EVALUATION_SEED, Purpose.EVALUATION_TASKS)
+    rng = generator(0, EVALUATION_ITERATION, Purpose.EVALUATION_TASKS)
     finite = family.all_tasks("test")
     return list(family.sample(NUM_TEST_TASKS, rng, split="test") if finite is None else finite)
 

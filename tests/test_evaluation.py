@@ -14,7 +14,14 @@ from torch import Tensor
 
 from metarl.collect import run_episodes
 from metarl.episodes import Trajectories
-from metarl.evaluation import EVALUATION_SEED, AdaptationCurve, adaptation_controls, evaluate
+from metarl.evaluation import (
+    CONTROLS_ITERATION,
+    EVALUATION_ITERATION,
+    VALIDATION_ITERATION,
+    AdaptationCurve,
+    adaptation_controls,
+    evaluate,
+)
 from metarl.learner import ScoreName, Unit
 from metarl.seeds import Purpose, Seeds, generator
 from metarl.tasks import Split, TaskDistribution
@@ -235,11 +242,15 @@ def test_evaluation_meets_the_same_tasks_and_luck_whatever_was_trained() -> None
     assert not np.array_equal(curves[0].values, curves[1].values)
 
 
+def test_the_iterations_that_stand_for_evaluation_never_change() -> None:
+    assert (EVALUATION_ITERATION, CONTROLS_ITERATION, VALIDATION_ITERATION) == (1_000_003, 1_000_004, 1_000_005)
+
+
 def test_evaluation_uses_no_random_number_of_training() -> None:
     tested, distribution = Collector(), Levels()
     tasks = evaluate(Halving(), tested, distribution, num_tasks=4, num_steps=2, seed=3).tasks
     trained = Collector()
-    for iteration in (*range(20), EVALUATION_SEED):
+    for iteration in (*range(20), EVALUATION_ITERATION):
         drawn = distribution.sample(4, generator(3, iteration, Purpose.TASKS))
         assert not {*drawn} & {*tasks}
         run_episodes(Halving(), trained, drawn, Seeds.first(4, seed=3, iteration=iteration), num_steps=2)

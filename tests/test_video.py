@@ -21,7 +21,7 @@ from metarl.collect import run_episodes
 from metarl.envs.batch import BatchEnv
 from metarl.envs.half_cheetah import HalfCheetahVel
 from metarl.errors import InputError
-from metarl.evaluation import EVALUATION_SEED
+from metarl.evaluation import EVALUATION_ITERATION
 from metarl.runs import load_trainer
 from metarl.seeds import Purpose, Seeds, generator
 from metarl.video import Film, FilmSettings, Panel, compose, make_film, save_film
@@ -105,7 +105,7 @@ def test_a_panels_return_is_of_the_first_trajectory_by_the_adapted_state(
     assert closed == [1, 1, 4]  # what tried to draw, and what was filmed
     learner: Any = trainer.learner
     collector: Any = trainer.evaluation_collector
-    tasks, seeds = trainer.distribution.all_tasks(), Seeds(5, EVALUATION_SEED, (0, 1), evaluation=True)
+    tasks, seeds = trainer.distribution.all_tasks(), Seeds(5, EVALUATION_ITERATION, (0, 1), evaluation=True)
     assert tasks is not None
     states = [learner.begin(2), run_episodes(learner, collector, tasks, seeds, num_steps=2).state]
     data = [collector.query(tasks, learner, state, seeds) for state in states]
@@ -133,7 +133,7 @@ def test_a_memory_is_filmed_in_its_first_and_in_a_later_trajectory(tmp_path: Pat
     run = trained(tmp_path / "rl2", "half-cheetah-vel", "--agent=rl2", *flags, *held_out)
     film = make_film(load_trainer(run), FilmSettings(num_tasks=3))
     assert [[panel.when for panel in row] for row in film.panels] == [["first trajectory"] * 3, ["trajectory 3"] * 3]
-    rng = generator(0, EVALUATION_SEED, Purpose.EVALUATION_TASKS)
+    rng = generator(0, EVALUATION_ITERATION, Purpose.EVALUATION_TASKS)
     tasks = HalfCheetahVel(test_low=2.0, test_high=3.0).sample(3, rng, split="test")  # an evaluation's
     assert [panel.task for panel in film.panels[0]] == [str(task) for task in tasks]
 
