@@ -216,8 +216,8 @@ class RL2:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "parameters": dict(self.parameters),
-            "optimizer": self._optimizer.state_dict()["state"],
+            "parameters": tree_map(torch.clone, dict(self.parameters)),
+            "optimizer": tree_map(torch.clone, self._optimizer.state_dict()["state"]),
             "updates": self._updates,
             "value_scale": self._value_scale,
         }

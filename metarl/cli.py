@@ -1,4 +1,4 @@
-"""The command line: `metarl train | evaluate | plot | video | list | check-tasks`.
+"""The command line: `metarl train | evaluate | plot | video | list | check-tasks | check-agent`.
 
 Exit codes: 0 done, 2 bad input (one line on standard error), 130, 143 and 129 after SIGINT, SIGTERM and SIGHUP
 (training finishes its iteration and saves it, all else ends at once; a second signal ends training at once too), 1 what
@@ -43,6 +43,7 @@ EPILOG = """commands:
   video RUN_DIR          film a trained run's agent before and after adaptation
   list                   task families, agents, learners and presets
   check-tasks MOD:CLASS  check a task distribution of your own
+  check-agent MOD:CLASS  check an RL agent or few-shot learner of your own
 
 examples:
   metarl train point-nav --preset quick
@@ -112,6 +113,7 @@ def _dispatch(arguments: list[str], signals: StopSignals) -> int:
         "video": video,
         "list": list_names,
         "check-tasks": check_tasks,
+        "check-agent": check_agent,
     }
     if name == "train":
         return train(rest, signals)
@@ -394,6 +396,29 @@ def check_tasks(name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar
         problems = check_task_distribution(distribution, on_call=on_call, on_note=notes.append)
     for line in (*problems, *(f"note: {note}" for note in notes)):
         print(f"{name}: {line}")
+    if not problems:
+        print(f"{name}: fine")
+    return 2 if problems else 0
+
+
+def check_agent(
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MOD:CLASS")], task: str | None = None
+) -> int:
+    """Checks an RL agent or few-shot learner on small tasks: what is wrong is named in one line each.
+
+    Args:
+        name: a registered agent or learner, or module:Class of your own; both where a name is both.
+        task: a registered task family, or module:Class of your own, to check it on; None = small built-in ones.
+    """
+    family = None if task is None else registry.load_task(task)
+    kinds = registry.load_unchecked(name, family)
+
+    from metarl import testing
+
+    tasks = None if family is None or task is None else {task: from_table(family, {}, "task")}
+    problems = [problem for kind in kinds for problem in testing.check_agent(kind, tasks=tasks)]
+    for problem in problems:
+        print(f"{name}: {problem}")
     if not problems:
         print(f"{name}: fine")
     return 2 if problems else 0

@@ -105,7 +105,10 @@ class Learner(Protocol[State, Data_contra, Batch]):
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a checkpoint must hold, optimiser state too: tensors, numbers, strings, lists and dicts of them."""
+        """All that a checkpoint must hold, optimiser state too: tensors, numbers, strings, lists and dicts of them.
+
+        It is a copy: later updates do not change it.
+        """
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 

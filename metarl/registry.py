@@ -114,7 +114,7 @@ def load_agent(name: str) -> type[Any]:
     Raises:
         InputError: unknown, not importable, or not an acting learner; says what is missing.
     """
-    return _load_learner("agent", name, ACTING_METHODS)
+    return _load_learner("agent", name)
 
 
 def load_learner(name: str) -> type[Any]:
@@ -123,7 +123,26 @@ def load_learner(name: str) -> type[Any]:
     Raises:
         InputError: unknown, not importable, or not a learner; says what is missing.
     """
-    return _load_learner("learner", name, LEARNER_METHODS)
+    return _load_learner("learner", name)
+
+
+def load_unchecked(name: str, task: type[TaskDistribution[Any]] | None = None) -> list[type[Any]]:
+    """The classes called `name`: an RL agent, a few-shot learner, or one of each; what they lack is not looked at.
+
+    Args:
+        name: registered, or module:Class.
+        task: leaves only the kind that it needs; None for both.
+
+    Raises:
+        InputError: unknown, not importable, or no class.
+    """
+    kinds: tuple[Kind, ...] = ("agent", "learner")
+    if task is not None:
+        kinds = (kind_of_agent(task, task.__name__, name),)
+    registered = [kind for kind in kinds if name in names(kind)]
+    if not registered and ":" not in name:
+        raise unknown_name("agent", name, {known for kind in kinds for known in names(kind)})
+    return [_load_class(kind, name) for kind in registered or kinds[:1]]
 
 
 def load_agent_for(task: type[TaskDistribution[Any]], task_name: str, agent_name: str) -> type[Any]:
@@ -246,16 +265,28 @@ def _load(kind: Kind, name: str) -> Any:
     return getattr(module, attribute)
 
 
-def _load_learner(kind: Kind, name: str, methods: tuple[str, ...]) -> type[Any]:
-    found = _load(kind, name)
-    if not isinstance(found, type):
-        raise InputError(f"{kind} = {name!r}: {_describe(found)} is not a class")
-    missing = [method for method in methods if not callable(getattr(found, method, None))]
-    if not hasattr(getattr(found, "Config", None), "__dataclass_fields__"):
-        missing.append("Config (a dataclass)")
+def _load_learner(kind: Kind, name: str) -> type[Any]:
+    found = _load_class(kind, name)
+    missing = missing_parts(found, acting=kind == "agent")
     if missing:
         raise InputError(f"{kind} = {name!r}: {found.__name__} lacks {', '.join(missing)}")
     return found
+
+
+def _load_class(kind: Kind, name: str) -> type[Any]:
+    found = _load(kind, name)
+    if not isinstance(found, type):
+        raise InputError(f"{kind} = {name!r}: {_describe(found)} is not a class")
+    return found
+
+
+def missing_parts(kind: type[Any], *, acting: bool) -> list[str]:
+    """What a class lacks of an RL agent, if `acting`, or of a few-shot learner."""
+    methods = ACTING_METHODS if acting else LEARNER_METHODS
+    missing = [method for method in methods if not callable(getattr(kind, method, None))]
+    if not hasattr(getattr(kind, "Config", None), "__dataclass_fields__"):
+        missing.append("Config (a dataclass)")
+    return missing
 
 
 def _makes_environments(task: type[EnvTaskDistribution[Any]]) -> bool:

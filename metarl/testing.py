@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from metarl.agent_checks import check_agent as check_agent
 from metarl.environment_checks import check_environments
 from metarl.episodes import Examples
 from metarl.errors import InputError, one_line, require

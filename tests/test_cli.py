@@ -73,11 +73,11 @@ def test_help_names_the_commands(say: Any) -> None:
     for argv, code in ((["--help"], 0), (["-h"], 0), ([], 2)):
         said = say(*argv)
         assert (said.code, said.err) == (code, "")
-        for command in ("train", "evaluate", "plot", "video", "list", "check-tasks"):
+        for command in ("train", "evaluate", "plot", "video", "list", "check-tasks", "check-agent"):
             assert f"\n  {command} " in said.out
 
 
-@pytest.mark.parametrize("command", ["evaluate", "plot", "video", "list", "check-tasks"])
+@pytest.mark.parametrize("command", ["evaluate", "plot", "video", "list", "check-tasks", "check-agent"])
 def test_every_command_has_help(command: str, say: Any) -> None:
     said = say(command, "--help")
     assert (said.code, said.err) == (0, "")

@@ -35,6 +35,7 @@ CORE = {
     "trust_region",
 }
 WORKINGS = {
+    "agent_checks",
     "allocation",
     "arguments",
     "checkpoint",
@@ -57,6 +58,7 @@ WORKINGS = {
     "trainer",
     "transfer",
     "video",
+    "watched",
     "waiting",
 }
 EPISODIC = FOUNDATION | CORE | WORKINGS
