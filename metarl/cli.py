@@ -59,7 +59,6 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    sys.path.append(str(Path.cwd()))  # so that module:Class finds the user's own modules
     try:
         with StopSignals() as signals:
             code = _dispatch(arguments, signals)

@@ -6,12 +6,16 @@ A name is built in, or comes from an installed package (entry-point groups `meta
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import importlib.util
 import inspect
+import sys
 import tomllib
 from collections.abc import Mapping
 from importlib import metadata, resources
-from pathlib import PurePath
+from importlib.machinery import PathFinder
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from metarl.errors import InputError, raised, unknown_name
@@ -256,6 +260,8 @@ def _load(kind: Kind, name: str) -> Any:
     if module_name.endswith(".py"):
         dotted = ".".join(PurePath(module_name).with_suffix("").parts)
         raise InputError(f"{kind} = {name!r}: must be module:Class, not a file's name; write {dotted}:{attribute}")
+    if name not in names(kind):
+        _search_working_directory(module_name)
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # the module is foreign code: whatever stops it is the answer
@@ -263,6 +269,20 @@ def _load(kind: Kind, name: str) -> Any:
     if not hasattr(module, attribute):
         raise unknown_name(f"{kind} = {name!r}: attribute of {module_name}", attribute, _public(vars(module)))
     return getattr(module, attribute)
+
+
+def _search_working_directory(module_name: str) -> None:
+    """Lets Python find the user's own modules in the working directory, after all other places.
+
+    MetaRL's own modules come first: they look for optional packages (torch: opt_einsum), which must not be found there.
+    """
+    top = module_name.partition(".")[0]
+    with contextlib.suppress(OSError, ValueError):  # no such folder any more; a name that no module can have
+        folder = str(Path.cwd())
+        somewhere = top in sys.modules or importlib.util.find_spec(top) or PathFinder.find_spec(top, [folder])
+        if somewhere and folder not in sys.path:
+            importlib.import_module("metarl.runs")
+            sys.path.append(folder)
 
 
 def _load_learner(kind: Kind, name: str) -> type[Any]:

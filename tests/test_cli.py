@@ -266,3 +266,39 @@ def test_training_from_a_shell(tmp_path: Path) -> None:
 def test_a_reader_that_goes_away_causes_no_traceback() -> None:
     done = shell("exec 3> >(exec true); sleep 0.2; metarl --help >&3")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+
+
+@pytest.mark.parametrize(
+    ("command", "searched"),
+    [
+        ("list", False),
+        ("evaluate .", False),
+        ("train bandit --help", False),
+        ("check-tasks bandit", False),
+        ("evaluate . --trust", True),
+        ("check-tasks own:Own", True),
+        ("train --agent own:Agent bandit --help", True),
+        ("train absent:Own", False),
+    ],
+)
+def test_the_working_directory_is_searched_only_for_code_that_the_user_names(
+    command: str, searched: bool, say: Any, run_dir: Path, tmp_path: Path
+) -> None:
+    saved = json.loads((run_dir / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**saved, "task_name": "own:Own"}))
+    (tmp_path / "own.py").write_text(
+        "from metarl.envs.bandit import Bandit as Own\nfrom metarl.agents.maml import MAML as Agent"
+    )
+    before = [*sys.path]
+    say(*command.split())
+    assert sys.path == [*before, *[str(tmp_path)] * searched]
+    sys.modules.pop("own", None)
+
+
+def test_libraries_find_nothing_in_the_working_directory(tmp_path: Path) -> None:
+    """Torch imports opt_einsum and dill where they are installed."""
+    for name in ("opt_einsum", "dill", "tensorflow", "tqdm"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "own.py").write_text("from metarl.envs.bandit import Bandit as Own")
+    done = subprocess.run([METARL, "check-tasks", "own:Own"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "own:Own: fine\n", "")
