@@ -76,7 +76,7 @@ class AdaptationCurve:
         return self._interval(self.values)
 
     def gain(self, step: int) -> tuple[float, float, float]:
-        """Score after `step` minus score before adaptation, paired: mean, low, high."""
+        """Score after `step` minus score before adaptation, paired by task: mean, low, high."""
         difference = (self.values[step] - self.values[0])[None]
         low, high = self._interval(difference)
         return float(difference.mean()), float(low[0]), float(high[0])
@@ -311,8 +311,9 @@ def adaptation_controls(
     """Did the learner use the task's data, or did one more step help anywhere?
 
     The cross-adaptation matrix adapts on task i's support and scores on task j's query: a learner that uses its data is
-    best on the diagonal. The zero-reward control adapts on support without signal: what it gains, no data explains. All
-    entries of a column share their query's random numbers.
+    best on the diagonal. The zero-reward control adapts on support without signal: what it gains, no data explains.
+    "Before" is the score without adaptation. All entries of a column share their query's random numbers, so that two
+    entries differ only by what the learner adapted to.
 
     Args:
         learner: any learner.
@@ -334,6 +335,7 @@ def adaptation_controls(
     silent = run_episodes(
         learner, collector, adapted_on, seeds, num_steps=num_steps, transform_support=lambda data: data.without_signal()
     )
+    before = run_episodes(learner, collector, adapted_on, seeds, num_steps=0)
 
     def by_task(scores: Tensor) -> Array:
         last: Array = _curve((scores,))[-1].reshape(count, num_replicates)
@@ -354,7 +356,7 @@ def adaptation_controls(
         "matrix": matrix.mean(2).tolist(),
         "matrix_ci_low": low.tolist(),
         "matrix_ci_high": high.tolist(),
-        "before": by_task(episodes.scores[0]).mean(1).tolist(),
+        "before": by_task(before.scores[-1]).mean(1).tolist(),
         "zero_reward": by_task(silent.scores[-1]).mean(1).tolist(),
     }
 

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -153,3 +154,15 @@ def test_adaptation_changes_nothing_in_place(agent: str) -> None:
     assert same(tensors(state), begun)
     assert same(tensors(dict(learner.parameters)), before)
     assert all(len(tensor) == 4 for tensor in tensors(adapted) if tensor.dim() > 0)
+
+
+@AGENT
+def test_support_without_reward_leaves_the_score_of_before(agent: str) -> None:
+    trainer = build(small(agent, "half-cheetah-dir"))
+    tasks = trainer.distribution.sample(2, generator(0, 0, Purpose.TASKS))
+    collector = trainer.evaluation_collector or trainer.collector
+    controls = evaluation.adaptation_controls(trainer.learner, collector, tasks, num_replicates=2, num_steps=2)
+    same_score = controls["zero_reward"] == controls["before"]
+    assert same_score == (agent != "rl2")  # whose memory holds what it saw; all others need a reward for a gradient
+    moves = agent not in ("rl2", "oracle", "task-blind")
+    assert (np.diag(controls["matrix"]).tolist() != controls["before"]) or not moves
