@@ -119,24 +119,27 @@ class _Check:
     def _why(self, i: int) -> str:
         """What makes episodes of task `i` differ; fresh environments tell a seed that is ignored from carried state."""
         outside = _Outside(self.distribution)
-        alone = []
-        for _ in range(2):
-            with self._collecting() as collect:
-                alone.append(collect([self.tasks[i]]))
+        alone = [self._fresh([self.tasks[i]]) for _ in range(2)]
         if _differences(alone[0], 0, alone[1], 0):
             changed = outside.changed()
-            if changed:
+            kept = f"they change {changed}, which is kept outside of the environment and carried into the next episode"
+            return kept if changed else "reset ignores it"
+        last = len(self.tasks) - 1
+        for tasks, place in ((self.tasks, i), (self.tasks[::-1], last - i)):
+            if not self.together and _differences(self._fresh(tasks), place, alone[0], 0):
                 return (
-                    f"they change {changed}, which is kept outside of the environment and carried into the next episode"
+                    "tasks that are met at the same time disturb each other. Keep a task in its environment, not on a "
+                    "class, in a module or in the distribution"
                 )
-            return "reset ignores it"
-        if not self.together:
-            with self._collecting() as collect:
-                if _differences(collect(self.tasks), i, alone[0], 0):
-                    shared = "they share state, on a class, in a module or in the distribution"
-                    return f"the tasks that are met at the same time disturb each other; {shared}"
-        advice = "set_task and reset must set everything anew, and change nothing (such as `env.mass *= task`)"
-        return f"fresh environments agree, so state is carried from one episode or task into the next; {advice}"
+        return (
+            "state is carried from one task or episode into the next; in fresh environments they are equal. Let "
+            "set_task and reset set every value anew: `env.mass *= task` multiplies what the last task left"
+        )
+
+    def _fresh(self, tasks: Sequence[Any]) -> Trajectories:
+        """Episodes in fresh environments."""
+        with self._collecting() as collect:
+            return collect(tasks)
 
     @contextlib.contextmanager
     def _collecting(
@@ -163,29 +166,38 @@ class _Check:
 
     def _lost(self) -> str | None:
         """A hint if two tasks leave environments that are alike in everything, so that none can act on its task."""
-        contents, added = [], set()
+        envs, added = [], set()
         for task in self.tasks[:2]:
             env: Any
             if self.together:
                 env = vector_env_of(self.distribution, 1)
+                before = _contents(env)
+                self.call("set_tasks", env.set_tasks, [task])
             else:
                 env = self.call("make_env", self.distribution.make_env)
-            before = _contents(env)
-            if self.together:
-                env.set_tasks([task])
-            else:
+                before = _contents(env)
                 self.call("set_task", self.distribution.set_task, env, task)
-            self.call("reset", env.reset, seed=self.seed)
-            after = _contents(env)
-            # Nothing reads a new attribute of a wrapper of gymnasium's.
-            new = {name for name in after.keys() - before.keys() if name[0].startswith("gymnasium.")}
-            contents.append({name: value for name, value in after.items() if name not in new})
-            added |= new
+            # Nothing reads a new attribute of one of gymnasium's wrappers.
+            added |= {
+                name for name in _contents(env).keys() - before.keys() if name[0].startswith("gymnasium.wrappers.")
+            }
+            envs.append(env)
+
+        def alike() -> bool:
+            one, other = ({key: part for key, part in _contents(env).items() if key not in added} for env in envs)
+            return same_task(one, other)
+
+        lost = alike()
+        if not lost:  # a generator may differ until it is seeded
+            for env in envs:
+                self.call("reset", env.reset, seed=[self.seed] if self.together else self.seed)
+            lost = alike()
+        for env in envs:
             env.close()
-        if not same_task(*contents):
+        if not lost:
             return None
-        hints = [f"set_task sets {name!r} of gymnasium's {kind.rpartition('.')[2]}" for kind, name in sorted(added)]
-        return f": {hints[0]}, a wrapper; write env.unwrapped.{min(added)[1]}" if hints else ""
+        hints = [f"; set_task sets {name!r} of the wrapper {kind}: write env.unwrapped.{name}" for kind, name in added]
+        return min(hints, default="")
 
 
 def _contents(env: Any) -> dict[tuple[str, str], Any]:
@@ -193,9 +205,9 @@ def _contents(env: Any) -> dict[tuple[str, str], Any]:
     found: dict[tuple[str, str], Any] = {}
     for layer in _layers(env):
         kind = f"{type(layer).__module__}.{type(layer).__qualname__}"
-        found |= {
-            (kind, name): value for name, value in vars(layer).items() if value is not getattr(layer, "env", None)
-        }
+        inner = [layer.env] if isinstance(layer, gymnasium.Wrapper) else []
+        values = getattr(layer, "__dict__", {}).items()  # a class with slots has none
+        found |= {(kind, name): value for name, value in values if not any(value is env for env in inner)}
     return found
 
 

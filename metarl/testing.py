@@ -146,8 +146,8 @@ def _check_spaces(distribution: EnvTaskDistribution[Any], seed: int, call: Forei
         require(limit is None or horizon <= limit, "horizon", horizon, allowed)
         first: tuple[Any, Any] | None = None
         for task in distinct_tasks(_draw(distribution, "train", seed, call), NUM_TASKS):
-            call(f"set_task, given {one_line(task)},", distribution.set_task, env, task)
-            call(f"reset, under {one_line(task)} with seed {seed},", env.reset, seed=seed)
+            call(f"set_task given {one_line(task)}", distribution.set_task, env, task)
+            call(f"reset under {one_line(task)} with seed {seed}", env.reset, seed=seed)
             spaces = (env.observation_space, env.action_space)
             first = first or (task, spaces)
             same = f"equal to those of {one_line(first[0])}: {first[1]}"
@@ -191,14 +191,16 @@ def _check_splits(
     listed = finite["train"] is not None and finite["test"] is not None
     if distribution.splits == "identical" and not (listed and same_task(drawn["train"], drawn["test"])):
         return ["splits = 'identical', but all_tasks('train') and all_tasks('test') are not the same list"]
-    for split in SPLITS:
-        count = len(distinct_tasks(drawn[split], FEW_TASKS + 1))
-        if finite[split] is None and count <= FEW_TASKS:
-            on_note(
-                f"sample(split={split!r}) gave only {count} different tasks in {NUM_DRAWN} draws. If there are no "
-                "others, return them from all_tasks: evaluation then covers each of them. Where training and test "
-                "have the same tasks, set splits = 'identical'"
-            )
+    few = {split: distinct_tasks(drawn[split], FEW_TASKS + 1) for split in SPLITS}
+    unlisted = [split for split in SPLITS if finite[split] is None and len(few[split]) <= FEW_TASKS]
+    if unlisted:
+        counts = " and ".join(f"{len(few[split])} different {split} tasks" for split in unlisted)
+        advice = "If there are no others, return all of them from all_tasks(split): evaluation then covers each of them"
+        on_note(f"sample gave only {counts} in {NUM_DRAWN} draws. {advice}")
+    train, test = few["train"], few["test"]
+    same = len(train) == len(test) <= FEW_TASKS and all(any(same_task(one, other) for other in test) for one in train)
+    if same and distribution.splits != "identical":
+        on_note("training and test have the same tasks: set splits = 'identical', so that results say adaptation alone")
     return []
 
 
