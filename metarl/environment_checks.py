@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from metarl.episodes import Trajectories
-from metarl.errors import EnvironmentFaultError, one_line, require
+from metarl.errors import one_line, require
 from metarl.foreign import Foreign
 from metarl.gymnasium_tasks import vector_env_of
 from metarl.learner import Acted, Spaces
@@ -25,10 +25,11 @@ from metarl.rollout import RolloutCollector
 from metarl.seeds import Seeds
 from metarl.tasks import EnvTaskDistribution, Scene, same_task
 
-NUM_TASKS = 4
-NUM_TRAJECTORIES = 4
+NUM_TASKS = 8
+NUM_TRAJECTORIES = 2
 MAX_STEPS = 50
 # Where short episodes under random actions do not show the task, others may: longer, and with actions that last.
+FEWER_TASKS = 4
 MORE_TRAJECTORIES = 16
 MORE_STEPS = 1000
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib")
@@ -52,16 +53,15 @@ def check_environments(
         on_note: told what is no fault but worth knowing.
 
     Raises:
-        InputError: the first thing that is wrong, in a call or in a scene.
-        EnvironmentFaultError: an environment raised; the original error is the cause.
+        InputError: a scene cannot be drawn.
+        EnvironmentFaultError: an environment or the distribution raised, or returned what cannot be used.
     """
     check = _Check(distribution, list(tasks[:NUM_TASKS]), seed, call)
-    try:
-        problem = check.repeats() or (check.tells_tasks_apart(on_note) if len(check.tasks) > 1 else None)
-    except EnvironmentFaultError as error:
-        if error.__cause__ is not None:  # what the environment raised is worth its traceback
-            raise
-        return [str(error)]
+    first, problem = check.repeats()
+    if problem is None:
+        _check_scene(distribution, tasks[0], first.observations[0].numpy(), call)
+        if len(tasks) > 1 and not _tells_apart(first):
+            problem = check.finds_no_task(on_note)
     return [] if problem is None else [problem]
 
 
@@ -77,34 +77,32 @@ class _Check:
         """Whether the family brings a vector environment of its own."""
         return type(self.distribution).make_vector_env is not EnvTaskDistribution.make_vector_env
 
-    def repeats(self) -> str | None:
-        """Why an episode depends on something else than its task and seed, or None; draws a scene by the way."""
-        backwards = list(range(len(self.tasks)))
-        if not self.together:  # where many step at once, the last bits may depend on the place
-            backwards.reverse()
-        with self._collecting() as collect:
-            first = collect(self.tasks)
-            again = collect([self.tasks[i] for i in backwards])
-        for place, i in enumerate(backwards):
-            names = _differences(first, i, again, place)
-            if names:
-                what = (
-                    f"{' and '.join(names)} under {one_line(self.tasks[i])} differ between two episodes with one seed"
-                )
-                return f"{what}: {self._why(i)}"
-        _check_scene(self.distribution, self.tasks[0], first.observations[0].numpy(), self.call)
-        return None
+    def repeats(self) -> tuple[Trajectories, str | None]:
+        """Episodes, and why they depend on something else than task and seed, or None.
 
-    def tells_tasks_apart(self, on_note: Callable[[str], None]) -> str | None:
+        Every environment meets several tasks, one after another: what one leaves behind is seen under the next.
+        """
+        order = list(range(len(self.tasks)))
+        orders = [order, order[::-1], order[3:] + order[:3]]
+        if self.together:  # where many step at once, the last bits may depend on the place
+            orders = [order, order]
+        with self._collecting() as collect:
+            first, *others = [collect([self.tasks[i] for i in order]) for order in orders]
+        for again, order in zip(others, orders[1:], strict=True):
+            for place, i in enumerate(order):
+                names = " and ".join(_differences(first, i, again, place))
+                if names:
+                    what = f"{names} under {one_line(self.tasks[i])} differ between two episodes with one seed"
+                    return first, f"{what}: {self._why(i)}"
+        return first, None
+
+    def finds_no_task(self, on_note: Callable[[str], None]) -> str | None:
         """Says so if the task does not reach the environment, and notes it where no episode shows that it does."""
-        others = range(1, len(self.tasks))
         full = _with_horizon(self.distribution, MORE_STEPS)
-        tries = [(_with_horizon(self.distribution, MAX_STEPS), 1), *((full, hold) for hold in (1, 10, full.horizon))]
-        for number, (distribution, hold) in enumerate(tries):
-            with self._collecting(distribution, num_trajectories=MORE_TRAJECTORIES, hold=hold) as collect:
-                data = collect(self.tasks, seed=self.seed + number)
-            if any(_differences(data, 0, data, i) for i in others):
-                return None
+        for hold in (1, 10, full.horizon):
+            with self._collecting(full, num_trajectories=MORE_TRAJECTORIES, hold=hold) as collect:
+                if _tells_apart(collect(self.tasks[:FEWER_TASKS], seed=self.seed + hold)):
+                    return None
         both = f"{one_line(self.tasks[0])} and {one_line(self.tasks[1])}"
         lost = self._lost()
         if lost is not None:
@@ -172,11 +170,14 @@ class _Check:
             if self.together:
                 env = vector_env_of(self.distribution, 1)
                 before = _contents(env)
-                self.call("set_tasks", env.set_tasks, [task])
+                with self.call.environment("set_tasks", task=task):
+                    env.set_tasks([task])
             else:
-                env = self.call("make_env", self.distribution.make_env)
+                with self.call.environment("make_env"):
+                    env = self.distribution.make_env()
                 before = _contents(env)
-                self.call("set_task", self.distribution.set_task, env, task)
+                with self.call.environment("set_task", task=task):
+                    self.distribution.set_task(env, task)
             # Nothing reads a new attribute of one of gymnasium's wrappers.
             added |= {
                 name for name in _contents(env).keys() - before.keys() if name[0].startswith("gymnasium.wrappers.")
@@ -189,8 +190,9 @@ class _Check:
 
         lost = alike()
         if not lost:  # a generator may differ until it is seeded
-            for env in envs:
-                self.call("reset", env.reset, seed=[self.seed] if self.together else self.seed)
+            for env, task in zip(envs, self.tasks, strict=False):
+                with self.call.environment("reset", task=task, seed=self.seed):
+                    env.reset(seed=[self.seed] if self.together else self.seed)
             lost = alike()
         for env in envs:
             env.close()
@@ -236,8 +238,7 @@ class _Outside:
         for name, module in list(sys.modules.items()):
             if _is_own(module):
                 homes[name] = vars(module)
-                kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == name]
-                homes |= {f"{name}.{kind.__qualname__}": dict(vars(kind)) for kind in kinds}
+                homes |= {f"{name}.{kind.__qualname__}": dict(vars(kind)) for kind in _classes_in(module, name)}
         data = {}
         for home, values in homes.items():
             for name, value in values.items():
@@ -245,6 +246,15 @@ class _Outside:
                     with contextlib.suppress(Exception):  # what cannot be copied, such as a module, is no data
                         data[f"{home}.{name}"] = copy.deepcopy(value)
         return data
+
+
+def _classes_in(home: Any, module: str) -> Iterator[type]:
+    """The classes that a module defines, those inside of classes too."""
+    inside = f"{home.__qualname__}." if isinstance(home, type) else ""
+    for kind in list(vars(home).values()):
+        if isinstance(kind, type) and kind.__module__ == module and kind.__qualname__.startswith(inside):
+            yield kind
+            yield from _classes_in(kind, module)
 
 
 def _is_own(module: Any) -> bool:
@@ -283,6 +293,11 @@ def _is_finite(value: Any, shape: tuple[int, ...]) -> bool:
     except (TypeError, ValueError):
         return False
     return array.shape == shape and bool(np.isfinite(array).all())
+
+
+def _tells_apart(data: Trajectories) -> bool:
+    """Whether episodes of any two tasks differ."""
+    return any(_differences(data, 0, data, i) for i in range(1, data.num_tasks))
 
 
 def _differences(left: Trajectories, i: int, right: Trajectories, j: int) -> list[str]:

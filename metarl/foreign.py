@@ -1,11 +1,12 @@
-"""Calls of what users wrote, for the checks: under a time limit, with what goes wrong said in one line."""
+"""Calls of what users wrote, for the checks: under a time limit, and with what goes wrong said in one line."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from metarl.errors import InputError, RunError, raised
+from metarl.errors import DISTRIBUTION, ENVIRONMENT, one_line, users_code
 from metarl.gymnasium_tasks import TimeLimit
 from metarl.mujoco_warnings import caught
 
@@ -15,7 +16,7 @@ Result = TypeVar("Result")
 
 
 class Foreign:
-    """Calls foreign code.
+    """Runs foreign code. What it raises becomes an `EnvironmentFaultError`, as does a call that takes too long.
 
     Args:
         timeout: seconds that one call may take, > 0; None for no limit.
@@ -27,18 +28,22 @@ class Foreign:
         self.on_call = on_call or (lambda _: None)
         self._limit = TimeLimit(timeout)
 
-    def __call__(self, what: str, function: Callable[..., Result], *arguments: object, **settings: object) -> Result:
-        """What `function` returns.
+    def __call__(self, method: str, function: Callable[..., Result], *arguments: object, **settings: object) -> Result:
+        """What `function`, a task distribution's, returns; `method` is what it is called in messages."""
+        with self._running(method, whose=DISTRIBUTION):
+            return function(*arguments, **settings)
 
-        Raises:
-            InputError: it raised something else than an error of MetaRL's, or took too long: "<what> raised ...".
-        """
-        self.on_call(what)
-        try:
-            with caught(), self._limit.watching():
-                self._limit.restart()
-                return function(*arguments, **settings)
-        except (InputError, RunError):
-            raise
-        except (Exception, SystemExit) as error:
-            raise InputError(f"{what} raised {raised(error)}") from error
+    @contextlib.contextmanager
+    def environment(self, method: str, *, task: object = None, seed: int | None = None) -> Iterator[None]:
+        """Runs an environment's `method`."""
+        with self._running(method, task=task, seed=seed, step=None if seed is None else 0, whose=ENVIRONMENT):
+            yield
+
+    @contextlib.contextmanager
+    def _running(
+        self, method: str, *, task: object = None, seed: int | None = None, step: int | None = None, whose: str
+    ) -> Iterator[None]:
+        self.on_call(method if task is None else f"{method}, task {one_line(task, max_length=100)}")
+        with caught(), self._limit.watching(), users_code(method, task=task, seed=seed, step=step, whose=whose):
+            self._limit.restart()
+            yield

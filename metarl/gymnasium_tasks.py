@@ -351,12 +351,18 @@ class _TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         raise environment_fault(what, task=self.task, seed=self._seed, step=self._steps)
 
 
+class StillRunningError(BaseException):
+    """What `except Exception` in a loop does not catch, as it may have caught the `TimeoutError` before."""
+
+
 class TimeLimit:
-    """Raises `TimeoutError` in what runs longer than `seconds` after `restart`, while `watching`."""
+    """Raises `TimeoutError` in what runs longer than `seconds` after `restart`, while `watching`; then, once a second,
+    `StillRunningError`."""
 
     def __init__(self, seconds: float | None) -> None:
         self._seconds = seconds
         self._watching = False
+        self._rung = False
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -381,7 +387,10 @@ class TimeLimit:
     def restart(self) -> None:
         """The time of the next call begins."""
         if self._watching and self._seconds is not None:
-            signal.setitimer(signal.ITIMER_REAL, self._seconds)
+            self._rung = False
+            signal.setitimer(signal.ITIMER_REAL, self._seconds, 1.0)
 
     def _ring(self, number: int, frame: object) -> None:
-        raise TimeoutError(f"no answer within {self._seconds:g} s")
+        kind = StillRunningError if self._rung else TimeoutError
+        self._rung = True
+        raise kind(f"no answer within {self._seconds:g} s")

@@ -14,7 +14,7 @@ import torch
 from metarl.agent_checks import check_agent as check_agent
 from metarl.environment_checks import check_environments
 from metarl.episodes import Examples
-from metarl.errors import InputError, one_line, require
+from metarl.errors import EnvironmentFaultError, InputError, one_line, require
 from metarl.examples import ExampleSpaces, ExampleTaskDistribution
 from metarl.foreign import TIMEOUT_S, Foreign
 from metarl.seeds import Seeds
@@ -55,6 +55,9 @@ def check_task_distribution(
         timeout: seconds that one call of the distribution or an environment may take, > 0; None for no limit.
         on_call: told what is called, before each call.
         on_note: told in one line each what is no fault but worth knowing.
+
+    Raises:
+        EnvironmentFaultError: the distribution or an environment raised, or took too long; the cause is what it raised.
     """
     call, note = Foreign(timeout, on_call), on_note or (lambda _: None)
     try:
@@ -70,6 +73,10 @@ def check_task_distribution(
         if not problems and isinstance(distribution, ExampleTaskDistribution):
             problems += _check_examples(distribution, seed, call)
     except InputError as error:
+        return [str(error)]
+    except EnvironmentFaultError as error:
+        if error.__cause__ is not None:  # what foreign code raised is worth its traceback
+            raise
         return [str(error)]
     return problems
 
@@ -94,6 +101,7 @@ def check_before_training(
 
     Raises:
         InputError: the first thing that is wrong.
+        EnvironmentFaultError: the distribution or an environment raised, or took too long; the cause is what it raised.
     """
     call = Foreign(timeout, on_call)
     for split in SPLITS:
@@ -132,11 +140,15 @@ def _check_spaces(distribution: EnvTaskDistribution[Any], seed: int, call: Forei
     if type(distribution).make_vector_env is not EnvTaskDistribution.make_vector_env:
         together = call("make_vector_env", distribution.make_vector_env, 1, num_threads=1)
         if together is not None:
-            call("set_tasks", together.set_tasks, _draw(distribution, "train", seed, call)[:1])
-            call("reset", together.reset, seed=[seed])
+            tasks = _draw(distribution, "train", seed, call)[:1]
+            with call.environment("set_tasks", task=tasks[0]):
+                together.set_tasks(tasks)
+            with call.environment("reset", task=tasks[0], seed=seed):
+                together.reset(seed=[seed])
             together.close()
             return
-    env = call("make_env", distribution.make_env)
+    with call.environment("make_env"):
+        env = distribution.make_env()
     require(callable(getattr(env, "reset", None)), "make_env()", env, "a gymnasium environment")
     try:
         limit = getattr(env.spec, "max_episode_steps", None)
@@ -146,8 +158,10 @@ def _check_spaces(distribution: EnvTaskDistribution[Any], seed: int, call: Forei
         require(limit is None or horizon <= limit, "horizon", horizon, allowed)
         first: tuple[Any, Any] | None = None
         for task in distinct_tasks(_draw(distribution, "train", seed, call), NUM_TASKS):
-            call(f"set_task given {one_line(task)}", distribution.set_task, env, task)
-            call(f"reset under {one_line(task)} with seed {seed}", env.reset, seed=seed)
+            with call.environment("set_task", task=task):
+                distribution.set_task(env, task)
+            with call.environment("reset", task=task, seed=seed):
+                env.reset(seed=seed)
             spaces = (env.observation_space, env.action_space)
             first = first or (task, spaces)
             same = f"equal to those of {one_line(first[0])}: {first[1]}"

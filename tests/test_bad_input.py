@@ -144,14 +144,12 @@ CASES = [
     Case("own", "check-tasks family:NeedsSetting", "task.low: missing; it has no default"),
     Case("own", "train family:Particular --task.low -1", "task: low is below zero"),
     Case("own", "check-tasks family:RaisesInit", r"task: RaisesInit\(\) raised KeyError: 'no map' \(family.py:\d+\)"),
-    Case("own", "train family:RaisesSample", r"sample\(split='train'\) raised \w+: .* \(family.py:\d+\)"),
     Case("28", "train family:TooMany", r"sample\(split='train'\) = '9 tasks': must be a list of 8 tasks"),
     Case("28", "train family:NoList", r"sample\(split='train'\) = None: must be a list of 8 tasks"),
     Case("28", "train family:NotFinite", r"sample.* = Shift\(size=nan\): must be a task with finite .*; size = nan"),
     Case("own", "train family:NoTasks", r"all_tasks\('train'\) = \[\]: must be None, or one task at least"),
     Case("own", "train family:NoHorizon", "horizon = None: must be an integer >= 1: steps per trajectory"),
     Case("own", "train family:NoEnv", r"make_env\(\) = None: must be a gymnasium environment"),
-    Case("own", "train family:Unbuilt", r"make_env raised NameNotFound: .*CartPool.*\(family.py:\d+\)"),
     Case("29", "train family:OtherSpaces", r"space of Shift\(.*: must be equal to those of Shift\(.*\(\d+,\)"),
     Case("13", "train family:Longer", "horizon = 501: must be at most 500, where the environment's own TimeLimit"),
     Case("30", "train family:FromOne", r"action_space = Discrete\(3, start=1\): a Discrete space must start at 0"),
@@ -362,6 +360,27 @@ def test_check_tasks_reports_what_it_finds(name: str, code: int, expected: str, 
     assert (said.code, [line for line in said.err.splitlines() if not line.startswith(progress)]) == (code, [])
     assert re.fullmatch(expected, said.out)
     assert all(line.startswith(f"family:{name}: ") for line in said.out.splitlines())
+
+
+@pytest.mark.parametrize("command", ["train", "check-tasks"])
+@pytest.mark.parametrize(
+    ("name", "place", "says"),
+    [
+        ("RaisesSample", "in sample", r"the task distribution's sample\(split='train'\) raised \w+: could not .*"),
+        ("Unbuilt", "in make_env", r"the environment's make_env raised NameNotFound: .*CartPool.*"),
+    ],
+)
+def test_what_a_users_code_raises_in_the_checks_comes_with_its_traceback(
+    command: str, name: str, place: str, says: str, metarl: CommandLine
+) -> None:
+    before = listing(metarl.folder)
+    said = metarl(f"{command} family:{name}")
+    *above, last = said.err.splitlines()
+    assert (said.code, said.out) == (1, "")
+    assert re.fullmatch(f"metarl: {says}", last)
+    assert "Traceback (most recent call last):" in above
+    assert any("family.py" in line and place in line for line in above)
+    assert listing(metarl.folder) == before
 
 
 def test_more_threads_than_cores_are_noted(metarl: CommandLine) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ from gymnasium import spaces
 
 from metarl import registry
 from metarl.episodes import Examples
+from metarl.errors import EnvironmentFaultError
 from metarl.examples import ExampleSpaces, ExampleTaskDistribution
+from metarl.gymnasium_tasks import GymnasiumTasks
 from metarl.tasks import EnvTaskDistribution, Scene, Split, TaskDistribution
 from metarl.testing import check_task_distribution
 
@@ -286,11 +290,9 @@ class PositionsRaise(Drawn):
         (NoScene, [") = 'a room': must be a metarl.tasks.Scene, or None"]),
         (ShortWall, [").walls[1] = (0.0, 1.0, 1.0): must be 4 finite numbers"]),
         (GoalNowhere, [").goal = (0.0, nan): must be 2 finite numbers"]),
-        (ForgotPositions, ["positions raised NotImplementedError: ForgotPositions defines scene but not positions"]),
-        (OneCoordinate, ["'an array of shape (4, 5, 1)': must be x and y: of shape (4, 5, 2)"]),
-        (FirstTrajectory, ["'an array of shape (5, 2)': must be x and y: of shape (4, 5, 2)"]),
-        (PositionsNotFinite, ["positions(observations of shape (4, 5, 2)) = 'an array with nan"]),
-        (PositionsRaise, ["positions raised IndexError: "]),
+        (OneCoordinate, ["'an array of shape (2, 5, 1)': must be x and y: of shape (2, 5, 2)"]),
+        (FirstTrajectory, ["'an array of shape (5, 2)': must be x and y: of shape (2, 5, 2)"]),
+        (PositionsNotFinite, ["positions(observations of shape (2, 5, 2)) = 'an array with nan"]),
         (TooMany, ["sample(split='test') = '9 tasks': must be a list of 8 tasks, as asked for"]),
         (IgnoresGenerator, ["sample(split='train') gave the same 8 tasks from two", "sample(split='test') gave the"]),
         (OwnGenerator, ["draw from `rng` alone", "draw from `rng` alone"]),
@@ -318,6 +320,69 @@ def test_each_defect_is_named_in_one_line(broken: type[TaskDistribution[Any]], l
     for line, expected in zip(found, lines, strict=True):
         assert expected in line
         assert "\n" not in line
+
+
+def _hang(*_: Any, **__: Any) -> Any:
+    while True:
+        try:
+            time.sleep(10)
+        except Exception:
+            continue
+
+
+class HangsInSample(Drifts):
+    sample = _hang
+
+
+class HangsInAllTasks(Drifts):
+    all_tasks = _hang
+
+
+class HangsInMakeEnv(Drifts):
+    make_env = _hang
+
+
+class HangsInSetTask(Drifts):
+    set_task = _hang
+
+
+class HangsInReset(Drifts):
+    class environment(Drifting):  # noqa: N801
+        reset = _hang
+
+
+class HangsInVectorReset(Drifts):
+    def make_vector_env(self, num_envs: int, *, num_threads: int) -> Any:
+        together = GymnasiumTasks(Drifts(), num_envs)
+        together.reset = _hang  # type: ignore[method-assign]
+        return together
+
+
+class LeavesInSample(Drifts):
+    def sample(self, *_: Any, **__: Any) -> Any:
+        sys.exit(0)
+
+
+HANGS = [HangsInSample, HangsInAllTasks, HangsInMakeEnv, HangsInSetTask, HangsInReset, HangsInVectorReset]
+
+
+@pytest.mark.parametrize("broken", [*HANGS, ForgotPositions, PositionsRaise, LeavesInSample])
+def test_what_foreign_code_raises_is_the_cause_even_if_it_hangs(broken: type[TaskDistribution[Any]]) -> None:
+    said = {
+        HangsInSample: "the task distribution's sample(split='train') raised StillRunningError: no answer within 0.1 s",
+        HangsInAllTasks: "the task distribution's all_tasks('train') raised StillRunningError: no answer within",
+        HangsInMakeEnv: "the environment's make_env raised StillRunningError: no answer within 0.1 s",
+        HangsInSetTask: "the environment's set_task raised StillRunningError: no answer within 0.1 s (task Shift(size=",
+        HangsInReset: ", seed 0, step 0)",
+        HangsInVectorReset: ", seed 0, step 0)",
+        ForgotPositions: "NotImplementedError: ForgotPositions defines scene but not positions",
+        PositionsRaise: "the task distribution's positions raised IndexError: ",
+        LeavesInSample: "sample(split='train') raised SystemExit: 0",
+    }
+    with pytest.raises(EnvironmentFaultError) as raised:
+        check_task_distribution(broken(), timeout=0.1)
+    assert said[broken] in str(raised.value)
+    assert raised.value.__cause__ is not None
 
 
 def test_a_forgotten_seed_is_told() -> None:
