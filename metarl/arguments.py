@@ -7,7 +7,9 @@ import dataclasses
 import difflib
 import functools
 import io
+import os
 import re
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -202,7 +204,7 @@ def errors_in_one_line(command: str, known: Sequence[str] = ()) -> Iterator[None
     """
     words = io.StringIO()
     try:
-        with contextlib.redirect_stderr(words):
+        with contextlib.redirect_stderr(words), _wide_enough():
             yield
     except SystemExit as stop:
         if stop.code == 0:
@@ -211,6 +213,19 @@ def errors_in_one_line(command: str, known: Sequence[str] = ()) -> Iterator[None
         while cause is not None and not isinstance(cause, InputError):
             cause = cause.__context__
         raise cause or InputError(_one_line(words.getvalue(), command, known)) from None
+
+
+@contextlib.contextmanager
+def _wide_enough() -> Iterator[None]:
+    """Tells tyro of at least 80 columns: in fewer it breaks words in two."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(max(80, shutil.get_terminal_size().columns))
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS")
+        if before is not None:
+            os.environ["COLUMNS"] = before
 
 
 def _command(base: RunConfig | None, resuming: bool) -> type[Any]:

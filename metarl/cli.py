@@ -2,20 +2,18 @@
 
 Exit codes: 0 done, 2 bad input (one line on standard error), 130, 143 and 129 after SIGINT, SIGTERM and SIGHUP
 (training finishes its iteration and saves it, all else ends at once; a second signal ends training at once too), 1 what
-ends a run otherwise (one line, after the traceback of what a user's environment raised) and anything unforeseen (with a
-traceback).
+ends a run otherwise (one line, after the traceback of what a user's environment raised), standard output that could not
+be written (a run is finished and kept), and anything unforeseen (with a traceback).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
-import re
-import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,7 +24,9 @@ from rich.progress import Progress
 
 from metarl import registry
 from metarl.config import EvaluationConfig, TrainerConfig, load_config, read_saved
-from metarl.errors import InputError, RunError, one_line, require, unknown_name
+from metarl.console import complain, lasting_streams, say
+from metarl.endings import code_after
+from metarl.errors import InputError, require, unknown_name
 from metarl.files import require_output
 from metarl.report import report_lines
 from metarl.stopping import Stopped, StopSignals
@@ -59,43 +59,23 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with lasting_streams() as (out, _):
+        code = _run(arguments)
+        out.flush()
+        if out.lost is None:
+            return code
+        if out.lost.errno != errno.EPIPE:  # a reader that left (`| head`) wants no more
+            complain(f"standard output cannot be written: {out.lost.strerror}; what was to be printed is lost")
+        return code or 1
+
+
+def _run(arguments: list[str]) -> int:
+    """Runs one command and says what ended it, if anything did; returns the exit code."""
     try:
         with StopSignals() as signals:
-            code = _dispatch(arguments, signals)
-            sys.stdout.flush()
-            return code
-    except InputError as error:
-        print(f"metarl: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
-    except MemoryError as error:
-        print(f"metarl: {_without_memory(error)}", file=sys.stderr)
-        return 1
-    except RunError as error:
-        if error.__cause__ is not None:
-            traceback.print_exception(error.__cause__)
-        print(f"metarl: {error}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        if not re.search("allocate memory|out of memory", str(error)):  # torch's are no MemoryErrors
-            raise
-        print(f"metarl: {_without_memory(error)}", file=sys.stderr)
-        return 1
-    except Stopped as stop:
-        print(f"metarl: stopped by {signal.Signals(stop.number).name}", file=sys.stderr)
-        return 128 + stop.number
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # The reader went away (`| head`): nothing left to say, and nothing more to flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-
-
-def _without_memory(error: BaseException) -> str:
-    acting = "agent.num_trajectories, task.horizon, agent.hidden_sizes"
-    given = "or of few-shot tasks task.train_ways, task.train_queries, agent.num_filters"
-    advice = f"lower trainer.meta_batch_size, {acting}, {given}"
-    return f"out of memory: {one_line(error)}; {advice}"
+            return _dispatch(arguments, signals)
+    except BaseException as error:
+        return code_after(error, helped={"-h", "--help"} & {*arguments} != set())
 
 
 def _dispatch(arguments: list[str], signals: StopSignals) -> int:
@@ -156,7 +136,7 @@ def train(arguments: Sequence[str], signals: StopSignals) -> int:
             check_before_training(config.task, timeout=config.trainer.environment_timeout, on_call=on_call)
     if config.trainer.num_threads > (os.cpu_count() or 1) and not parsed.quiet:
         cores = f"this machine has {os.cpu_count()} cores; more threads than cores make nothing faster"
-        print(f"metarl: note: trainer.num_threads = {config.trainer.num_threads}: {cores}", file=sys.stderr)
+        complain(f"note: trainer.num_threads = {config.trainer.num_threads}: {cores}")
     given = parsed.resume or parsed.run_dir
     with new_run_dir(config) if given is None else contextlib.nullcontext(given) as run_dir:
         return _train_in(run_dir, parsed, signals)
@@ -175,14 +155,15 @@ def _train_in(run_dir: Path, parsed: TrainArguments, signals: StopSignals) -> in
         """Names the folder once there is something to train: data is there, and agent and tasks fit."""
 
         def on_start(self, trainer: Trainer) -> None:
-            console.print(f"run folder: {run_dir}", markup=False)
-            console.print(f"watch it: tensorboard --logdir {run_dir}", markup=False)
+            say(f"run folder: {run_dir}")
+            say(f"watch it: tensorboard --logdir {run_dir}")
 
     callbacks: tuple[Callback, ...] = (stopping,)
     if not parsed.quiet:
         device = runs.select_device(config.trainer.device)
         preset = f" (preset {config.preset})" if config.preset else ""
-        console.print(f"{config.agent_name} on {config.task_name}{preset}, seed {config.trainer.seed}, device {device}")
+        what = f"{config.agent_name} on {config.task_name}{preset}"
+        say(f"{what}, seed {config.trainer.seed}, device {device}")
         callbacks = (stopping, Announce(), ProgressCallback(console))
     report = None
     with contextlib.suppress(Stopped):
@@ -190,15 +171,15 @@ def _train_in(run_dir: Path, parsed: TrainArguments, signals: StopSignals) -> in
     if report is None:
         saved = bool(list_checkpoints(run_dir))
         how = f"metarl train --resume {run_dir} goes on" if saved else "no iteration was finished"
-        print(f"metarl: stopped; {how}", file=sys.stderr)
+        complain(f"stopped; {how}")
         return 128 + (signals.received or 0)
     if not parsed.quiet:
         for line in report_lines(report):
-            console.print(line, markup=False)
-        console.print(f"picture: {run_dir / 'adaptation.png'}", markup=False)
+            say(line)
+        say(f"picture: {run_dir / 'adaptation.png'}")
         if (run_dir / "paths.png").is_file():
-            console.print(f"picture of trajectories: {run_dir / 'paths.png'}", markup=False)
-        console.print(f"TensorBoard: tensorboard --logdir {run_dir}", markup=False)
+            say(f"picture of trajectories: {run_dir / 'paths.png'}")
+        say(f"TensorBoard: tensorboard --logdir {run_dir}")
     return 0
 
 
@@ -256,7 +237,7 @@ def evaluate(
     if target is not None:
         report = describe_transfer(report, saved, target)
     for line in report_lines(report):
-        print(line)
+        say(line)
     if json_file is not None:
         runs.write_json(report, json_file)
     return 0
@@ -291,7 +272,7 @@ def plot(run_dirs: tyro.conf.Positional[tuple[Path, ...]], out: Path) -> int:
         plots.check_path(path)
     for path, figure in pictures.items():
         plots.save_figure(figure, path)
-        print(path)
+        say(path)
     return 0
 
 
@@ -340,8 +321,8 @@ def video(
     films.save_film(film, out)
     for row in film.panels:
         for panel in row:
-            print(panel.caption.replace("\n", ", "))
-    print(f"{out}: {film.num_frames} frames, {film.fps:g} a second")
+            say(panel.caption.replace("\n", ", "))
+    say(f"{out}: {film.num_frames} frames, {film.fps:g} a second")
     return 0
 
 
@@ -372,11 +353,11 @@ def list_names(json_output: Annotated[bool, tyro.conf.arg(name="json")] = False)
         return 0
     for kind, rows in entries.items():
         if rows:
-            print(f"{kind}:")
+            say(f"{kind}:")
         for row in rows:
-            print(f"  {row['name']:<20} {row.get('error') or row['summary']}")
+            say(f"  {row['name']:<20} {row.get('error') or row['summary']}")
             for agent, presets in row.get("presets", {}).items():
-                print(f"  {'':<20} presets for {agent}: {', '.join(presets)}")
+                say(f"  {'':<20} presets for {agent}: {', '.join(presets)}")
     return 0
 
 
@@ -394,9 +375,9 @@ def check_tasks(name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar
     with telling(f"checking {name}") as on_call:
         problems = check_task_distribution(distribution, on_call=on_call, on_note=notes.append)
     for line in (*problems, *(f"note: {note}" for note in notes)):
-        print(f"{name}: {line}")
+        say(f"{name}: {line}")
     if not problems:
-        print(f"{name}: fine")
+        say(f"{name}: fine")
     return 2 if problems else 0
 
 
@@ -417,7 +398,7 @@ def check_agent(
     tasks = None if family is None or task is None else {task: from_table(family, {}, "task")}
     problems = [problem for kind in kinds for problem in testing.check_agent(kind, tasks=tasks)]
     for problem in problems:
-        print(f"{name}: {problem}")
+        say(f"{name}: {problem}")
     if not problems:
-        print(f"{name}: fine")
+        say(f"{name}: fine")
     return 2 if problems else 0

@@ -113,8 +113,15 @@ def raised(error: BaseException) -> str:
     # The first frame is of who called the foreign code; what its libraries did on its behalf is not where to look.
     files = [frame for frame in frames[1:] if Path(frame.filename).is_absolute()]  # compiled code has none
     own = [frame for frame in files if not frame.filename.startswith(libraries)]
-    place = f" ({os.path.relpath(own[-1].filename)}:{own[-1].lineno})" if own else ""
-    return one_line(f"{type(error).__name__}: {text_of(error)}") + place
+    place = f" ({_relative(own[-1].filename)}:{own[-1].lineno})" if own else ""
+    return one_line(f"{type(error).__name__}: {text_of(error)}") + printable(place)
+
+
+def _relative(path: str) -> str:
+    try:
+        return os.path.relpath(path)
+    except (OSError, ValueError):  # the working directory is gone, or on another drive
+        return path
 
 
 def require(condition: bool, field: str, value: object, allowed: str) -> None:

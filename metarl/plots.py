@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from metarl import backend as backend  # first: it imports matplotlib whatever MPLBACKEND says
+
+# isort: split
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Rectangle
 from matplotlib.ticker import EngFormatter
 
-from metarl.errors import InputError, require
+from metarl.errors import InputError, printable, require
 from metarl.files import require_replaceable, write_atomically, writing
 from metarl.report import endpoints
 
@@ -56,6 +60,10 @@ _STYLE: Any = {
     "figure.dpi": 120,
     "savefig.dpi": 200,
     "svg.fonttype": "none",
+    # Names of tasks and runs are shown as they are, whatever the user's matplotlibrc says.
+    "text.parse_math": False,
+    "text.usetex": False,
+    "axes.formatter.use_mathtext": False,
 }
 
 
@@ -128,6 +136,7 @@ def learning_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     Raises:
         InputError: a run has no return to draw.
     """
+    runs = {printable(label): rows for label, rows in runs.items()}
     for label, rows in runs.items():
         if not any(_values(rows, tag)[0].size for tag in (PRE_TAG, POST_TAG, *JOINT_TAGS)):
             raise InputError(f"{label}: metrics.jsonl holds no {POST_TAG} to draw")
@@ -169,12 +178,19 @@ def save_figure(figure: Figure, path: Path) -> None:
     """
     path = Path(path)
     check_path(path)
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(buffer, format=path.suffix[1:])
+    data = rendered(figure, path.suffix[1:])
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, data)
+
+
+def rendered(figure: Figure, kind: str, *, dpi: float | None = None) -> bytes:
+    """`figure` as the content of a file of `kind`, "png", "pdf" or "svg", with `dpi` pixels per inch (None = 200)."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of names in other scripts; they show as boxes
+        figure.savefig(buffer, format=kind, dpi=dpi or _STYLE["savefig.dpi"])
+    return buffer.getvalue()
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
@@ -202,9 +218,9 @@ def _draw_curve(axes: Axes, curve: Mapping[str, Any]) -> None:
         axes.plot([], [], color="#9A9A9A", linewidth=0.8, label=f"each of {per_task.shape[1]} tasks")
     if "baseline" in curve:
         baseline = curve["baseline"]
-        axes.axhline(baseline["mean"], color=COLOURS[1], linestyle=":", label=baseline["name"], zorder=2)
+        axes.axhline(baseline["mean"], color=COLOURS[1], linestyle=":", label=printable(baseline["name"]), zorder=2)
     better = "" if curve["higher_is_better"] else " (lower is better)"
-    axes.set_ylabel(SCORE_LABELS.get(curve["score"], curve["score"]) + better)
+    axes.set_ylabel(_score_label(curve["score"]) + better)
     _label_steps(axes, curve)
     axes.legend(loc="best")
 
@@ -236,7 +252,7 @@ def _label_steps(axes: Axes, curve: Mapping[str, Any]) -> None:
     spent = curve["env_steps"][::stride]
     axes.set_xticks(ticks, [f"{step}\n{format_count(round(count))}" for step, count in zip(ticks, spent, strict=True)])
     experience = "environment steps" if curve["score"] == "return" else "examples"
-    axes.set_xlabel(f"{curve['unit']}\n({experience} spent on the task)")
+    axes.set_xlabel(f"{printable(curve['unit'])}\n({experience} spent on the task)")
 
 
 def _draw_cross_adaptation(axes: Axes, cross: Mapping[str, Any], score: str) -> None:
@@ -261,7 +277,7 @@ def _draw_cross_adaptation(axes: Axes, cross: Mapping[str, Any], score: str) -> 
     axes.tick_params(length=0, labelsize=10)
     axes.set_xlabel("scored on")
     axes.set_ylabel("adapted on")
-    axes.set_title(f"cross-adaptation: {SCORE_LABELS.get(score, score)}")
+    axes.set_title(f"cross-adaptation: {_score_label(score)}")
     for (row, column), value in np.ndenumerate(matrix):
         shade = np.dot(image.cmap(image.norm(value))[:3], (0.299, 0.587, 0.114))
         ink = "black" if shade > 0.5 else "white"
@@ -308,9 +324,14 @@ def _explain_scenes(figure: Figure, tasks: Sequence[Mapping[str, Any]], without:
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=0.4, columnspacing=1.4)
 
 
+def _score_label(score: str) -> str:
+    return SCORE_LABELS.get(score, printable(score))
+
+
 def _short(tasks: Sequence[Any]) -> list[str]:
     """Labels that fit: numbers with three digits; where a label stays long, all tasks are numbered instead."""
-    labels = [re.sub(r"\d+\.\d+(e-?\d+)?", lambda number: f"{float(number[0]):.3g}", str(task)) for task in tasks]
+    names = [printable(str(task)) for task in tasks]
+    labels = [re.sub(r"\d+\.\d+(e-?\d+)?", lambda number: f"{float(number[0]):.3g}", name) for name in names]
     fit = max(map(len, labels)) <= MAX_LABEL
     return labels if fit else [f"task {number}" for number in range(1, len(labels) + 1)]
 

@@ -6,10 +6,10 @@ The x axis of TensorBoard is the iteration. The two records hold the same scalar
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
 import os
+import re
 import socket
 import time
 from collections.abc import Mapping
@@ -23,8 +23,9 @@ from tensorboard.plugins.custom_scalar import layout_pb2  # type: ignore[import-
 from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 from torch.utils.tensorboard import summary as summaries
 
-from metarl.errors import InputError
+from metarl.errors import InputError, printable
 from metarl.files import parse_json, read_file, write_atomically, writing
+from metarl.plots import rendered
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -136,10 +137,9 @@ class Tracker:
 
     def figure(self, tag: str, figure: Figure, iteration: int) -> None:
         """Adds a picture to TensorBoard."""
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
+        picture = rendered(figure, "png", dpi=figure.dpi)
         width, height = (round(side * figure.dpi) for side in figure.get_size_inches())
-        image = Summary.Image(encoded_image_string=buffer.getvalue(), width=width, height=height, colorspace=4)
+        image = Summary.Image(encoded_image_string=picture, width=width, height=height, colorspace=4)
         self._events.add(iteration, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
         self._events.flush()
 
@@ -151,7 +151,9 @@ class Tracker:
             metrics: results by tag; a tag of its own ("hparam/return") keeps them out of the run's curves.
         """
         plain = (bool, int, float, str)
-        settings = {key: value if isinstance(value, plain) else str(value) for key, value in config_flat.items()}
+        settings = {
+            key: value if isinstance(value, plain) else printable(str(value)) for key, value in config_flat.items()
+        }
         results = {tag: number for tag, value in metrics.items() if (number := _number(value)) is not None}
         for summary in summaries.hparams(settings, results):  # type: ignore[no-untyped-call]
             self._events.add(0, summary=summary)
@@ -323,6 +325,12 @@ def _layout(num_adaptation_steps: int, num_evaluation_steps: int) -> Summary:
     return summary
 
 
+def _as_text(value: Any) -> str:
+    """`value` in Markdown that shows it as it is: what formats a text, or would be HTML, is escaped."""
+    text = printable(str(value)).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*{}\[\]()#!|>]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+
+
 def _markdown_table(settings: Mapping[str, Any]) -> str:
-    rows = [f"| {key} | {str(value).replace('|', chr(92) + '|')} |" for key, value in settings.items()]
+    rows = [f"| {_as_text(key)} | {_as_text(value)} |" for key, value in settings.items()]
     return "\n".join(["| setting | value |", "|---|---|", *rows])

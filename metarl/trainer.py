@@ -320,7 +320,7 @@ class ProgressCallback(Callback):
                 TextColumn("iteration"),
                 MofNCompleteColumn(),
                 BarColumn(),
-                TextColumn("{task.fields[scores]}"),
+                TextColumn("{task.fields[scores]}", markup=False),
                 TimeElapsedColumn(),
                 TextColumn("eta"),
                 TimeRemainingColumn(),
@@ -349,6 +349,7 @@ class ProgressCallback(Callback):
             f"iteration {progressed.iteration}/{trainer.config.iterations}  {scores}  "
             f"{progressed.wall_s:.0f} s  eta {remaining:.0f} s",
             highlight=False,
+            markup=False,
             soft_wrap=True,
         )
 

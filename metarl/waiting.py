@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
+from rich.text import Text
+
+from metarl.errors import printable
 
 SILENCE_S = 1.0
 
@@ -35,7 +38,7 @@ def telling(what: str) -> Iterator[Callable[[str], None]]:
         with status or contextlib.nullcontext():
             while not done.wait(max(0.0, started + due - time.monotonic())):
                 seconds = time.monotonic() - started
-                line = f"metarl: {what}, {seconds:.0f} s: {doing[0]}"
+                line = Text(printable(f"metarl: {what}, {seconds:.0f} s: {doing[0]}"))
                 if status is None:
                     console.print(line)
                 else:

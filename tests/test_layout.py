@@ -19,7 +19,7 @@ SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setup
 FOLDERS = {"metarl": "metarl", "metarl.agents": "agents", "metarl.envs": "envs"}
 
 # A new module of metarl/ gets its layer here. A layer may import itself and the layers above it in this list.
-FOUNDATION = {"errors", "files", "seeds", "statistics", "stopping", "tables", "tasks"}
+FOUNDATION = {"console", "endings", "errors", "files", "seeds", "statistics", "stopping", "tables", "tasks"}
 CORE = {
     "adam",
     "config",
@@ -38,6 +38,7 @@ WORKINGS = {
     "agent_checks",
     "allocation",
     "arguments",
+    "backend",
     "checkpoint",
     "collect",
     "evaluation",
@@ -74,6 +75,7 @@ LAYERS = {
 PRIVILEGES = {
     "metarl.agents.sb3": {"gymnasium", "stable_baselines3"},
     "metarl.arguments": {"tyro"},
+    "metarl.backend": {"matplotlib"},
     "metarl.config": {"tyro"},
     "metarl.files": {"filelock"},
     "metarl.plots": {"matplotlib"},
