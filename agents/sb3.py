@@ -35,6 +35,7 @@ from metarl.learner import Spaces
 from metarl.nonfinite import check_step
 from metarl.policy_gradient import AdaptivePolicy
 from metarl.seeds import Purpose, generator
+from metarl.spaces import ActionFit, own_units
 from metarl.stepping import mask_of, reset_all, step_all
 from metarl.tasks import EnvTaskDistribution, Split, draw, horizon_of
 
@@ -118,7 +119,7 @@ class TaskVecEnv(VecEnv):
         self._success: list[bool | None] = [None] * num_envs
         self._last: Floats | None = None
         self._actions: NDArray[Any] = np.zeros(0)
-        super().__init__(num_envs, self._observation_space(), self._env.single_action_space)
+        super().__init__(num_envs, self._observation_space(), own_units(self._env.single_action_space))
         self.seed(seed)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
@@ -332,8 +333,10 @@ class _Predictor:
     """What both predictors share: shapes, random numbers, and the bounds of actions."""
 
     def __init__(self, spaces: Spaces, action_space: gymnasium.Space[Any], seed: int | np.random.Generator) -> None:
-        discrete = isinstance(action_space, gymnasium.spaces.Discrete)
-        size = int(action_space.n) if isinstance(action_space, gymnasium.spaces.Discrete) else action_space.shape
+        self._fit = ActionFit(action_space)
+        chosen = self._fit.space
+        discrete = isinstance(chosen, gymnasium.spaces.Discrete)
+        size = int(chosen.n) if isinstance(chosen, gymnasium.spaces.Discrete) else chosen.shape
         expected = spaces.action_size if spaces.discrete else (spaces.action_size,)
         fits = discrete == spaces.discrete and size == expected
         kind = f"Discrete({expected})" if spaces.discrete else f"a Box of shape {expected}"
@@ -357,6 +360,9 @@ class _Predictor:
 
     def _actions(self, drawn: Tensor, single: bool) -> NDArray[Any]:
         actions: NDArray[Any] = drawn[0].numpy()
+        if self._fit.changes:
+            taken: NDArray[Any] = self._fit(actions[0]) if single else self._fit(actions, batch=True)
+            return taken
         if isinstance(self.action_space, gymnasium.spaces.Box):
             actions = np.clip(actions, self.action_space.low, self.action_space.high)
         return actions[0] if single else actions
@@ -367,7 +373,8 @@ class AdaptedPredictor(_Predictor):
 
     Args:
         learner: the agent.
-        action_space: of the environment: actions are clipped to it, as SB3's models do.
+        action_space: of the environment that the actions are for: `TaskVecEnv`'s, or that of an environment as the
+            user made it. Actions are clipped to it, as SB3's models do, and rescaled as in training.
         state: adapted; None for the meta-parameters as they are.
         task: whose policy, a place on the state's task axis.
         seed: of the sampling noise, or a generator of it.
@@ -399,7 +406,8 @@ class AdaptedPredictor(_Predictor):
         """As SB3's.
 
         Args:
-            observation: [observation_size], or [n, observation_size].
+            observation: [observation_size], or [n, observation_size], as `TaskVecEnv` gives them, or an environment in
+                `metarl.fitted_envs.fitted(env)`: flat, and integers rescaled.
             state: returned as it is.
             episode_start: not used.
             deterministic: the likeliest action instead of a random one.
@@ -422,7 +430,8 @@ class TrialPredictor(_Predictor):
 
     Args:
         learner: the agent.
-        action_space: of the environment: actions are clipped to it, as SB3's models do.
+        action_space: of the environment that the actions are for: `TaskVecEnv`'s, or that of an environment as the
+            user made it. Actions are clipped to it, as SB3's models do, and rescaled as in training.
         seed: of the sampling noise, or a generator of it.
 
     Raises:

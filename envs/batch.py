@@ -314,6 +314,7 @@ class BatchEnv(TaskBatchEnv):
                 raise ValueError("action_limit needs a model whose controls are all limited")
             self._control_scale, self._control_centre = (high - low) / (2.0 * action_limit), (high + low) / 2.0
             low, high = np.full((2, model.nu), action_limit) * [[-1.0], [1.0]]
+            self.metadata = {**self.metadata, "own_units": True}  # the limit is the policy's unit already
         self._renderers: dict[tuple[int, int, int], Any] = {}
         size = model.nq + model.nv if observation_size is None else observation_size
         super().__init__(

@@ -155,6 +155,8 @@ def _train_in(run_dir: Path, parsed: TrainArguments, signals: StopSignals) -> in
         """Names the folder once there is something to train: data is there, and agent and tasks fit."""
 
         def on_start(self, trainer: Trainer) -> None:
+            for note in trainer.space_notes or ():
+                print(f"metarl: note: {note}", file=sys.stderr)
             say(f"run folder: {run_dir}")
             say(f"watch it: tensorboard --logdir {run_dir}")
 

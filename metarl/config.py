@@ -29,6 +29,9 @@ from metarl.tables import read_toml as read_toml
 MOST = 10**6
 MOST_THREADS = 4096
 
+SPACES = "spaces"
+"""The entry of `config.json` with what is done to the environments' actions and observations: a record, no setting."""
+
 
 @dataclass(frozen=True)
 class TrainerConfig:
@@ -191,7 +194,7 @@ def from_dict(plain: Mapping[str, Any], *, trusted: bool = False) -> RunConfig:
     Raises:
         InputError: as `from_table`; or a name that is not registered while `trusted` is false.
     """
-    known = {field.name for field in dataclasses.fields(RunConfig)}
+    known = {field.name for field in dataclasses.fields(RunConfig)} | {SPACES}
     for key in plain:
         if key not in known:
             raise unknown_setting(key, key, known)
@@ -207,6 +210,7 @@ def from_dict(plain: Mapping[str, Any], *, trusted: bool = False) -> RunConfig:
     task_class = registry.load_task(task_name)
     agent_class = registry.load_agent_for(task_class, task_name, agent_name)
     preset = convert(plain.get("preset"), str | None, "preset")
+    convert(plain.get(SPACES, []), tuple[str, ...], SPACES)
     tables = {name: plain[name] for name in TABLES}
     return _build(task_name, agent_name, preset, (task_class, agent_class.Config), tables)
 

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from metarl.episodes import Trajectories
 from metarl.errors import one_line, require
 from metarl.foreign import Foreign
-from metarl.gymnasium_tasks import vector_env_of
 from metarl.learner import Acted, Spaces
+from metarl.paths import Positions
 from metarl.rollout import RolloutCollector
 from metarl.seeds import Seeds
+from metarl.size_checks import size_notes
 from metarl.tasks import EnvTaskDistribution, Scene, same_task
 
 NUM_TASKS = 8
@@ -57,9 +58,11 @@ def check_environments(
         EnvironmentFaultError: an environment or the distribution raised, or returned what cannot be used.
     """
     check = _Check(distribution, list(tasks[:NUM_TASKS]), seed, call)
-    first, problem = check.repeats()
+    collector, first, problem = check.repeats()
     if problem is None:
-        _check_scene(distribution, tasks[0], first.observations[0].numpy(), call)
+        _check_scene(distribution, tasks[0], first.observations[0].numpy(), call, collector.positions)
+        for said in (*collector.space_notes, *size_notes(first, collector.action_space)):
+            on_note(said)
         if len(tasks) > 1 and not _tells_apart(first):
             problem = check.finds_no_task(on_note)
     return [] if problem is None else [problem]
@@ -77,8 +80,8 @@ class _Check:
         """Whether the family brings a vector environment of its own."""
         return type(self.distribution).make_vector_env is not EnvTaskDistribution.make_vector_env
 
-    def repeats(self) -> tuple[Trajectories, str | None]:
-        """Episodes, and why they depend on something else than task and seed, or None.
+    def repeats(self) -> tuple[RolloutCollector, Trajectories, str | None]:
+        """Who collected episodes, the episodes, and why they depend on something else than task and seed, or None.
 
         Every environment meets several tasks, one after another: what one leaves behind is seen under the next.
         """
@@ -86,21 +89,21 @@ class _Check:
         orders = [order, order[::-1], order[3:] + order[:3]]
         if self.together:  # where many step at once, the last bits may depend on the place
             orders = [order, order]
-        with self._collecting() as collect:
+        with self._collecting() as (collector, collect):
             first, *others = [collect([self.tasks[i] for i in order]) for order in orders]
         for again, order in zip(others, orders[1:], strict=True):
             for place, i in enumerate(order):
                 names = " and ".join(_differences(first, i, again, place))
                 if names:
                     what = f"{names} under {one_line(self.tasks[i])} differ between two episodes with one seed"
-                    return first, f"{what}: {self._why(i)}"
-        return first, None
+                    return collector, first, f"{what}: {self._why(i)}"
+        return collector, first, None
 
     def finds_no_task(self, on_note: Callable[[str], None]) -> str | None:
         """Says so if the task does not reach the environment, and notes it where no episode shows that it does."""
         full = _with_horizon(self.distribution, MORE_STEPS)
         for hold in (1, 10, full.horizon):
-            with self._collecting(full, num_trajectories=MORE_TRAJECTORIES, hold=hold) as collect:
+            with self._collecting(full, num_trajectories=MORE_TRAJECTORIES, hold=hold) as (_, collect):
                 if _tells_apart(collect(self.tasks[:FEWER_TASKS], seed=self.seed + hold)):
                     return None
         both = f"{one_line(self.tasks[0])} and {one_line(self.tasks[1])}"
@@ -136,7 +139,7 @@ class _Check:
 
     def _fresh(self, tasks: Sequence[Any]) -> Trajectories:
         """Episodes in fresh environments."""
-        with self._collecting() as collect:
+        with self._collecting() as (_, collect):
             return collect(tasks)
 
     @contextlib.contextmanager
@@ -146,7 +149,7 @@ class _Check:
         *,
         num_trajectories: int = NUM_TRAJECTORIES,
         hold: int = 1,
-    ) -> Iterator[Callable[..., Trajectories]]:
+    ) -> Iterator[tuple[RolloutCollector, Callable[..., Trajectories]]]:
         """Takes episodes of tasks in environments that are fresh at first, all tasks with equal random numbers."""
         short = _with_horizon(self.distribution, MAX_STEPS) if distribution is None else distribution
         self.call.on_call("make_env")
@@ -158,7 +161,7 @@ class _Check:
             return collector.query(tasks, learner, None, Seeds(seed, 0, (0,) * len(tasks)))
 
         try:
-            yield collect
+            yield collector, collect
         finally:
             collector.close()
 
@@ -168,7 +171,7 @@ class _Check:
         for task in self.tasks[:2]:
             env: Any
             if self.together:
-                env = vector_env_of(self.distribution, 1)
+                env = self.distribution.make_vector_env(1, num_threads=0)
                 before = _contents(env)
                 with self.call.environment("set_tasks", task=task):
                     env.set_tasks([task])
@@ -266,7 +269,11 @@ def _is_own(module: Any) -> bool:
 
 
 def _check_scene(
-    distribution: EnvTaskDistribution[Any], task: Any, observations: NDArray[np.float32], call: Foreign
+    distribution: EnvTaskDistribution[Any],
+    task: Any,
+    observations: NDArray[np.float32],
+    call: Foreign,
+    positions_of: Positions,
 ) -> None:
     """Raises `InputError` unless the task can be drawn, or says that it is not to be."""
     where = f"scene({one_line(task)})"
@@ -280,7 +287,7 @@ def _check_scene(
     for name, (value, shape) in {**parts, "goal_radius": (scene.goal_radius, ())}.items():
         kind = f"{shape[0]} finite numbers" if shape else "a finite number"
         require(_is_finite(value, shape), f"{where}.{name}", value, kind)
-    positions = call("positions", distribution.positions, observations)
+    positions = call("positions", positions_of, observations)
     of = f"positions(observations of shape {observations.shape})"
     shape = (*observations.shape[:-1], 2)
     require(np.shape(positions) == shape, of, f"an array of shape {np.shape(positions)}", f"x and y: of shape {shape}")

@@ -21,6 +21,7 @@ from metarl.errors import one_line
 from metarl.examples import ExampleTaskDistribution
 from metarl.learner import Learner, ScoreName, Unit
 from metarl.paths import PathRecorder, Paths
+from metarl.rollout import RolloutCollector
 from metarl.seeds import Purpose, Seeds, generator
 from metarl.statistics import Array, bootstrap, interquartile_mean, stratified_bootstrap, worst_decile
 from metarl.tasks import Split, TaskDistribution, draw, list_tasks
@@ -179,7 +180,8 @@ def evaluate(
     scores: list[Array] = []
     steps: list[tuple[float, ...]] = []
     success = np.full((num_steps + 1, len(episodes)), np.nan)
-    recorder = PathRecorder(distribution, tasks, num_replicates=replicates, num_steps=num_steps)
+    positions = collector.positions if isinstance(collector, RolloutCollector) else None
+    recorder = PathRecorder(distribution, tasks, num_replicates=replicates, num_steps=num_steps, positions=positions)
 
     def record(first: int, step: int, data: Any) -> None:
         if isinstance(data, Trajectories):

@@ -19,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarl.errors import DISTRIBUTION, ENVIRONMENT, InputError, environment_fault, text_of, users_code
+from metarl.fitted_envs import FittedVectorEnv
 from metarl.learner import Spaces
 from metarl.mujoco_warnings import caught
 from metarl.mujoco_warnings import diverged as has_diverged
+from metarl.spaces import Fit, NotOfItsSpaceError
 from metarl.stepping import DIVERGED, RESET_ANSWER, STEP_ANSWER, SUCCESS, number, told, truth, wrong_answer
 from metarl.tasks import EnvTaskDistribution, Scene, Split, TaskVectorEnv, draw
 
@@ -52,7 +54,9 @@ class GymnasiumTasks:
         self.num_envs = num_envs
         with self._limit.watching():
             self.envs = [_TaskEnv(tasks, self._limit) for _ in range(num_envs)]
-        self.single_observation_space, self.single_action_space = self.envs[0].spaces
+        self.fit = self.envs[0].fit
+        self.single_observation_space = self.fit.observation.space
+        self.single_action_space = self.fit.action.space
         for env in self.envs:
             env.require_spaces(self.envs[0].spaces)
         space = self.single_observation_space
@@ -214,28 +218,33 @@ def vector_env_of(
     """
     with users_code("make_vector_env"):
         together = tasks.make_vector_env(num_envs, num_threads=num_threads)
-    return GymnasiumTasks(tasks, num_envs, timeout=timeout) if together is None else together
+    if together is None:
+        return GymnasiumTasks(tasks, num_envs, timeout=timeout)
+    try:
+        fit = Fit(together.single_observation_space, together.single_action_space, getattr(together, "metadata", {}))
+    except InputError:
+        together.close()
+        raise
+    return FittedVectorEnv(together, fit) if fit.changes else together
+
+
+def fit_of(env: TaskVectorEnv) -> Fit | None:
+    """How the spaces of `env`, which `vector_env_of` made, were fitted to a policy; None if they are as they were."""
+    if isinstance(env, _TellingEnv):
+        return fit_of(env._env)
+    if isinstance(env, GymnasiumTasks):
+        return env.fit
+    return env.fit if isinstance(env, FittedVectorEnv) else None
 
 
 def spaces_of(env: TaskVectorEnv) -> Spaces:
-    """What a learner must know of the spaces of `env`.
-
-    Raises:
-        InputError: observations are not flat vectors, or actions neither those nor numbers from 0 on.
-    """
+    """What a learner must know of the spaces of `env`, which `vector_env_of` made."""
     observations, actions = env.single_observation_space, env.single_action_space
-    if not isinstance(observations, gymnasium.spaces.Box) or len(observations.shape) != 1:
-        raise InputError(
-            f"observation_space = {observations}: must be a flat Box; wrap the environment in "
-            "gymnasium.wrappers.FlattenObservation"
-        )
+    assert isinstance(observations, gymnasium.spaces.Box)
     if isinstance(actions, gymnasium.spaces.Discrete):
-        if actions.start != 0:
-            raise InputError(f"action_space = {actions}: a Discrete space must start at 0")
         return Spaces(observations.shape[0], int(actions.n), discrete=True)
-    if isinstance(actions, gymnasium.spaces.Box) and len(actions.shape) == 1:
-        return Spaces(observations.shape[0], actions.shape[0], discrete=False)
-    raise InputError(f"action_space = {actions}: must be a flat Box or Discrete")
+    assert isinstance(actions, gymnasium.spaces.Box)
+    return Spaces(observations.shape[0], actions.shape[0], discrete=False)
 
 
 class _TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -261,6 +270,7 @@ class _TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             self._fail(f"make_env returned {text_of(env, repr):.80}: must be a gymnasium.Env")
         super().__init__(env)
         self.spaces = self._call("make_env", self._present_spaces)
+        self.fit = Fit(*self.spaces, env.metadata or {})
 
     def require_spaces(self, spaces: tuple[gymnasium.Space[Any], gymnasium.Space[Any]]) -> None:
         """Fails unless the environment has the `spaces`, of observations and of actions."""
@@ -283,7 +293,8 @@ class _TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Its infos are `diverged` and `success`, None where the environment does not tell."""
         self._steps = (self._steps or 0) + 1
-        answer = self._call("step", self.env.step, action)
+        taken = self.fit.action(action) if self.fit.action.changes else action
+        answer = self._call("step", self.env.step, taken)
         broken = has_diverged(self._warnings)
         self._require(answer, "step", STEP_ANSWER)
         observation, reward, *ends, self.infos = answer
@@ -317,7 +328,12 @@ class _TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         return flag
 
     def _observed(self, observation: Any, where: str) -> NDArray[Any]:
-        """The observation in the dtype of its space."""
+        """The observation in the dtype of its space, or flat where the space is not."""
+        if self.fit.observation.changes:
+            try:
+                return self.fit.observation(observation)
+            except NotOfItsSpaceError as error:
+                self._fail(f"{where} returned {error}")
         space = self.spaces[0]
         array = observation if isinstance(observation, np.ndarray) else self._call(where, np.asarray, observation)
         if array.shape != space.shape:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ SCHEMA_VERSION = 1
 NUM_TASKS = 4
 NUM_TRAJECTORIES = 5
 MAX_POINTS = 300  # of one way; a longer one is thinned out
+
+Positions = Callable[[NDArray[np.float32]], NDArray[np.floating[Any]]]
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,23 @@ class PathRecorder:
         tasks: the distinct tasks.
         num_replicates: episodes of each, which come one after another; the first is drawn.
         num_steps: the last adaptation step.
+        positions: where the agent is, for the observations in the data; None for the distribution's own.
     """
 
     def __init__(
-        self, distribution: TaskDistribution[Any], tasks: Sequence[Any], *, num_replicates: int, num_steps: int
+        self,
+        distribution: TaskDistribution[Any],
+        tasks: Sequence[Any],
+        *,
+        num_replicates: int,
+        num_steps: int,
+        positions: Positions | None = None,
     ) -> None:
         self._steps = {0, num_steps}
         self._paths: dict[int, Paths] = {}
         if not isinstance(distribution, EnvTaskDistribution):
             return
-        self._positions = distribution.positions
+        self._positions = positions or distribution.positions
         for number in _spread(len(tasks)):
             with users_code("scene", task=tasks[number]):
                 scene: Any = distribution.scene(tasks[number])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metarl.episodes import Trajectories, to_device
 from metarl.errors import ENVIRONMENT, EnvironmentFaultError, users_code
-from metarl.gymnasium_tasks import spaces_of, vector_env_of
+from metarl.gymnasium_tasks import fit_of, spaces_of, vector_env_of
 from metarl.learner import Actor, Spaces
 from metarl.nonfinite import check_step
 from metarl.seeds import Seeds
@@ -71,6 +71,19 @@ class RolloutCollector:
         self._watch = watch
         self._envs: dict[int, TaskVectorEnv] = {}
         self.spaces = spaces_of(self._env(1))
+        self.action_space = self._env(1).single_action_space
+        self._fit = fit_of(self._env(1))
+
+    @property
+    def space_notes(self) -> tuple[str, ...]:
+        """What is done to the environments' actions and observations, one line each; empty for nothing."""
+        return () if self._fit is None else self._fit.notes
+
+    def positions(self, observations: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
+        """The tasks' `positions` for observations of this collector, which may be rescaled; it is given them as flat
+        vectors in the environments' own units."""
+        own = observations if self._fit is None else self._fit.observation.in_own_units(observations)
+        return self.tasks.positions(own)
 
     def support(
         self,

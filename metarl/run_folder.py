@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from metarl import checkpoint, plots
-from metarl.config import RunConfig, to_dict
+from metarl.config import SPACES, RunConfig, to_dict
 from metarl.errors import InputError, RunError
 from metarl.evaluation import AdaptationCurve
 from metarl.files import locked_folder, made_folder, remove_unfinished, write_error
@@ -143,7 +143,7 @@ class RunFolder(Callback):
         trainer.evaluation_missing = due and trainer.iteration not in self._evaluated
         self._tracker = Tracker(
             self._run_dir,
-            config=self._plain,
+            config=self._plain if trainer.space_notes is None else {**self._plain, SPACES: list(trainer.space_notes)},
             num_adaptation_steps=trainer.learner.num_adaptation_steps,
             num_evaluation_steps=trainer.evaluation.num_adaptation_steps,
             start_iteration=start,

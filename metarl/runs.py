@@ -15,7 +15,7 @@ import torch
 from metarl import checkpoint, plots, registry
 from metarl.allocation import keep_freed_memory
 from metarl.collect import ShuffledTasks
-from metarl.config import RunConfig, load_config, read_saved, to_dict
+from metarl.config import SPACES, RunConfig, load_config, read_saved, to_dict
 from metarl.errors import InputError, printable, raised, require
 from metarl.evaluation import AdaptationCurve, adaptation_controls, choose_step_scale, evaluate_baseline
 from metarl.examples import ExampleCollector, ExampleTaskDistribution
@@ -63,6 +63,7 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
         evaluation=config.evaluation,
         callbacks=callbacks,
         evaluation_collector=evaluation_collector,
+        space_notes=collector.space_notes if isinstance(collector, RolloutCollector) else None,
     )
 
 
@@ -190,6 +191,16 @@ def restore(trainer: Trainer, run_dir: Path, *, config: RunConfig, which: str | 
     trainer.iteration = chosen.iteration
     trainer.env_steps = extra["env_steps"]
     trainer.wall_s = float(extra["wall_s"])
+    _say_other_spaces(trainer, run_dir)
+
+
+def _say_other_spaces(trainer: Trainer, run_dir: Path) -> None:
+    """Warns where the run's actions and observations were not changed as they are now."""
+    saved, now = read_saved(run_dir).get(SPACES, []), list(trainer.space_notes or ())
+    if saved != now:
+        then, still = ("; ".join(notes) or "nothing changed" for notes in (saved, now))
+        text = "%s: actions or observations reach the environment otherwise than in training. In training: %s. Now: %s"
+        _logger.warning(text, run_dir, then, still)
 
 
 def load(run_dir: Path | str, *, checkpoint: str | int = "latest", trusted: bool = False) -> Any:

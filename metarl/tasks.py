@@ -107,7 +107,8 @@ class TaskVectorEnv(Protocol):
     where a family has it, is there in every step: bool [num_envs], whether the aim was met in it; a trajectory is a
     success if any of its live steps was. Other infos are not read (`metarl.stepping`). Where
     `metadata["autoreset_mode"]` is gymnasium's `DISABLED`, `reset` understands the option `reset_mask`, bool
-    [num_envs], and resets only those: stable-baselines3 needs it, collection does not.
+    [num_envs], and resets only those: stable-baselines3 needs it, collection does not. Spaces are
+    treated as those of `make_env`; `metadata["own_units"]`, if true, leaves actions and observations in their units.
     """
 
     num_envs: int
@@ -154,7 +155,12 @@ class EnvTaskDistribution(TaskDistribution[Task]):
     horizon: int
 
     def make_env(self) -> gymnasium.Env[Any, Any]:
-        """One environment; `set_task` is called before every reset."""
+        """One environment; `set_task` is called before every reset.
+
+        A policy observes one flat vector, and acts by one flat vector or one choice. `metarl.spaces` makes other spaces
+        so where there is one way: observations are flattened, integers of a Box rescaled to [-1, 1], and bounded
+        actions rescaled from [-1, 1]. `env.metadata["own_units"]`, if true, leaves the rescaling out.
+        """
         raise NotImplementedError(f"{type(self).__name__} defines neither make_env nor make_vector_env")
 
     def set_task(self, env: gymnasium.Env[Any, Any], task: Task) -> None:
@@ -195,7 +201,8 @@ class EnvTaskDistribution(TaskDistribution[Task]):
         """Where the agent is in the coordinates of `scene`.
 
         Args:
-            observations: [..., observation_size].
+            observations: [..., observation_size], flattened if they are no vectors, and in the environment's own
+                units even where the policy sees them rescaled.
 
         Returns:
             [..., 2].

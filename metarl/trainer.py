@@ -83,6 +83,8 @@ class Trainer:
         evaluation_collector: collector of the evaluation, where it differs.
         validation: the score of the last evaluation on validation tasks, after the learner's own number of adaptation
             steps (the last evaluated step at most); None where none was measured.
+        space_notes: what is done to the environments' actions and observations, one line each; None without any
+            environments.
         nonfinite_dir: where updates that were not finite are dumped; None = nowhere.
         iteration: iterations finished.
         env_steps: steps spent in meta-training.
@@ -98,6 +100,7 @@ class Trainer:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     callbacks: Sequence[Callback] = ()
     evaluation_collector: Collector[Any, Any] | None = None
+    space_notes: tuple[str, ...] | None = None
     nonfinite_dir: Path | None = None
     iteration: int = 0
     env_steps: int = 0

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Text
 
 import metarl
 
@@ -150,19 +150,19 @@ class Spaces(Drifting):
         return self.observation_space.sample(), {}
 
 
-class DictObservations(Sound):
+class Words(Sound):
     def make_env(self):
-        return Spaces(Dict(position=Box(-1.0, 1.0, (2,))))
+        return Spaces(Dict(position=Box(-1.0, 1.0, (2,)), words=Text(9)))
 
 
-class FromOne(Sound):
+class Mixed(Sound):
     def make_env(self):
-        return Spaces(action_space=Discrete(3, start=1))
+        return Spaces(action_space=Dict(gear=Discrete(3, start=1), pedal=Box(-1.0, 1.0, (1,))))
 
 
-class Grid(Sound):
+class Keys(Sound):
     def make_env(self):
-        return Spaces(action_space=Box(-1.0, 1.0, (2, 2)))
+        return Spaces(action_space=MultiBinary(88))
 
 
 class Unbounded(Sound):

@@ -1,0 +1,37 @@
+"""Are observations of a size that a network learns from, and do actions reach the environment unclipped?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from metarl.episodes import Trajectories
+
+LARGE = 10.0  # of an observation, beyond which layers of usual initial weights saturate or overshoot
+OFTEN = 0.1
+MOSTLY = 0.9
+
+
+def size_notes(data: Trajectories, action_space: gymnasium.Space[Any]) -> Iterator[str]:
+    """What is worth knowing of the sizes of observations, and of actions in normal noise, one line each."""
+    live = data.mask.bool()
+    seen = data.observations[live]
+    beyond = (seen.abs() > LARGE).double().mean(0)
+    if len(seen) and bool((beyond > OFTEN).any()):
+        column = int(seen.abs().mean(0).argmax())
+        low, high = (float(end(seen[:, column])) for end in (torch.min, torch.max))
+        found = f"observation[{column}] is from {low:.4g} to {high:.4g}"
+        advice = "use the setting agent.normalize_observations (--agent.normalize-observations), or rescale them"
+        yield f"observations beyond ±{LARGE:g} make learning slow, and {found}: {advice}"
+    if isinstance(action_space, gymnasium.spaces.Box) and len(seen):
+        actions = data.actions[live].numpy()
+        clipped = ((actions < action_space.low) | (actions > action_space.high)).mean(0)
+        if (clipped > MOSTLY).any():
+            column = int(np.argmax(clipped))
+            bounds = f"[{action_space.low[column]:g}, {action_space.high[column]:g}]"
+            found = f"{clipped[column]:.0%} of the values of action[{column}] at the start, N(0, 1), are outside"
+            yield f"{found} {bounds} and clipped to it: let the environment rescale actions of about [-1, 1]"

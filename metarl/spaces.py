@@ -1,0 +1,394 @@
+"""Spaces of environments as a policy needs them: one flat vector to observe, one flat vector or one choice to act.
+
+What is done is recorded in words (`Fit.notes`); `metarl.fitted_envs` does it. Where an environment's
+`metadata["own_units"]` is true, nothing is rescaled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from metarl.errors import InputError, one_line, require
+
+MOST_CHOICES = 4096
+"""Choices of one discrete action, and values of a discrete observation that is encoded one-hot."""
+MANY_INPUTS = 4096
+"""From so many observed numbers on, the record says that the policy has no convolutions."""
+_DISCRETE = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+_NO_BOUND = {"f": 1e18, "i": 2.0**31 - 1.0, "u": 2.0**31 - 1.0}  # the limits of a dtype say that there is no bound
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+
+
+class PolicyBox(spaces.Box):
+    """Actions in the policy's own units: they are clipped to these bounds and never rescaled."""
+
+
+class NotOfItsSpaceError(ValueError):
+    """What an environment observed is not of its observation space; says what and how."""
+
+
+class ObservationFit:
+    """Observations as flat vectors, in the order of `gymnasium.spaces.utils.flatten` and mostly with its numbers.
+
+    Two things differ. Integers of a Box with finite bounds are rescaled to [-1, 1]. A discrete observation of more
+    than `MOST_CHOICES` values is one number in [-1, 1] instead of one-hot.
+
+    Args:
+        given: the environment's space.
+        rescale: False keeps the integers of a Box as they are.
+
+    Attributes:
+        given: the environment's space.
+        space: a flat Box.
+        changes: whether observations are changed at all.
+        note: what is done, in words; "" for nothing.
+
+    Raises:
+        InputError: the space has no fixed number of numbers; says what to do.
+    """
+
+    def __init__(self, given: spaces.Space[Any], *, rescale: bool = True) -> None:
+        require(isinstance(given, spaces.Space), "observation_space", given, "a gymnasium space")
+        self.given = given
+        leaves = [*_leaves(given)]
+        for leaf in leaves:
+            if not isinstance(leaf, (spaces.Box, *_DISCRETE)):
+                raise InputError(
+                    f"observation_space = {one_line(given)}: {type(leaf).__name__} has no fixed number of numbers; in "
+                    "make_env, wrap the environment in a gymnasium.ObservationWrapper that turns it into a Box"
+                )
+        self._parts = [_Observed(leaf, rescale) for leaf in leaves]
+        size = sum(len(part.unit) for part in self._parts)
+        require(size > 0, "observation_space", given, "one that holds a number at least")
+        flat = isinstance(given, spaces.Box) and len(given.shape) == 1
+        self.changes = not (flat and given.dtype in (np.float32, np.float64))
+        self.space: spaces.Space[Any] = given
+        if self.changes:
+            low, high = (np.concatenate([getattr(part, end) for part in self._parts]) for end in ("low", "high"))
+            self.space = spaces.Box(low, high, dtype=np.float32)
+        self._unit = np.concatenate([part.unit for part in self._parts])
+        self._centre = np.concatenate([part.centre for part in self._parts])
+        self._rescaled = (self._unit != 1.0) | (self._centre != 0.0)
+        self.note = ""
+        if self.changes:
+            done = [] if flat else [f"flattened to {_numbers(size)}"]
+            if self._rescaled.any():
+                done.append("integers rescaled to [-1, 1] by their bounds")
+            if size >= MANY_INPUTS:
+                done.append("the policy sees them as one long vector and has no convolutions")
+            self.note = f"observation {one_line(given, max_length=150)}: {'; '.join(done) or 'taken as float32'}"
+
+    def __call__(self, observations: Any, *, batch: bool = False) -> Array:
+        """Flat observations.
+
+        Args:
+            observations: one of the space; with `batch`, those of n environments in gymnasium's form.
+            batch: whether there are n.
+
+        Returns:
+            [size], or [n, size].
+
+        Raises:
+            NotOfItsSpaceError: an observation is not of the space's shapes, or is no number.
+        """
+        if not self.changes:
+            return observations  # type: ignore[no-any-return]
+        columns = []
+        for part, value in zip(self._parts, _values(self.given, observations), strict=True):
+            try:
+                rows = np.asarray(value) if batch else np.asarray(value)[np.newaxis]
+                fits = rows.ndim > 0 and rows.shape[1:] == part.space.shape and rows.dtype.kind in "buif"
+            except Exception:  # ragged lists, or whatever a foreign object raises
+                fits = False
+            if not fits:
+                raise _not_of(part.space, value)
+            columns.append(part.encoded(rows.reshape(len(rows), -1)))
+        flat = np.concatenate(columns, axis=1)
+        return flat if batch else flat[0]
+
+    def in_own_units(self, flat: Array) -> Array:
+        """Flat observations [..., size] without the rescaling; numbers that follow them on the last axis stay."""
+        if not self._rescaled.any():
+            return flat
+        size = len(self._unit)
+        own = flat[..., :size].astype(np.float64) * self._unit + self._centre
+        own = np.where(self._rescaled, np.rint(own), own)  # only integers are rescaled
+        return np.concatenate([own.astype(flat.dtype), flat[..., size:]], axis=-1)
+
+
+class ActionFit:
+    """Actions of a policy as the environment takes them.
+
+    A Box of any shape, or several in a Tuple or Dict, is one flat vector. Finite bounds are rescaled so that they are
+    -1 and 1 to the policy. A half-open range begins at -1, and its unit is the bound's size, or 1 where that is more.
+    Discrete parts are one choice among all their combinations.
+
+    Args:
+        given: the environment's space.
+        rescale: False keeps the environment's units; those of a `PolicyBox` are kept in any case.
+
+    Attributes:
+        given: the environment's space.
+        space: what the policy chooses from, a flat Box or a Discrete from 0 on.
+        changes: whether actions are changed, beyond being clipped.
+        note: what is done, in words; "" for nothing.
+
+    Raises:
+        InputError: the space cannot be served; says what to do.
+    """
+
+    def __init__(self, given: spaces.Space[Any], *, rescale: bool = True) -> None:
+        require(isinstance(given, spaces.Space), "action_space", given, "a gymnasium space")
+        self.given = given
+        self._leaves = [*_leaves(given)]
+        advice = "in make_env, wrap the environment in a gymnasium.ActionWrapper whose action_space is a Box"
+        self._choices: tuple[int, ...] = ()
+        self.space: spaces.Space[Any] = given
+        if self._leaves and all(isinstance(leaf, _DISCRETE) for leaf in self._leaves):
+            done = self._choose(advice)
+        elif self._leaves and all(isinstance(leaf, spaces.Box) for leaf in self._leaves):
+            done = self._scale(rescale and not isinstance(given, PolicyBox))
+        else:
+            kinds = ", ".join(dict.fromkeys(type(leaf).__name__ for leaf in self._leaves)) or "nothing"
+            raise InputError(
+                f"action_space = {one_line(given)}: must be Box alone or discrete alone, not {kinds}; {advice}"
+            )
+        self.changes = self.space is not given
+        self.note = f"action {one_line(given, max_length=150)}: {'; '.join(done)}" if done else ""
+
+    def __call__(self, actions: Array, *, batch: bool = False) -> Any:
+        """What the environment is given.
+
+        Args:
+            actions: of `space`; with `batch`, [n, ...] of n environments.
+            batch: whether there are n; the result then has gymnasium's form for vector environments.
+
+        Returns:
+            Of the space `given`, clipped to its bounds.
+        """
+        rows = np.asarray(actions) if batch else np.asarray(actions)[np.newaxis]
+        if self._choices:
+            columns = np.stack(np.unravel_index(rows, self._choices), axis=1) + self._first
+        else:
+            columns = self._centre + self._unit * rows.astype(np.float64)
+            columns = np.clip(np.where(self._whole, np.rint(columns), columns), self._low, self._high)
+        sizes = [math.prod(leaf.shape or ()) for leaf in self._leaves]
+        parts = np.split(columns, np.cumsum(sizes)[:-1], axis=1)
+        shaped = [
+            part.astype(leaf.dtype).reshape(len(rows), *(leaf.shape or ()))
+            for part, leaf in zip(parts, self._leaves, strict=True)
+        ]
+        # [0, ...] leaves an array where a number has no axes, as a Box wants it; a Discrete wants the number.
+        single = [
+            part[0] if isinstance(leaf, spaces.Discrete) else part[0, ...]
+            for part, leaf in zip(shaped, self._leaves, strict=True)
+        ]
+        return _rebuilt(self.given, iter(shaped if batch else single))
+
+    def _choose(self, advice: str) -> list[str]:
+        counts, first = zip(*(_values_of(leaf) for leaf in self._leaves), strict=True)
+        self._choices = tuple(int(count) for count in np.concatenate(counts))
+        self._first = np.concatenate(first)
+        total = math.prod(self._choices)
+        if not 1 <= total <= MOST_CHOICES:
+            raise InputError(
+                f"action_space = {one_line(self.given)}: has {total} combinations, which as one choice is more than "
+                f"{MOST_CHOICES}; {advice} with one number for each of the {len(self._choices)} choices"
+            )
+        if isinstance(self.given, spaces.Discrete):
+            if self.given.start == 0:
+                return []
+            self.space = spaces.Discrete(total)
+            return [f"0 stands for {self.given.start}"]
+        self.space = spaces.Discrete(total)
+        return [f"one choice among all {total} combinations"]
+
+    def _scale(self, rescale: bool) -> list[str]:
+        boxes = [leaf for leaf in self._leaves if isinstance(leaf, spaces.Box)]
+        self._low = np.concatenate([np.asarray(box.low, np.float64).ravel() for box in boxes])
+        self._high = np.concatenate([np.asarray(box.high, np.float64).ravel() for box in boxes])
+        require(len(self._low) > 0, "action_space", self.given, "one that holds a number at least")
+        self._whole = np.concatenate([np.full(math.prod(box.shape), box.dtype.kind in "iub") for box in boxes])
+        low, high = (np.concatenate(ends) for ends in zip(*map(_bounds, boxes), strict=True))
+        self._unit, self._centre = np.ones(len(low)), np.zeros(len(low))
+        below, above = np.isfinite(low), np.isfinite(high)
+        finite, fixed = below & above, (self._low == self._high) & rescale
+        if rescale:
+            self._unit[finite] = (high[finite] - low[finite]) / 2.0
+            self._centre[finite] = (high[finite] + low[finite]) / 2.0
+            from_low, to_high = below & ~above, above & ~below
+            self._unit[from_low] = np.maximum(1.0, np.abs(low[from_low]))
+            self._unit[to_high] = np.maximum(1.0, np.abs(high[to_high]))
+            self._centre[from_low] = low[from_low] + self._unit[from_low]
+            self._centre[to_high] = high[to_high] - self._unit[to_high]
+        rescaled = ((self._unit != 1.0) | (self._centre != 0.0)) & ~fixed
+        one_sided = rescaled & ~finite
+        flat = isinstance(self.given, spaces.Box) and len(self.given.shape) == 1
+        if flat and not (rescaled | fixed | self._whole).any():
+            return []
+        done = [] if flat else [f"flattened to {_numbers(len(low))}"]
+        if (rescaled & finite).any():
+            done.append("rescaled from [-1, 1]")
+        if one_sided.any():
+            done.append("where there is one bound, it is at -1 or 1 and the unit is max(1, |bound|)")
+        if fixed.any():
+            done.append(f"{int(fixed.sum())} of {len(low)} cannot vary: their bounds are equal")
+        if self._whole.any():
+            done.append("integers are rounded")
+        if rescale:
+            low, high = np.where(below, -1.0, -np.inf), np.where(above, 1.0, np.inf)
+        self.space = PolicyBox(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
+        return done
+
+
+class Fit:
+    """How a policy meets the spaces of an environment.
+
+    Args:
+        observation_space: of one environment.
+        action_space: of one environment.
+        metadata: the environment's; `own_units`, if true, leaves numbers in the environment's units.
+
+    Attributes:
+        observation: of observations.
+        action: of actions.
+        notes: what is done, one line each; empty where the spaces are as a policy needs them.
+
+    Raises:
+        InputError: a space cannot be served; says what to do.
+    """
+
+    def __init__(
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], metadata: Mapping[str, Any]
+    ) -> None:
+        rescale = not metadata.get("own_units", False)
+        self.observation = ObservationFit(observation_space, rescale=rescale)
+        self.action = ActionFit(action_space, rescale=rescale)
+        self.notes = tuple(note for note in (self.action.note, self.observation.note) if note)
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything is done."""
+        return self.observation.changes or self.action.changes
+
+
+class _Observed:
+    """One part of an observation, which holds no others, as numbers [size]: own = unit * number + centre."""
+
+    def __init__(self, space: spaces.Space[Any], rescale: bool) -> None:
+        self.space = space
+        self._counts: list[int] = []
+        if isinstance(space, spaces.Box):
+            low, high = _bounds(space)
+            scaled = np.isfinite(low) & np.isfinite(high) & rescale & (space.dtype.kind in "iub")
+        else:
+            counts, self._first = _values_of(space)
+            if not isinstance(space, spaces.MultiBinary):
+                self._counts = counts.tolist()
+            many = counts > MOST_CHOICES
+            repeats = np.ones(len(counts), int) if not self._counts else np.where(many, 1, counts)
+            low, high = (
+                np.repeat(end, repeats) for end in (many * self._first, np.where(many, self._first + counts - 1, 1))
+            )
+            scaled = np.repeat(many, repeats)
+        wide = scaled & (high > low)
+        self.unit, self.centre = np.ones(len(low)), np.zeros(len(low))
+        self.unit[wide] = (high[wide] - low[wide]) / 2.0
+        self.centre[scaled] = (high[scaled] + low[scaled]) / 2.0
+        with np.errstate(over="ignore"):
+            self.low, self.high = (((end - self.centre) / self.unit).astype(np.float32) for end in (low, high))
+
+    def encoded(self, rows: Array) -> Array:
+        """Observations [n, numbers of the space] as [n, size] float32."""
+        numbers = rows
+        if self._counts:
+            columns = []
+            for column, first, count in zip(rows.T, self._first, self._counts, strict=True):
+                one_hot = column[:, np.newaxis] - first == np.arange(count if count <= MOST_CHOICES else 1)
+                if count <= MOST_CHOICES and not one_hot.any(1).all():
+                    raise _not_of(self.space, column)
+                columns.append(one_hot if count <= MOST_CHOICES else column[:, np.newaxis])
+            numbers = np.concatenate(columns, axis=1)
+        with np.errstate(over="ignore"):  # what is not finite as float32 is refused where all observations are
+            return ((numbers - self.centre) / self.unit).astype(np.float32)
+
+
+def own_units(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """`space`, whose actions are in the policy's units already, marked so where it is a Box."""
+    if not isinstance(space, spaces.Box):
+        return space
+    return PolicyBox(space.low, space.high, dtype=cast(Any, space.dtype))
+
+
+def _bounds(box: spaces.Box) -> tuple[Floats, Floats]:
+    """Lower and upper bounds as vectors, infinite where the number only says that there is none."""
+    none = _NO_BOUND.get(box.dtype.kind, math.inf)
+    low, high = np.asarray(box.low, np.float64).ravel(), np.asarray(box.high, np.float64).ravel()
+    return np.where(low <= -none, -np.inf, low), np.where(high >= none, np.inf, high)
+
+
+def _values_of(space: spaces.Space[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of each number of a discrete space: how many values it has, and the first."""
+    if isinstance(space, spaces.Discrete):
+        return np.array([space.n], np.int64), np.array([space.start], np.int64)
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.nvec.ravel().astype(np.int64), np.asarray(space.start).ravel().astype(np.int64)
+    count = math.prod(space.shape or ())
+    return np.full(count, 2), np.zeros(count, np.int64)
+
+
+def _not_of(space: spaces.Space[Any], value: Any) -> NotOfItsSpaceError:
+    return NotOfItsSpaceError(f"an observation {one_line(value, max_length=80)}: must be of {one_line(space)}")
+
+
+def _numbers(count: int) -> str:
+    return f"{count} number{'s' * (count > 1)}"
+
+
+def _leaves(space: spaces.Space[Any]) -> Iterator[spaces.Space[Any]]:
+    """The parts of nested Dicts and Tuples, in gymnasium's order."""
+    if isinstance(space, spaces.Dict):
+        parts: Sequence[spaces.Space[Any]] = [*space.spaces.values()]
+    elif isinstance(space, spaces.Tuple):
+        parts = space.spaces
+    else:
+        yield space
+        return
+    for part in parts:
+        yield from _leaves(part)
+
+
+def _values(space: spaces.Space[Any], value: Any) -> Iterator[Any]:
+    """What `value` of `space` has in the place of each leaf."""
+    if isinstance(space, spaces.Dict):
+        if not isinstance(value, Mapping) or not space.spaces.keys() <= value.keys():
+            kind = f"keys {', '.join(map(str, value))}" if isinstance(value, Mapping) else type(value).__name__
+            raise NotOfItsSpaceError(
+                f"an observation with {kind}: must be a dict with {', '.join(map(str, space.spaces))}"
+            )
+        for key, part in space.spaces.items():
+            yield from _values(part, value[key])
+    elif isinstance(space, spaces.Tuple):
+        if not isinstance(value, (tuple, list)) or len(value) != len(space.spaces):
+            raise _not_of(space, value)
+        for part, own in zip(space.spaces, value, strict=True):
+            yield from _values(part, own)
+    else:
+        yield value
+
+
+def _rebuilt(space: spaces.Space[Any], leaves: Iterator[Any]) -> Any:
+    """The inverse of `_values`."""
+    if isinstance(space, spaces.Dict):
+        return {key: _rebuilt(part, leaves) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_rebuilt(part, leaves) for part in space.spaces)
+    return next(leaves)
