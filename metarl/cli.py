@@ -127,6 +127,7 @@ def train(arguments: Sequence[str], signals: StopSignals) -> int:
     require(alone, "--run-dir", str(parsed.run_dir), "left out with --resume: a run goes on in its own folder")
 
     # Imported late: torch and matplotlib take seconds, and `--help` or a wrong flag should not wait for them.
+    from metarl.evaluation import coverage
     from metarl.run_folder import new_run_dir
     from metarl.testing import check_before_training
 
@@ -137,6 +138,9 @@ def train(arguments: Sequence[str], signals: StopSignals) -> int:
     if config.trainer.num_threads > (os.cpu_count() or 1) and not parsed.quiet:
         cores = f"this machine has {os.cpu_count()} cores; more threads than cores make nothing faster"
         complain(f"note: trainer.num_threads = {config.trainer.num_threads}: {cores}")
+    count, reason = coverage(config.task, config.evaluation.num_tasks)
+    if count > config.evaluation.num_tasks and not parsed.quiet:
+        complain(f"note: evaluation.num_tasks = {config.evaluation.num_tasks}: {reason}")
     given = parsed.resume or parsed.run_dir
     with new_run_dir(config) if given is None else contextlib.nullcontext(given) as run_dir:
         return _train_in(run_dir, parsed, signals)
@@ -227,6 +231,7 @@ def evaluate(
 
     from metarl import runs
     from metarl.arguments import parse_task_flags
+    from metarl.evaluation import coverage
     from metarl.transfer import Target, describe_transfer, target_family
 
     target, saved = None, load_config(run_dir, trusted=trust)
@@ -234,6 +239,10 @@ def evaluate(
         family = target_family(saved, on, trusted=trust)
         target = Target(family.name, parse_task_flags(family.task, task_flags))
     trainer = runs.load_trainer(run_dir, checkpoint=checkpoint, trusted=trust, seed=seed, on=target, **given)
+    if tasks is not None:
+        reason = coverage(trainer.distribution, tasks)[1]
+        if reason:
+            complain(f"note: --tasks = {tasks}: {reason}")
     scales = runs.choose_step_size(trainer) if choose_step_size else {}
     report = runs.describe(trainer, trainer.evaluate(), controls=trainer.evaluation.controls) | scales
     if target is not None:
@@ -321,6 +330,9 @@ def video(
     with _drawing() as on_frame:
         film = films.make_film(trainer, settings, on_frame=on_frame)
     films.save_film(film, out)
+    filmed = len(film.panels[0])
+    if filmed < tasks:
+        complain(f"note: --tasks = {tasks}: the family has {filmed} test tasks; all are filmed")
     for row in film.panels:
         for panel in row:
             say(panel.caption.replace("\n", ", "))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metarl.episodes import Episodes
 from metarl.learner import Learner
-from metarl.seeds import Seeds
+from metarl.seeds import Seeds, require_slots
 
 
 class Collected(Protocol):
@@ -105,6 +105,7 @@ def run_episodes(
     Returns:
         The episodes in slot order; `scores[k]` is the learner's score after k steps.
     """
+    require_slots(tasks, seeds)
     order = sorted(range(len(tasks)), key=lambda i: seeds.slots[i])
     tasks, seeds = [tasks[i] for i in order], seeds.take(order)
     state = learner.begin(len(tasks))

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from metarl.collect import Collector, run_episodes
 from metarl.episodes import Trajectories
-from metarl.errors import one_line
+from metarl.errors import one_line, require
 from metarl.examples import ExampleTaskDistribution
 from metarl.learner import Learner, ScoreName, Unit
 from metarl.paths import PathRecorder, Paths
 from metarl.rollout import RolloutCollector
-from metarl.seeds import Purpose, Seeds, generator
+from metarl.seeds import Purpose, Seeds, generator, require_tasks
 from metarl.statistics import Array, bootstrap, interquartile_mean, stratified_bootstrap, worst_decile
 from metarl.tasks import Split, TaskDistribution, draw, list_tasks
 
@@ -77,16 +77,25 @@ class AdaptationCurve:
         return self._interval(self.values)
 
     def gain(self, step: int) -> tuple[float, float, float]:
-        """Score after `step` minus score before adaptation, paired by task: mean, low, high."""
-        difference = (self.values[step] - self.values[0])[None]
+        """By how much the score after `step` is better than before adaptation, paired by task: mean, low, high.
+
+        Better is positive: for a score that is better when lower, it is the score before minus the score after.
+        """
+        difference = self._improvement(step)[None]
         low, high = self._interval(difference)
         return float(difference.mean()), float(low[0]), float(high[0])
 
     def task_gain(self, step: int, task: int) -> tuple[float, float, float]:
         """`gain` of one task of a finite family, over its replicates."""
-        difference = self.values[step, task] - self.values[0, task]
+        difference = self._improvement(step)[task]
         low, high = bootstrap(difference, self._rng())
         return float(difference.mean()), float(low), float(high)
+
+    def _improvement(self, step: int) -> Array:
+        """[T, R]."""
+        first, last = self.values[0], self.values[step]
+        better: Array = last - first if self.higher_is_better else first - last
+        return better
 
     def to_json(self) -> dict[str, Any]:
         """The schema of `adaptation.json`."""
@@ -168,13 +177,14 @@ def evaluate(
         split: "train" for validation tasks, from the training split, with random numbers of their own. Of a finite
             training split with more than `num_tasks` tasks, `num_tasks` are drawn.
     """
+    require(isinstance(distribution, TaskDistribution), "distribution", distribution, "a task distribution, not a task")
     finite = list_tasks(distribution, split)
     if finite is not None and split == "train" and len(finite) > num_tasks:
         finite = None
     iteration = EVALUATION_ITERATION if split == "test" else VALIDATION_ITERATION
     rng = generator(seed, iteration, Purpose.EVALUATION_TASKS)
     tasks = draw(distribution, num_tasks, rng, split=split) if finite is None else finite
-    replicates = 1 if finite is None else max(1, num_tasks // len(tasks))
+    replicates = 1 if finite is None else _replicates(num_tasks, tasks)
     episodes = [task for task in tasks for _ in range(replicates)]
     size = batch_size or len(episodes)
     scores: list[Array] = []
@@ -216,6 +226,20 @@ def evaluate(
         success=success.reshape(-1, len(tasks), replicates) if told else None,
         paths=recorder.paths(),
     )
+
+
+def coverage(distribution: TaskDistribution[Any], num_tasks: int) -> tuple[int, str]:
+    """How many episodes `evaluate` takes when it is asked for `num_tasks`, and the reason if that is another number."""
+    finite = list_tasks(distribution, "test")
+    if finite is None:
+        return num_tasks, ""
+    count = len(finite) * _replicates(num_tasks, finite)
+    reason = f"{count} episodes are taken: the family has {len(finite)} test tasks, and each is met equally often"
+    return count, reason if count != num_tasks else ""
+
+
+def _replicates(num_tasks: int, finite: Sequence[Any]) -> int:
+    return max(1, num_tasks // len(finite))
 
 
 def choose_step_scale(
@@ -329,6 +353,7 @@ def adaptation_controls(
         JSON-ready: `tasks`, `num_adaptation_steps`, `num_replicates`, `matrix` [T][T] (row: adapted on, column: scored
         on), `matrix_ci_low`, `matrix_ci_high`, and per task `before` and `zero_reward`.
     """
+    require_tasks(tasks)
     count, total = len(tasks), len(tasks) * num_replicates
     num_steps = learner.num_adaptation_steps if num_steps is None else num_steps
     adapted_on = [task for task in tasks for _ in range(num_replicates)]

@@ -16,7 +16,7 @@ from torch import Tensor
 from metarl.episodes import Examples
 from metarl.errors import DISTRIBUTION, environment_fault, text_of, users_code
 from metarl.learner import Learner
-from metarl.seeds import Seeds
+from metarl.seeds import Seeds, require_slots
 from metarl.tasks import Task, TaskDistribution, same_task
 
 Tables = Mapping[str, Mapping[str, Any]]
@@ -116,6 +116,7 @@ class ExampleCollector:
         self, tasks: Sequence[Any], learner: Learner[Any, Any, Any], state: Any, seeds: Seeds, *, step: int
     ) -> Examples:
         """As in `metarl.collect.Collector`."""
+        require_slots(tasks, seeds)
         one_by_one = learner.unit == "shots" and seeds.evaluation
         wanted = (seeds, step if one_by_one else None)
         if self._last is None or self._last[:2] != wanted or not same_task(self._last[2], list(tasks)):
@@ -126,6 +127,7 @@ class ExampleCollector:
 
     def query(self, tasks: Sequence[Any], learner: Any, state: Any, seeds: Seeds) -> Examples:
         """As in `metarl.collect.Collector`."""
+        require_slots(tasks, seeds)
         with users_code("query"):
             examples = self.tasks.query(tasks, seeds, device=self.device)
         return _require_examples(examples, "query")

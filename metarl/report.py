@@ -92,12 +92,17 @@ def _transfer(trained: Mapping[str, Any], evaluated: Mapping[str, Any]) -> str:
 def _gains(report: Mapping[str, Any], finite: bool) -> Iterator[str]:
     if len(report["steps"]) < 2:
         return
-    gain = report["gain"]
-    yield f"paired gain of step 1 over step 0: {_gain(gain['mean'][1], gain['ci_low'][1], gain['ci_high'][1])}"
+    gain, step, what = report["gain"], 1, "step 1 over step 0"
+    if report["unit"] != "gradient steps":  # a memory or a comparison uses all experience up to the last step
+        step = len(report["steps"]) - 1
+        what = f"step {report['steps'][step]} over step 0"
+    if report["unit"] == "trajectories":
+        what = "the last trajectory over the first"
+    yield f"paired gain of {what}: {_gain(gain['mean'][step], gain['ci_low'][step], gain['ci_high'][step])}"
     if finite:
         gain = report["per_task_gain"]
         for i, task in enumerate(report["tasks"]):
-            yield f"  {task}: {_gain(gain['mean'][1][i], gain['ci_low'][1][i], gain['ci_high'][1][i])}"
+            yield f"  {task}: {_gain(gain['mean'][step][i], gain['ci_low'][step][i], gain['ci_high'][step][i])}"
         yield f"worst task after {report['steps'][-1]} steps: {report['worst_task']}"
 
 

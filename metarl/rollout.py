@@ -18,7 +18,7 @@ from metarl.errors import ENVIRONMENT, EnvironmentFaultError, users_code
 from metarl.gymnasium_tasks import fit_of, spaces_of, vector_env_of
 from metarl.learner import Actor, Spaces
 from metarl.nonfinite import check_step
-from metarl.seeds import Seeds
+from metarl.seeds import Seeds, require_slots
 from metarl.stepping import Stepped, reset_all, step_all
 from metarl.tasks import EnvTaskDistribution, TaskVectorEnv, horizon_of
 
@@ -95,10 +95,12 @@ class RolloutCollector:
         step: int,
     ) -> Trajectories:
         """Experience of `state` for adaptation step `step`."""
+        require_slots(tasks, seeds)
         return self._collect(tasks, learner, state, seeds.support(step))
 
     def query(self, tasks: Sequence[Any], learner: Actor[State], state: State, seeds: Seeds) -> Trajectories:
         """Experience of the adapted `state`."""
+        require_slots(tasks, seeds)
         return self._collect(tasks, learner, state, seeds.query())
 
     def close(self) -> None:

@@ -10,8 +10,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+
+from metarl.errors import InputError, one_line
 
 
 class Purpose(enum.IntEnum):
@@ -68,3 +71,22 @@ class Seeds:
 
     def _generators(self, purpose: Purpose, step: int) -> list[np.random.Generator]:
         return [generator(self.seed, self.iteration, purpose, step, slot) for slot in self.slots]
+
+
+def require_tasks(tasks: Any) -> None:
+    """Raises `InputError` unless `tasks` is a list of tasks: a number, an array of no axis, a dict is one task."""
+    array = isinstance(tasks, np.ndarray) and tasks.ndim > 0
+    many = isinstance(tasks, Sequence) and not isinstance(tasks, (str, bytes)) and not hasattr(tasks, "_fields")
+    if not (array or many):
+        raise InputError(f"tasks = {one_line(tasks)}: must be a list of tasks; write [task] for one task")
+
+
+def require_slots(tasks: Any, seeds: Any) -> None:
+    """Raises `InputError` unless `tasks` is a list of tasks and `seeds` has a slot for each of them."""
+    require_tasks(tasks)
+    example = f"metarl.Seeds.first({len(tasks)}, seed=0)"
+    if not isinstance(seeds, Seeds):
+        raise InputError(f"seeds = {one_line(seeds)}: must be a metarl.Seeds with one slot per task: {example}")
+    if len(tasks) != len(seeds.slots):
+        there = f"{len(tasks)} tasks and seeds of {len(seeds.slots)} slots"
+        raise InputError(f"tasks: {there}; must be as many. Write [task] for one task, and {example} for the seeds")

@@ -19,7 +19,7 @@ from metarl.config import EvaluationConfig, TrainerConfig
 from metarl.episodes import Episodes, tree_map
 from metarl.errors import NonFiniteError
 from metarl.evaluation import AdaptationCurve, evaluate
-from metarl.learner import Learner
+from metarl.learner import Learner, ScoreName
 from metarl.report import endpoints
 from metarl.seeds import Purpose, Seeds, generator
 from metarl.stopping import StopSignals
@@ -194,7 +194,7 @@ class Trainer:
             self._report(finding, before, episodes, metrics)
         self.env_steps += episodes.num_steps
         scalars = {
-            **_score_scalars(steps),
+            **_score_scalars(steps, learner.score_name),
             **{f"train/{name}": value for name, value in metrics.items() if not name.startswith(STEP)},
             "time/sample_s": sampled - started,
             "time/learn_s": learned - sampled,
@@ -297,13 +297,14 @@ def _step_scores(episodes: Episodes[Any, Any], metrics: Mapping[str, float]) -> 
     return told or {step: float(score.mean()) for step, score in enumerate(episodes.scores)}
 
 
-def _score_scalars(steps: Mapping[int, float]) -> dict[str, float]:
+def _score_scalars(steps: Mapping[int, float], score_name: ScoreName) -> dict[str, float]:
     if not steps:  # an update that adapts to no task
         return {}
     last = steps[max(steps)]
     scalars = {POST_ADAPT: last, **{f"{STEP}{step}": value for step, value in steps.items()}}
     if 0 in steps:
-        scalars |= {PRE_ADAPT: steps[0], "adapt/gain": last - steps[0]}
+        gain = last - steps[0] if score_name != "mse" else steps[0] - last
+        scalars |= {PRE_ADAPT: steps[0], "adapt/gain": gain}
     return scalars
 
 

@@ -13,16 +13,22 @@ import torch
 from torch import Tensor
 
 from metarl.collect import run_episodes
+from metarl.envs.point_nav import PointNav
 from metarl.episodes import Trajectories
+from metarl.errors import InputError
 from metarl.evaluation import (
     CONTROLS_ITERATION,
     EVALUATION_ITERATION,
     VALIDATION_ITERATION,
     AdaptationCurve,
     adaptation_controls,
+    coverage,
     evaluate,
 )
+from metarl.examples import ExampleCollector
+from metarl.fewshot.data.sinusoid import Sinusoid
 from metarl.learner import ScoreName, Unit
+from metarl.rollout import RolloutCollector
 from metarl.seeds import Purpose, Seeds, generator
 from metarl.tasks import Split, TaskDistribution
 
@@ -155,6 +161,62 @@ def test_without_adaptation_the_curve_is_one_point() -> None:
     assert curve.values.shape == (1, 3, 1)
     assert curve.env_steps == (0.0,)
     assert curve.to_json()["gain"] == {"mean": [0.0], "ci_low": [0.0], "ci_high": [0.0]}
+
+
+@pytest.mark.parametrize(("score", "sign"), [("return", 1.0), ("accuracy", 1.0), ("mse", -1.0)])
+@pytest.mark.parametrize("finite", [True, False])
+def test_a_gain_is_positive_when_it_is_better(score: ScoreName, sign: float, finite: bool) -> None:
+    curve = evaluate(Halving(), Collector(), Levels(2.0, 4.0) if finite else Levels(), num_tasks=4, num_steps=1)
+    curve = replace(curve, score=score)
+    rise = float((curve.values[1] - curve.values[0]).mean())
+    assert rise > 0.0
+    gain = curve.gain(1)
+    assert gain[0] == sign * rise
+    assert gain[1] <= gain[0] <= gain[2]
+    if finite:
+        assert [np.sign(curve.task_gain(1, task)[0]) for task in range(2)] == [sign, sign]
+
+
+@pytest.mark.parametrize(("asked", "count"), [(1, 3), (3, 3), (7, 6), (40, 39)])
+def test_how_many_episodes_are_taken_is_known_before(asked: int, count: int) -> None:
+    family = Levels(1.0, 4.0, 2.0)
+    curve = evaluate(Halving(), Collector(), family, num_tasks=asked, num_steps=0)
+    taken, reason = coverage(family, asked)
+    assert taken == count == curve.values[0].size
+    assert bool(reason) == (asked != count)
+    assert coverage(Levels(), asked) == (asked, "")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "seeds", "said"),
+    [
+        (Level(1.0, 1), Seeds.first(1), "tasks = Level(value=1.0, cost=1): must be a list of tasks; write [task] for"),
+        (0.5, Seeds.first(1), "tasks = 0.5: must be a list of tasks"),
+        ({"goal": 1.0}, Seeds.first(1), "tasks = {'goal': 1.0}: must be a list of tasks"),
+        (np.array(0.5), Seeds.first(1), "tasks = 0.5: must be a list of tasks"),
+        ((0.5, -0.5), Seeds.first(1), "2 tasks and seeds of 1 slots; must be as many. Write [task] for one task"),
+        ([Level(1.0, 1)], 0, "seeds = 0: must be a metarl.Seeds with one slot per task: metarl.Seeds.first(1, seed=0)"),
+        ([Level(1.0, 1)], [0], "seeds = [0]: must be a metarl.Seeds"),
+    ],
+)
+def test_a_bare_task_or_seed_is_told_in_one_line(tasks: Any, seeds: Any, said: str) -> None:
+    examples, drift = ExampleCollector(Sinusoid()), RolloutCollector(PointNav(), num_trajectories=1)
+    calls: list[Any] = [
+        lambda: run_episodes(Halving(), Collector(), tasks, seeds, num_steps=1),
+        lambda: examples.support(tasks, Halving(), None, seeds, step=0),  # type: ignore[arg-type]
+        lambda: examples.query(tasks, None, None, seeds),
+        lambda: drift.support(tasks, None, None, seeds, step=0),  # type: ignore[arg-type]
+        lambda: drift.query(tasks, None, None, seeds),  # type: ignore[arg-type]
+    ]
+    if "list of tasks" in said:
+        calls.append(lambda: adaptation_controls(Halving(), Collector(), tasks))
+        calls.append(lambda: evaluate(Halving(), Collector(), tasks))
+    for call in calls:
+        with pytest.raises(InputError) as raised:
+            call()
+        assert (said if "distribution" not in str(raised.value) else "a task distribution, not a task") in str(
+            raised.value
+        )
 
 
 @pytest.mark.parametrize(("num_tasks", "replicates"), [(1, 1), (3, 1), (6, 2), (20, 6)])

@@ -116,6 +116,17 @@ def test_a_finite_family_is_told_task_by_task() -> None:
     ]
 
 
+def test_a_memory_is_judged_by_its_last_trajectory() -> None:
+    report = {**finite(), "unit": "trajectories"}
+    gain, per_task = report["gain"], report["per_task_gain"]
+    told = [line for line in report_lines(report) if line.startswith(("paired gain", "  Direction"))]
+    interval = bounds(gain["ci_low"][2], gain["ci_high"][2])
+    assert told[0] == f"paired gain of the last trajectory over the first: {gain['mean'][2]:+.3g} {interval}"
+    assert told[1].startswith(f"  Direction(sign=1): {per_task['mean'][2][0]:+.3g} [")
+    (shots,) = (line for line in report_lines({**report, "unit": "shots"}) if line.startswith("paired gain"))
+    assert shots.startswith("paired gain of step 2 over step 0: ")
+
+
 def test_an_infinite_family_says_what_its_splits_are() -> None:
     report = infinite()
     lines = [*report_lines(report)]
