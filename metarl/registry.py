@@ -7,9 +7,11 @@ A name is built in, or comes from an installed package (entry-point groups `meta
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import inspect
+import logging
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -18,10 +20,12 @@ from importlib.machinery import PathFinder
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from metarl.errors import InputError, raised, unknown_name
+from metarl.errors import InputError, one_line, raised, text_of, unknown_name
 from metarl.tasks import EnvTaskDistribution, TaskDistribution
 
 Kind = Literal["task", "agent", "learner"]
+
+_logger = logging.getLogger(__name__)
 
 TASKS: dict[str, str] = {
     "half-cheetah-dir": "metarl.envs.half_cheetah:HalfCheetahDir",
@@ -85,8 +89,36 @@ ACTING_METHODS = (*LEARNER_METHODS, "act", "observe")
 def names(kind: Kind) -> dict[str, str]:
     """Every registered name of `kind` with its "module:attribute"; a built-in name cannot be taken by a package."""
     built_in = {"task": TASKS, "agent": AGENTS, "learner": LEARNERS}[kind]
-    installed = {entry.name: entry.value for entry in metadata.entry_points(group=f"metarl.{kind}s")}
+    installed = {entry.name: entry.value.partition("[")[0].strip() for entry in _entry_points(f"metarl.{kind}s")}
     return {**installed, **built_in}
+
+
+def _entry_points(group: str) -> list[metadata.EntryPoint]:
+    """Those of all installed packages; a package whose list is damaged is left out, with a warning."""
+    try:
+        return list(metadata.entry_points(group=group))
+    except Exception:  # one damaged file, and Python gives the entry points of no package
+        found: list[metadata.EntryPoint] = []
+        for package in metadata.distributions():
+            try:
+                found += package.entry_points.select(group=group)
+            except Exception as error:
+                _warn_once(
+                    f"{_name_of(package)}: its entry points cannot be read: {one_line(error)}; they are left out"
+                )
+        return found
+
+
+def _name_of(package: metadata.Distribution) -> str:
+    try:
+        return one_line(package.metadata["Name"] or "an installed package")
+    except Exception:
+        return "an installed package"
+
+
+@functools.lru_cache
+def _warn_once(warning: str) -> None:
+    _logger.warning(warning)
 
 
 def load_task(name: str) -> type[TaskDistribution[Any]]:
@@ -226,10 +258,15 @@ def entries() -> dict[str, list[dict[str, Any]]]:
 def _entry(kind: Kind, name: str) -> dict[str, Any]:
     entry = {"name": name, "summary": "", "module": names(kind)[name].partition(":")[0]}
     try:
-        lines = (inspect.getdoc(_load(kind, name)) or "").splitlines()
+        with contextlib.redirect_stdout(sys.stderr):  # what a package prints on import is no part of the list
+            lines = (inspect.getdoc(_load_class(kind, name)) or "").splitlines()
+    except KeyboardInterrupt:
+        raise
     except InputError as error:
         return {**entry, "error": str(error)}
-    return {**entry, "summary": lines[0] if lines else ""}
+    except BaseException as error:
+        return {**entry, "error": f"{kind} = {name!r}: its docstring raised {raised(error)}"}
+    return {**entry, "summary": one_line(lines[0]) if lines else ""}
 
 
 def _presets_by_agent(task_name: str) -> dict[str, list[str]]:
@@ -248,6 +285,9 @@ def _target(kind: Kind, name: str) -> tuple[str, str]:
     """Module and attribute that `name` stands for."""
     registered = names(kind)
     module_name, _, attribute = registered.get(name, name).partition(":")
+    if name in registered and not (module_name and attribute):
+        allowed = "module:Class; the package that registers it has to be mended"
+        raise InputError(f"{kind} = {name!r}: its entry point is {registered[name]!r}: must be {allowed}")
     if not (module_name and attribute):
         error = unknown_name(kind, name, registered)
         raise InputError(f"{error}; write module:Class for one of your own")
@@ -264,11 +304,19 @@ def _load(kind: Kind, name: str) -> Any:
         _search_working_directory(module_name)
     try:
         module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # the module is foreign code: whatever stops it is the answer
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the module is foreign code: whatever stops it is the answer
         raise InputError(f"{kind} = {name!r}: cannot import {module_name}: {raised(error)}") from error
-    if not hasattr(module, attribute):
-        raise unknown_name(f"{kind} = {name!r}: attribute of {module_name}", attribute, _public(vars(module)))
-    return getattr(module, attribute)
+    try:
+        return functools.reduce(getattr, attribute.split("."), module)
+    except KeyboardInterrupt:
+        raise
+    except AttributeError as error:
+        where = f"{kind} = {name!r}: attribute of {module_name}"
+        raise unknown_name(where, attribute, _public(vars(module))) from error
+    except BaseException as error:  # of the module's own __getattr__
+        raise InputError(f"{kind} = {name!r}: {module_name}:{attribute} raised {raised(error)}") from error
 
 
 def _search_working_directory(module_name: str) -> None:
@@ -320,5 +368,5 @@ def _public(namespace: Mapping[str, object]) -> list[str]:
 
 
 def _describe(found: object) -> str:
-    name = getattr(found, "__name__", repr(found))
+    name = getattr(found, "__name__", None) or text_of(found, repr)
     return f"class {name}" if isinstance(found, type) else f"{type(found).__name__} {name}"

@@ -177,6 +177,86 @@ def test_an_installed_distribution_is_listed_and_loads(
     assert "  my-learner " in listed[1].split("learners:\n")[1]
 
 
+ODD_MODULE = """
+import sys
+print("hello")
+class Meta(type):
+    @property
+    def __doc__(cls): raise ValueError("no doc")
+    def __repr__(cls): raise ValueError("no repr")
+class NoDoc(metaclass=Meta): pass
+class Outer:
+    class Inner:
+        "Red \x1b[31m text."
+nothing = None
+def __getattr__(name):
+    if name == "lazy":
+        raise RuntimeError("not today")
+    raise AttributeError(name)
+"""
+
+
+def install(folder: Path, name: str, entry_points: bytes) -> None:
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_bytes(entry_points)
+
+
+BROKEN = {
+    "no-import": ("registry_broken:Whole", "cannot import registry_broken: ModuleNotFoundError"),
+    "no-syntax": ("registry_syntax:Whole", "cannot import registry_syntax: SyntaxError"),
+    "leaves": ("registry_exit:Whole", "cannot import registry_exit: SystemExit: 0"),
+    "strange": ("registry_strange:Whole", "cannot import registry_strange: Strange: odd"),
+    "missing": ("registry_odd:Nothing", "attribute of registry_odd = 'Nothing': unknown"),
+    "lazy": ("registry_odd:lazy", "registry_odd:lazy raised RuntimeError: not today"),
+    "nothing": ("registry_odd:nothing", "NoneType None is not a class"),
+    "whole-module": ("registry_odd", "its entry point is 'registry_odd': must be module:Class"),
+    "empty": ("", "its entry point is '': must be module:Class"),
+    "no-doc": ("registry_odd:NoDoc", "its docstring raised ValueError: no doc"),
+}
+
+
+def test_broken_packages_are_named_and_break_nothing_else(
+    module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "registry_exit.py").write_text("import sys\nsys.exit(0)\n")
+    (tmp_path / "registry_strange.py").write_text("class Strange(BaseException): ...\nraise Strange('odd')\n")
+    (tmp_path / "registry_odd.py").write_text(ODD_MODULE)
+    fine = {"nested": "registry_odd:Outer.Inner", "extra": f"{module}:Whole [more]", "point-nav": "registry_exit:Whole"}
+    values = {name: value for name, (value, _) in BROKEN.items()} | fine
+    lines = "".join(f"{name} = {value}\n" for name, value in values.items())
+    install(tmp_path, "registry-odd", f"[metarl.tasks]\n{lines}[metarl.agents]\n{lines}".encode())
+    assert main(["list", "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)  # without what packages print on import
+    for kind in ("tasks", "agents"):
+        rows = {row["name"]: row for row in entries[kind]}
+        for name, (_, problem) in BROKEN.items():
+            assert problem in rows[name]["error"]
+            assert "\n" not in rows[name]["error"]
+        assert rows["nested"]["summary"] == r"Red \x1b[31m text."
+        assert rows["extra"]["summary"] == "A whole family."
+    assert main(["list"]) == 0
+    for name in BROKEN:
+        assert message(registry.load_task, name)
+        assert message(registry.load_agent, name)
+    assert registry.load_task("extra").__name__ == "Whole"
+    assert registry.load_task("point-nav").__name__ == "PointNav"
+
+
+@pytest.mark.parametrize("damaged", [b"[metarl.tasks]\n\xff = a:B\n", b"[metarl.tasks]\njust-a-name\n"])
+def test_a_package_with_damaged_entry_points_is_left_out(
+    damaged: bytes, module: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry._warn_once.cache_clear()
+    install(tmp_path, "damaged", damaged)
+    install(tmp_path, "intact", f"[metarl.tasks]\nintact = {module}:Whole\n".encode())
+    assert registry.load_task("intact").__name__ == "Whole"
+    assert registry.load_task("bandit").__name__ == "Bandit"
+    (warning,) = caplog.messages
+    assert warning.startswith("damaged: its entry points cannot be read: ")
+
+
 def test_presets_are_listed_default_first_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "presets" / "point-nav"
     folder.mkdir(parents=True)
@@ -194,6 +274,7 @@ def test_presets_are_listed_default_first_and_read(tmp_path: Path, monkeypatch: 
 
 def test_entries_describe_and_survive_what_cannot_be_imported(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "TASKS", {"whole": f"{module}:Whole", "broken": "registry_broken:Whole"})
+    monkeypatch.setattr(metadata, "entry_points", lambda *, group: [])  # those of this machine's packages
     broken, whole = registry.entries()["tasks"]
     assert whole == {"name": "whole", "summary": "A whole family.", "module": module, "presets": {}}
     assert broken["summary"] == ""

@@ -70,7 +70,7 @@ class Drifts(EnvTaskDistribution[Shift]):
         env.shift = task.size
 
 
-@pytest.mark.parametrize("name", sorted(registry.names("task")))
+@pytest.mark.parametrize("name", sorted(registry.TASKS))
 def test_every_registered_family_is_sound(name: str) -> None:
     if name in FILES_OF_ONES_OWN and not (name == "omniglot" and DATA.is_dir()):
         pytest.skip("its files are yours to bring; tests/fewshot/data makes small ones")
