@@ -27,7 +27,7 @@ from metarl.config import EvaluationConfig, TrainerConfig, load_config, read_sav
 from metarl.console import complain, lasting_streams, say
 from metarl.endings import code_after
 from metarl.errors import InputError, require, unknown_name
-from metarl.files import require_output
+from metarl.files import require_output, shown
 from metarl.report import report_lines
 from metarl.stopping import Stopped, StopSignals
 from metarl.tables import from_table
@@ -122,6 +122,7 @@ def train(arguments: Sequence[str], signals: StopSignals) -> int:
     """Meta-trains an agent; the flags are those of `metarl.arguments.parse_train`."""
     from metarl.arguments import parse_train
 
+    start = Path.cwd()  # the user's modules and environments may change it
     parsed = parse_train(arguments)
     alone = parsed.resume is None or parsed.run_dir is None
     require(alone, "--run-dir", str(parsed.run_dir), "left out with --resume: a run goes on in its own folder")
@@ -142,7 +143,7 @@ def train(arguments: Sequence[str], signals: StopSignals) -> int:
     if count > config.evaluation.num_tasks and not parsed.quiet:
         complain(f"note: evaluation.num_tasks = {config.evaluation.num_tasks}: {reason}")
     given = parsed.resume or parsed.run_dir
-    with new_run_dir(config) if given is None else contextlib.nullcontext(given) as run_dir:
+    with new_run_dir(config, start) if given is None else contextlib.nullcontext(start / given) as run_dir:
         return _train_in(run_dir, parsed, signals)
 
 
@@ -161,8 +162,8 @@ def _train_in(run_dir: Path, parsed: TrainArguments, signals: StopSignals) -> in
         def on_start(self, trainer: Trainer) -> None:
             for note in trainer.space_notes or ():
                 print(f"metarl: note: {note}", file=sys.stderr)
-            say(f"run folder: {run_dir}")
-            say(f"watch it: tensorboard --logdir {run_dir}")
+            say(f"run folder: {shown(run_dir)}")
+            say(f"watch it: tensorboard --logdir {shown(run_dir)}")
 
     callbacks: tuple[Callback, ...] = (stopping,)
     if not parsed.quiet:
@@ -176,16 +177,16 @@ def _train_in(run_dir: Path, parsed: TrainArguments, signals: StopSignals) -> in
         report = runs.train(config, run_dir, resume=parsed.resume is not None, callbacks=callbacks)
     if report is None:
         saved = bool(list_checkpoints(run_dir))
-        how = f"metarl train --resume {run_dir} goes on" if saved else "no iteration was finished"
+        how = f"metarl train --resume {shown(run_dir)} goes on" if saved else "no iteration was finished"
         complain(f"stopped; {how}")
         return 128 + (signals.received or 0)
     if not parsed.quiet:
         for line in report_lines(report):
             say(line)
-        say(f"picture: {run_dir / 'adaptation.png'}")
+        say(f"picture: {shown(run_dir) / 'adaptation.png'}")
         if (run_dir / "paths.png").is_file():
-            say(f"picture of trajectories: {run_dir / 'paths.png'}")
-        say(f"TensorBoard: tensorboard --logdir {run_dir}")
+            say(f"picture of trajectories: {shown(run_dir) / 'paths.png'}")
+        say(f"TensorBoard: tensorboard --logdir {shown(run_dir)}")
     return 0
 
 
@@ -226,8 +227,10 @@ def evaluate(
     EvaluationConfig(**given)
     TrainerConfig(seed=0 if seed is None else seed)
     read_saved(run_dir)
+    run_dir = run_dir.absolute()  # the user's modules and environments may change the working directory
     if json_file is not None:
         require_output(json_file, "--json")
+        json_file = json_file.absolute()
 
     from metarl import runs
     from metarl.arguments import parse_task_flags
@@ -320,6 +323,7 @@ def video(
     from metarl import video as films
 
     films.check_path(out)
+    run_dir, out = run_dir.absolute(), out.absolute()  # the user's code may change the working directory
     settings = films.FilmSettings(tasks, adaptation_steps, size, stride, fps, side_view)
     TrainerConfig(seed=0 if seed is None else seed)
     read_saved(run_dir)
@@ -345,10 +349,10 @@ def _drawing() -> Iterator[Callable[[int, int], None]]:
     """Shows how many pictures are drawn: a bar on a terminal, ten plain lines elsewhere."""
     console = Console(highlight=False, soft_wrap=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        shown = bar.add_task("drawing")
+        row = bar.add_task("drawing")
 
         def on_frame(drawn: int, most: int) -> None:
-            bar.update(shown, completed=drawn, total=most)
+            bar.update(row, completed=drawn, total=most)
             if not console.is_terminal and 10 * drawn // most > 10 * (drawn - 1) // most:
                 console.print(f"drawn {drawn}/{most}")
 

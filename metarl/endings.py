@@ -7,12 +7,12 @@ import signal
 from pathlib import Path
 
 from metarl.console import complain, complain_at_length
-from metarl.errors import InputError, RunError, one_line, raised
+from metarl.errors import InputError, RunError, one_line, raised, text_of
 from metarl.stopping import Stopped
 
 
 def code_after(error: BaseException, *, helped: bool) -> int:
-    """Says what ended a command, in one line, and returns its exit code; raises what nobody foresaw again.
+    """Says what ended a command, in one line, and returns its exit code. What nobody foresaw has its traceback above.
 
     Args:
         error: what ended it.
@@ -21,6 +21,7 @@ def code_after(error: BaseException, *, helped: bool) -> int:
     if isinstance(error, SystemExit):
         if helped and error.code == 0:
             return 0
+        complain_at_length(error)
         complain(f"ended by SystemExit({error.code!r}) before it was done")
         return 1
     interrupt = _interrupt_behind(error)
@@ -39,8 +40,9 @@ def code_after(error: BaseException, *, helped: bool) -> int:
         complain(_without_memory(error))
     elif isinstance(error, OSError):
         complain(_of_the_system(error))
-    else:
-        raise error
+    else:  # an agent of the user's, or a fault of MetaRL's
+        complain_at_length(error)
+        complain(one_line(f"{type(error).__name__}: {text_of(error)}"))
     return 1
 
 
@@ -52,7 +54,7 @@ def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
 
 
 def _lacks_memory(error: BaseException) -> bool:
-    of_torch = isinstance(error, RuntimeError) and re.search("allocate memory|out of memory", str(error))
+    of_torch = isinstance(error, RuntimeError) and re.search("allocate memory|out of memory", text_of(error))
     return isinstance(error, MemoryError) or bool(of_torch)
 
 

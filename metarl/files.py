@@ -208,6 +208,13 @@ def made_folder(path: Path, *, exist_ok: bool = True) -> Iterator[Path]:
                 folder.rmdir()
 
 
+def shown(path: Path) -> Path:
+    """`path` as one writes it in the working directory: relative if it is in there."""
+    with contextlib.suppress(OSError):  # the working directory is gone
+        return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return path
+
+
 @contextlib.contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
     """Keeps `folder` for this process; the lock of a process that was killed does not count.
@@ -224,7 +231,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         owner = _content(path) or holder or "another process"
-        raise InputError(f"run_dir = {str(folder)!r}: in use by {owner}") from None
+        raise InputError(f"run_dir = {str(shown(folder))!r}: in use by {owner}") from None
     try:
         with contextlib.suppress(OSError):  # on a full disk the lock holds without it
             path.write_text(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")

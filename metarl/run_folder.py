@@ -14,7 +14,7 @@ from metarl import checkpoint, plots
 from metarl.config import SPACES, RunConfig, to_dict
 from metarl.errors import InputError, RunError
 from metarl.evaluation import AdaptationCurve
-from metarl.files import locked_folder, made_folder, remove_unfinished, write_error
+from metarl.files import locked_folder, made_folder, remove_unfinished, shown, write_error
 from metarl.learner import Learner
 from metarl.paths import paths_to_json
 from metarl.tracking import Tracker, flatten, read_metrics, read_rows_before
@@ -26,8 +26,8 @@ _logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def new_run_dir(config: RunConfig) -> Iterator[Path]:
-    """Makes runs/<task>-<agent>-<date>-<time>-<seed>, with a number behind it if that exists.
+def new_run_dir(config: RunConfig, start: Path = Path()) -> Iterator[Path]:
+    """Makes runs/<task>-<agent>-<date>-<time>-<seed> in `start`, with a number behind it if that exists.
 
     Nobody else gets the same folder; what is still empty of it at the end is gone again.
     """
@@ -35,13 +35,13 @@ def new_run_dir(config: RunConfig) -> Iterator[Path]:
     name = f"{config.task_name}-{config.agent_name}-{stamp}-seed{config.trainer.seed}".replace(":", ".")
     with contextlib.ExitStack() as made:
         for number in range(1000):
-            path = Path("runs") / (name if number == 0 else f"{name}-{number}")
+            path = start / "runs" / (name if number == 0 else f"{name}-{number}")
             try:
                 made.enter_context(made_folder(path, exist_ok=False))
             except FileExistsError:
                 continue
             except OSError as error:
-                raise write_error(f"run_dir = {str(path)!r}: cannot be made", error) from None
+                raise write_error(f"run_dir = {str(shown(path))!r}: cannot be made", error) from None
             yield path
             return
     raise InputError(f"run_dir = 'runs/{name}': cannot be made: it and 999 more like it are there; use --run-dir")
@@ -60,7 +60,7 @@ def claimed(run_dir: Path) -> Iterator[None]:
             held.enter_context(made_folder(run_dir))
             held.enter_context(locked_folder(run_dir))
         except OSError as error:
-            raise write_error(f"run_dir = {str(run_dir)!r}: cannot be made", error) from None
+            raise write_error(f"run_dir = {str(shown(run_dir))!r}: cannot be made", error) from None
         remove_unfinished(run_dir)
         remove_unfinished(run_dir / "checkpoints")
         yield
@@ -113,7 +113,7 @@ def what_is_left(run_dir: Path) -> str:
     except checkpoint.CheckpointError:
         return "no checkpoint was saved before"
     folder = checkpoint.list_checkpoints(run_dir)[newest]
-    return f"the last good checkpoint is {folder}; metarl train --resume {run_dir} goes on from it"
+    return f"the last good checkpoint is {shown(folder)}; metarl train --resume {shown(run_dir)} goes on from it"
 
 
 class RunFolder(Callback):

@@ -19,7 +19,7 @@ from metarl.config import SPACES, RunConfig, load_config, read_saved, to_dict
 from metarl.errors import InputError, printable, raised, require
 from metarl.evaluation import AdaptationCurve, adaptation_controls, choose_step_scale, evaluate_baseline
 from metarl.examples import ExampleCollector, ExampleTaskDistribution
-from metarl.files import WriteError, parse_json, read_file, write_atomically, writing
+from metarl.files import WriteError, parse_json, read_file, shown, write_atomically, writing
 from metarl.gymnasium_tasks import TaskInObservation
 from metarl.learner import Learner
 from metarl.paths import paths_to_json
@@ -130,12 +130,13 @@ def train(
             resumed or was made with other settings.
         WriteError: the disk is full; says from which checkpoint the run can be resumed.
     """
+    run_dir = run_dir.absolute()  # an environment may change the working directory
     with claimed(run_dir):
         if resume:
             _require_same_run(config, run_dir)
         elif checkpoint.list_checkpoints(run_dir):
             raise InputError(
-                f"run_dir = {str(run_dir)!r}: holds a trained run; go on with --resume, or name another folder"
+                f"run_dir = {str(shown(run_dir))!r}: holds a trained run; go on with --resume, or name another folder"
             )
         trainer = build(config)
         if resume:
@@ -239,14 +240,15 @@ def load_trainer(
     Raises:
         InputError: as `load`; the tasks of `on` have other observations, actions, inputs or classes than the run's.
     """
-    saved = load_config(Path(run_dir), trusted=trusted)
+    run_dir = Path(run_dir).absolute()  # an environment may change the working directory
+    saved = load_config(run_dir, trusted=trusted)
     config = replace(
         saved,
         trainer=replace(saved.trainer, device="cpu", seed=saved.trainer.seed if seed is None else seed),
         evaluation=replace(saved.evaluation, **{"every": 0, **evaluation}),  # nothing is trained between evaluations
     )
     trainer = build(config)
-    restore(trainer, Path(run_dir), config=saved, which=checkpoint)
+    restore(trainer, run_dir, config=saved, which=checkpoint)
     if on is not None:
         before = trainer.evaluation_collector or trainer.collector
         config = replace(config, task_name=on.name, task=on.task)
@@ -350,7 +352,7 @@ def _require_same_run(config: RunConfig, run_dir: Path) -> None:
     saved = decisive_settings(read_saved(run_dir))
     for setting, value in decisive_settings(to_dict(config)).items():
         if setting in saved:
-            allowed = f"{saved[setting]!r}, as in the run {run_dir}: its results depend on it"
+            allowed = f"{saved[setting]!r}, as in the run {shown(run_dir)}: its results depend on it"
             require(value == saved[setting], setting, value, allowed)
 
 

@@ -56,9 +56,9 @@ def _made(prefix: str, cls: type[Config], make: Callable[..., Any], *values: Any
     try:
         made: Config = make(*values, **settings)
         return made
-    except InputError:
+    except (InputError, KeyboardInterrupt):
         raise
-    except Exception as error:  # the class is foreign code: whatever stops it is the answer
+    except BaseException as error:  # the class is foreign code: whatever stops it is the answer
         raise InputError(f"{prefix}: {cls.__name__}({_listed(settings)}) raised {raised(error)}") from error
 
 
