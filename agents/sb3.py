@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from metarl.agents.rl2 import RL2, TrialState
 from metarl.episodes import to_device, tree_map
-from metarl.errors import ENVIRONMENT, InputError, require, users_code
+from metarl.errors import ENVIRONMENT, InputError, one_line, require, users_code
 from metarl.gymnasium_tasks import GymnasiumTasks, spaces_of, vector_env_of
 from metarl.learner import Spaces
 from metarl.nonfinite import check_step
@@ -98,7 +99,8 @@ class TaskVecEnv(VecEnv):
     ) -> None:
         is_family = isinstance(distribution, EnvTaskDistribution)
         require(is_family, "distribution", distribution, "an EnvTaskDistribution, such as HalfCheetahDir()")
-        require(isinstance(num_envs, int) and num_envs >= 1, "num_envs", num_envs, "an integer >= 1")
+        is_number = isinstance(num_envs, (int, np.integer)) and num_envs >= 1
+        require(is_number, "num_envs", num_envs, "an integer >= 1")
         require(task is None or tasks is None, "tasks", tasks, "left out where `task` is given")
         fixed = [task] * num_envs if tasks is None else _one_each(tasks, num_envs, distribution)
         self.distribution, self.split = distribution, split
@@ -332,7 +334,14 @@ class TrialVecEnv(TaskVecEnv):
 class _Predictor:
     """What both predictors share: shapes, random numbers, and the bounds of actions."""
 
-    def __init__(self, spaces: Spaces, action_space: gymnasium.Space[Any], seed: int | np.random.Generator) -> None:
+    environment = ""  # of whose observations it predicts
+
+    def __init__(self, spaces: Spaces, action_space: Any, seed: int | np.random.Generator) -> None:
+        call = f"{type(self).__name__}(learner, env.action_space)"
+        if action_space is None:
+            raise InputError(f"action_space: missing; write {call}")
+        is_space = isinstance(action_space, gymnasium.Space)
+        require(is_space, "action_space", action_space, f"a gymnasium space; write {call}")
         self._fit = ActionFit(action_space)
         chosen = self._fit.space
         discrete = isinstance(chosen, gymnasium.spaces.Discrete)
@@ -346,10 +355,12 @@ class _Predictor:
 
     def _rows(self, observation: Any, size: int) -> tuple[Tensor, bool]:
         """Observations as [1, n, size], and whether there was but one, without the axis of a batch."""
-        rows = np.asarray(observation, np.float32)
-        require(
-            rows.ndim in (1, 2) and rows.shape[-1] == size, "observation.shape", rows.shape, f"[{size}] or [n, {size}]"
-        )
+        try:
+            rows = np.asarray(observation, np.float32)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"observation: {one_line(error)}; must be numbers, [{size}] or [n, {size}]") from error
+        allowed = f"[{size}] or [n, {size}]: an observation of {self.environment}"
+        require(rows.ndim in (1, 2) and rows.shape[-1] == size, "observation.shape", rows.shape, allowed)
         return torch.from_numpy(np.atleast_2d(rows)[np.newaxis].copy()), rows.ndim == 1
 
     def _noise(self, num_rows: int) -> Tensor:
@@ -368,6 +379,19 @@ class _Predictor:
         return actions[0] if single else actions
 
 
+def _require_learner(learner: Any, kind: type[Any], allowed: str) -> None:
+    """Refuses what is no `kind`, and says what to write for what people have at hand."""
+    advice = ""
+    if isinstance(learner, (str, Path)):
+        advice = f"; write metarl.load({str(learner)!r})"
+    elif isinstance(learner, (RL2, AdaptivePolicy)):
+        advice = f"; write {TrialPredictor.__name__ if isinstance(learner, RL2) else AdaptedPredictor.__name__}"
+    elif isinstance(learner, type):
+        advice = "; write an object of the class, such as metarl.load(run_dir)"
+    given = learner if isinstance(learner, (str, Path)) else one_line(type(learner).__name__)
+    require(isinstance(learner, kind), "learner", str(given), f"{allowed}{advice}")
+
+
 class AdaptedPredictor(_Predictor):
     """An agent that adapts by gradient steps, as one of SB3's models: one adapted policy.
 
@@ -380,23 +404,30 @@ class AdaptedPredictor(_Predictor):
         seed: of the sampling noise, or a generator of it.
 
     Raises:
-        InputError: the agent remembers instead (`TrialPredictor`); no such task in the state; another action space.
+        InputError: the agent remembers instead (`TrialPredictor`); no such task in the state; no action space, or
+            another one than in training.
     """
+
+    environment = "TaskVecEnv"
 
     def __init__(
         self,
         learner: AdaptivePolicy,
-        action_space: gymnasium.Space[Any],
+        action_space: gymnasium.Space[Any] | None = None,
         *,
         state: Any = None,
         task: int = 0,
         seed: int | np.random.Generator = 0,
     ) -> None:
-        require(isinstance(learner, AdaptivePolicy), "learner", type(learner).__name__, "one that takes gradient steps")
+        _require_learner(learner, AdaptivePolicy, "an RL agent that takes gradient steps")
         super().__init__(learner.spaces, action_space, seed)
-        adapted = learner.begin(1) if state is None else state
+        fresh = learner.begin(1)
+        adapted = fresh if state is None else state
+        fits = isinstance(adapted, Mapping) and adapted.keys() == fresh.keys()
+        require(fits, "state", type(adapted).__name__, "an adapted state of this learner, such as learner.begin(1)")
         num_tasks = len(next(iter(adapted.values())))
-        require(0 <= task < num_tasks, "task", task, f"in [0, {num_tasks}), the tasks of the state")
+        is_task = isinstance(task, (int, np.integer)) and 0 <= task < num_tasks
+        require(is_task, "task", task, f"an integer in [0, {num_tasks}), one of the tasks of the state")
         self._learner = learner
         self._state = to_device(tree_map(lambda value: value[task : task + 1].detach(), adapted), "cpu")
 
@@ -435,13 +466,15 @@ class TrialPredictor(_Predictor):
         seed: of the sampling noise, or a generator of it.
 
     Raises:
-        InputError: the agent does not remember (`AdaptedPredictor`); another action space.
+        InputError: the agent does not remember (`AdaptedPredictor`); no action space, or another one than in training.
     """
 
+    environment = "TrialVecEnv(distribution, num_envs, episodes_per_trial=...)"
+
     def __init__(
-        self, learner: RL2, action_space: gymnasium.Space[Any], *, seed: int | np.random.Generator = 0
+        self, learner: RL2, action_space: gymnasium.Space[Any] | None = None, *, seed: int | np.random.Generator = 0
     ) -> None:
-        require(isinstance(learner, RL2), "learner", type(learner).__name__, "RL2, or one derived from it")
+        _require_learner(learner, RL2, "RL2, or one derived from it")
         super().__init__(learner.spaces, action_space, seed)
         self._learner = learner
 

@@ -130,7 +130,8 @@ def require(condition: bool, field: str, value: object, allowed: str) -> None:
     Write the condition so that NaN fails it (`0.0 < x`, not `not x <= 0.0`).
     """
     if not condition:
-        raise InputError(f"{field} = {text_of(value, repr)}: must be {allowed}")
+        text = text_of(value, repr)
+        raise InputError(f"{field} = {one_line(text) if '\n' in text else text}: must be {allowed}")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:

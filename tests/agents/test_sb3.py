@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -380,8 +382,12 @@ def test_attributes_of_gymnasiums_environments_belong_to_each() -> None:
 
 
 def test_bad_input_is_named() -> None:
-    with pytest.raises(InputError, match="num_envs = 0: must be an integer >= 1"):
-        TaskVecEnv(Walks(), 0)
+    for count in (0, "4", None, 2.0):
+        with pytest.raises(InputError, match=f"num_envs = {count!r}: must be an integer >= 1"):
+            TaskVecEnv(Walks(), count)  # type: ignore[arg-type]
+    for other in (WalkEnv(False), Walks, "half-cheetah-dir"):
+        with pytest.raises(InputError, match=r"distribution = .*: must be an EnvTaskDistribution, such as Half"):
+            TaskVecEnv(other, 1)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"one task, task=\.\.\., or a list of 3: one per sub-environment"):
         TaskVecEnv(Walks(), 3, tasks=[Walk(1, 1.0)])
     with pytest.raises(InputError, match="seed = -1: must be an integer >= 0"):
@@ -637,14 +643,89 @@ def test_a_predictor_says_what_does_not_fit() -> None:
     space = Box(-1.0, 1.0, (1,), np.float32)
     with pytest.raises(InputError, match=r"action_space = Discrete\(2\): must be a Box of shape"):
         AdaptedPredictor(maml, Discrete(2))
-    with pytest.raises(InputError, match=r"task = 2: must be in \[0, 2\), the tasks of the state"):
+    with pytest.raises(InputError, match=r"task = 2: must be an integer in \[0, 2\), one of the tasks of the state"):
         AdaptedPredictor(maml, space, state=maml.begin(2), task=2)
-    with pytest.raises(InputError, match="learner = 'RL2': must be one that takes gradient steps"):
-        AdaptedPredictor(rl2, space)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="learner = 'MAML': must be RL2"):
-        TrialPredictor(maml, space)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"observation.shape = \(3, 2\): must be \[5\] or \[n, 5\]"):
-        TrialPredictor(rl2, space).predict(np.zeros((3, 2)))
+    with pytest.raises(InputError, match=r"state = 'TrialState': must be an adapted state of this learner"):
+        AdaptedPredictor(maml, space, state=rl2.begin(2))
+    kinds = [
+        (AdaptedPredictor, maml, "an RL agent that takes gradient steps", (rl2, "'RL2'", "write TrialPredictor")),
+        (TrialPredictor, rl2, "RL2, or one derived from it", (maml, "'MAML'", "write AdaptedPredictor")),
+    ]
+    for kind, learner, needed, (other, name, advice) in kinds:
+        wrong = [(other, f"{name}: must be {needed}; {advice}"), (None, f"'NoneType': must be {needed}")]
+        wrong += [
+            (path, f"'runs/x': must be {needed}; write metarl.load('runs/x')") for path in ("runs/x", Path("runs/x"))
+        ]
+        for given, said in wrong:
+            with pytest.raises(InputError, match=re.escape(f"learner = {said}")):
+                kind(given, space)
+        call = f"write {kind.__name__}(learner, env.action_space)"
+        with pytest.raises(InputError, match=re.escape(f"action_space: missing; {call}")):
+            kind(learner)
+        with pytest.raises(InputError, match=re.escape(f": must be a gymnasium space; {call}")):
+            kind(learner, TaskVecEnv(Walks(), 1))
+    with pytest.raises(InputError, match=r"observation: .*; must be numbers, "):
+        AdaptedPredictor(maml, space).predict({"position": 1})
+
+
+def test_a_predictor_in_another_environment_names_its_own() -> None:
+    spaces = RolloutCollector(Walks(), num_trajectories=1).spaces
+    rl2 = RL2(RL2Config(), spaces, generator=torch.Generator())
+    maml = MAML(MAMLConfig(), spaces, generator=torch.Generator())
+    trial = r"\[5\] or \[n, 5\]: an observation of TrialVecEnv\(distribution, num_envs, episodes_per_trial=...\)$"
+    for env in (WalkEnv(discrete=False), TaskVecEnv(Walks(), 1)):
+        with pytest.raises(InputError, match=rf"observation.shape = \(1, 2\): must be {trial}"):
+            evaluate_policy(TrialPredictor(rl2, env.action_space), env, warn=False)  # type: ignore[arg-type]
+    own = TrialVecEnv(Walks(), 1, episodes_per_trial=2)
+    with pytest.raises(InputError, match=r"\(1, 5\): must be \[2\] or \[n, 2\]: an observation of TaskVecEnv$"):
+        evaluate_policy(AdaptedPredictor(maml, own.action_space), own, warn=False)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Shaped(Walks):
+    """Tasks of any type."""
+
+    like: Any = 0.5
+    together: bool = False
+
+    def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Any]:
+        return [self.like] * num_tasks
+
+    def set_task(self, env: Any, task: Any) -> None:
+        env.given = task
+
+
+TUPLE, LIST, ARRAY = (0.5, -0.5), [0.5, -0.5], np.zeros(2)
+
+
+@pytest.mark.parametrize("num_envs", [2, 4])
+@pytest.mark.parametrize("one", [TUPLE, LIST, ARRAY, {"goal": 1}, "left", Walk(1, 1.0), (1, "two"), ()], ids=repr)
+def test_one_task_is_one_task_whatever_its_type(one: Any, num_envs: int) -> None:
+    family = Shaped(like=one)
+    assert TaskVecEnv(family, num_envs, task=one)._fixed == [one] * num_envs
+    several = TaskVecEnv(family, num_envs, tasks=[one] * num_envs)
+    several.reset()
+    assert [env.given is one for env in several.get_attr("unwrapped")] == [True] * num_envs
+    if isinstance(one, list):
+        with pytest.raises(InputError, match=r"must be a list of tasks; write task=\.\.\. for one task that is a list"):
+            TaskVecEnv(family, num_envs, tasks=one)
+    else:
+        assert TaskVecEnv(family, num_envs, tasks=one)._fixed == [one] * num_envs
+
+
+@pytest.mark.parametrize(
+    ("like", "tasks"),
+    [(Walk(1, 1.0), (Walk(2, 1.0),) * 2), (0.5, (0.1, 0.2)), (TUPLE, (TUPLE, TUPLE)), (ARRAY, np.zeros((2, 2)))],
+    ids=repr,
+)
+def test_what_may_be_one_task_or_several_is_refused(like: Any, tasks: Any) -> None:
+    with pytest.raises(
+        InputError, match=r"must be a list of tasks, tasks=\[\.\.\.\]; or one task for all, task=\.\.\."
+    ):
+        TaskVecEnv(Shaped(like=like), 2, tasks=tasks)
+    assert len(TaskVecEnv(Shaped(like=like), 2, tasks=list(tasks))._fixed) == 2
+    with pytest.raises(InputError, match=r"tasks = .*: must be left out where `task` is given"):
+        TaskVecEnv(Shaped(like=like), 2, tasks=tasks, task=like)
 
 
 # ---- sb3-contrib as an oracle
