@@ -131,7 +131,8 @@ def require(condition: bool, field: str, value: object, allowed: str) -> None:
     """
     if not condition:
         text = text_of(value, repr)
-        raise InputError(f"{field} = {one_line(text) if '\n' in text else text}: must be {allowed}")
+        text = one_line(text) if "\n" in text else text
+        raise InputError(f"{field} = {text}: must be {allowed}")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
