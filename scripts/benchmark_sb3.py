@@ -29,7 +29,7 @@ from metarl.agents.sb3 import TaskVecEnv
 from metarl.envs.half_cheetah import CONTROL_COST, Direction, HalfCheetahDir
 from metarl.rollout import one_torch_thread
 from metarl.seeds import Purpose, generator
-from metarl.statistics import hierarchical_bootstrap
+from metarl.statistics import crossed_interval
 
 HORIZON, NUM_ENVS, SEEDS, EPISODES = 200, 8, 3, 40
 STEPS, QUICK_STEPS = 196_608, 4096
@@ -92,7 +92,8 @@ def compare_training(lines: Lines, num_seeds: int, steps: int) -> None:
             weights[name] = torch.nn.utils.parameters_to_vector(model.policy.parameters())
         identical.append(bool(torch.equal(weights[OURS], weights[THEIRS])))
     values = np.asarray([returns[OURS], returns[THEIRS], np.subtract(returns[OURS], returns[THEIRS])])
-    low, high = hierarchical_bootstrap(values, generator(0, 0, Purpose.BOOTSTRAP))
+    by_task = values[:, :, None]  # one task, the same initial states for all
+    low, high = crossed_interval(by_task, generator(0, 0, Purpose.BOOTSTRAP))
     means = values.mean((1, 2))
     for row, name in enumerate((OURS, THEIRS)):
         other = (THEIRS, OURS)[row]

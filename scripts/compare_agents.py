@@ -23,13 +23,14 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
+from results_table import difference, summary, values_of
 
 from metarl.config import load_config
 from metarl.errors import InputError, require
 from metarl.evaluation import AdaptationCurve, choose_step_scale, evaluate
 from metarl.rollout import RolloutCollector
 from metarl.runs import load_trainer, read_report
-from metarl.statistics import hierarchical_bootstrap
+from metarl.statistics import Array
 from metarl.tasks import EnvTaskDistribution
 
 BUDGETS = (0, 1, 2, 20, 40, 60)
@@ -64,25 +65,19 @@ def measure(run_dir: Path, num_tasks: int, seed: int) -> dict[str, Any]:
     def curve_of(collector: Any, num_steps: int) -> AdaptationCurve:
         return evaluate(learner, collector, tasks, num_tasks=num_tasks, num_steps=num_steps, seed=seed)
 
-    values: dict[int, Any] = {}
-    env_steps: dict[int, float] = {}
-    met: list[str] = []
-
-    def keep(curve: AdaptationCurve, budgets: Mapping[int, int]) -> None:
-        for budget, step in budgets.items():
-            values[budget], env_steps[budget] = curve.values[step].ravel(), curve.env_steps[step]
-        met[:] = map(str, curve.tasks)
-
+    points: dict[int, tuple[AdaptationCurve, int]] = {}
     if remembers:
-        keep(curve_of(query, BUDGETS[-1]), {budget: budget for budget in BUDGETS})
+        curve = curve_of(query, BUDGETS[-1])
+        points |= {budget: (curve, budget) for budget in BUDGETS}
     else:
         whole = {budget: budget // query.num_trajectories for budget in BUDGETS if budget % query.num_trajectories == 0}
-        keep(curve_of(query, max(whole.values())), whole)
+        curve = curve_of(query, max(whole.values()))
+        points |= {budget: (curve, step) for budget, step in whole.items()}
         for budget in BUDGETS:
-            if budget not in values:
+            if budget not in points:
                 steps = -(-budget // query.num_trajectories)
                 support = RolloutCollector(tasks, num_trajectories=budget // steps)
-                keep(curve_of(Budget(support, query), steps), {budget: steps})
+                points[budget] = curve_of(Budget(support, query), steps), steps
                 support.close()
     variant = "" if config.preset in (None, "default") else f" ({config.preset})"
     if config.agent_name == "rl2":
@@ -95,11 +90,26 @@ def measure(run_dir: Path, num_tasks: int, seed: int) -> dict[str, Any]:
         "trained_on_env_steps": trainer.env_steps,
         "step_scale": max(validation, key=lambda factor: validation[factor]) if validation else 1.0,
         "validation": {str(factor): round(score, 3) for factor, score in validation.items()},
-        "tasks": met,
-        "budgets": list(BUDGETS),
-        "env_steps": [round(env_steps[budget], 1) for budget in BUDGETS],
-        "values": [[round(float(value), 3) for value in values[budget]] for budget in BUDGETS],
+        **scores_at(points),
         "controls": controls_of(read_report(run_dir)),
+    }
+
+
+def scores_at(points: Mapping[int, tuple[AdaptationCurve, int]]) -> dict[str, Any]:
+    """Tasks, and the scores on them at every budget, [budgets][tasks x replicates], from a curve and a step of each.
+
+    Raises:
+        ValueError: the curves are of different tasks.
+    """
+    (tasks, *others) = [list(map(str, points[budget][0].tasks)) for budget in BUDGETS]
+    if any(other != tasks for other in others):
+        raise ValueError(f"budgets {list(BUDGETS)} were measured on different tasks; measure all on the same")
+    found = [(curve.values[step].ravel(), curve.env_steps[step]) for curve, step in map(points.__getitem__, BUDGETS)]
+    return {
+        "tasks": tasks,
+        "budgets": list(BUDGETS),
+        "env_steps": [round(env_steps, 1) for _, env_steps in found],
+        "values": [[round(float(value), 3) for value in values] for values, _ in found],
     }
 
 
@@ -116,12 +126,15 @@ def controls_of(report: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def summarise(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means over the seeds of each label, with 95 % intervals (seeds, then tasks within each)."""
-    rows = []
-    for label in dict.fromkeys(run["label"] for run in runs):
-        own = [run for run in runs if run["label"] == label]
-        values = np.asarray([run["values"] for run in own]).transpose(1, 0, 2)
-        low, high = hierarchical_bootstrap(values, np.random.default_rng(0))
+    """Means over the seeds of each label, with 95 % intervals (seeds and their common tasks), and what each has over
+    the first label, paired by task and seed.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(run["label"], []).append(run)
+    first, rows = runs[0]["label"], []
+    for label, own in groups.items():
+        above = None if label == first else difference(own, groups[first])
         controls = [run["controls"] for run in own if run["controls"] is not None]
         rows.append(
             {
@@ -130,16 +143,19 @@ def summarise(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "trained_on_env_steps": [run["trained_on_env_steps"] for run in own],
                 "budgets": own[0]["budgets"],
                 "env_steps": np.mean([run["env_steps"] for run in own], axis=0).round(1).tolist(),
-                "mean": values.mean((1, 2)).round(3).tolist(),
-                "ci_low": low.round(3).tolist(),
-                "ci_high": high.round(3).tolist(),
-                "per_seed": values.mean(2).T.round(3).tolist(),
+                **_rounded(*summary(own)),
+                "per_seed": values_of(own).mean((2, 3)).T.round(3).tolist(),
+                "above_first": None if above is None else {"label": first, **_rounded(*above)},
                 "controls": {name: round(float(np.mean([c[name] for c in controls])), 3) for name in CONTROLS}
                 if controls
                 else None,
             }
         )
     return rows
+
+
+def _rounded(mean: Array, low: Array, high: Array) -> dict[str, list[float]]:
+    return {name: part.round(3).tolist() for name, part in (("mean", mean), ("ci_low", low), ("ci_high", high))}
 
 
 def draw(task: str, rows: Sequence[dict[str, Any]]) -> Figure:
@@ -177,13 +193,19 @@ def draw(task: str, rows: Sequence[dict[str, Any]]) -> Figure:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """One line of text per agent."""
+    """One line of text per agent, then one per difference from the first."""
     lines = ["agent                 seeds  " + "".join(f"{budget:>24}" for budget in rows[0]["budgets"])]
-    for row in rows:
-        cells = zip(row["mean"], row["ci_low"], row["ci_high"], strict=True)
-        scores = "".join(f"{f'{mean:.1f} [{low:.1f}, {high:.1f}]':>24}" for mean, low, high in cells)
-        lines.append(f"{row['label']:22}{len(row['seeds']):5}  {scores}")
+    lines += [f"{row['label']:22}{len(row['seeds']):5}  {_scores(row)}" for row in rows]
+    pairs = [row for row in rows if row["above_first"]]
+    if pairs:
+        lines.append(f"minus {rows[0]['label']}, paired by task and seed")
+        lines += [f"{row['label']:29}{_scores(row['above_first'])}" for row in pairs]
     return lines
+
+
+def _scores(row: Mapping[str, Any]) -> str:
+    parts = zip(row["mean"], row["ci_low"], row["ci_high"], strict=True)
+    return "".join(f"{f'{mean:.1f} [{low:.1f}, {high:.1f}]':>24}" for mean, low, high in parts)
 
 
 def main() -> int:

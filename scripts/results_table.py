@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from metarl.statistics import hierarchical_bootstrap
+from metarl.errors import require
+from metarl.statistics import Array, crossed_interval
 
 BUDGETS = (0, 1, 2, 20, 40, 60)
 EVALUATION_SEED = 1_000_000
@@ -24,6 +25,10 @@ LABELS = {
 }
 FLOOR, CEILINGS = "task-blind", ("oracle-long", "oracle")
 NOT_RUN, NOT_NEEDED = "not run", "not needed"
+# Which agents are compared, and at which budgets.
+PAIRS = tuple((column, "maml") for column in (*COLUMNS[1:9], "pretrained"))
+PAIRS += (("reptile", "reptile:shuffled"), ("reptile", "pretrained"), ("promp", "pretrained"), ("rl2", "promp"))
+PAIRED_BUDGETS = (20, 60)
 # Finn et al. 2017, figures 4 and 5, from the authors' data: return before, after 1 and 3 steps, and the oracle's.
 PAPER = {
     "point-nav": (-40.41, -11.68, -3.23, -2.29),
@@ -52,11 +57,39 @@ def read_cells(folder: Path) -> Cells:
     return {key: sorted(group, key=lambda cell: int(cell["seed"])) for key, group in cells.items()}
 
 
-def summary(group: Sequence[Mapping[str, Any]]) -> tuple[Any, Any, Any]:
-    """Mean, and 95 % interval (seeds, then tasks within each), at every budget."""
-    values = np.asarray([cell["values"] for cell in group]).transpose(1, 0, 2)
-    low, high = hierarchical_bootstrap(values, np.random.default_rng(0))
-    return values.mean((1, 2)), low, high
+def values_of(group: Sequence[Mapping[str, Any]]) -> Array:
+    """Scores [budgets, seeds, tasks, replicates] of the seeds of one agent.
+
+    Raises:
+        InputError: they met different tasks.
+    """
+    tasks = group[0]["tasks"]
+    for cell in group:
+        allowed = f"those of seed {group[0]['seed']}"
+        require(cell["tasks"] == tasks, f"tasks of {cell['label']}, seed {cell['seed']}", cell["tasks"], allowed)
+    values = np.asarray([cell["values"] for cell in group], dtype=np.float64)
+    return values.reshape(*values.shape[:2], len(tasks), -1).swapaxes(0, 1)
+
+
+def summary(group: Sequence[Mapping[str, Any]]) -> tuple[Array, Array, Array]:
+    """Mean, and 95 % interval (seeds and their common tasks), at every budget."""
+    values = values_of(group)
+    low, high = crossed_interval(values, np.random.default_rng(0))
+    return values.mean((1, 2, 3)), low, high
+
+
+def difference(
+    group: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]
+) -> tuple[Array, Array, Array] | None:
+    """`summary` of scores minus the other's, paired by task and seed; None without common seeds and tasks."""
+    by_seed = [{cell["seed"]: cell for cell in cells} for cells in (group, other)]
+    seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
+    pair = [[cells[seed] for seed in seeds] for cells in by_seed]
+    if not seeds or pair[0][0]["tasks"] != pair[1][0]["tasks"]:
+        return None
+    values = values_of(pair[0]) - values_of(pair[1])
+    low, high = crossed_interval(values, np.random.default_rng(0))
+    return values.mean((1, 2, 3)), low, high
 
 
 def anchors(cells: Cells, family: str) -> tuple[float, float] | None:
@@ -69,9 +102,9 @@ def anchors(cells: Cells, family: str) -> tuple[float, float] | None:
 
 
 def tables(cells: Cells) -> dict[str, str]:
-    """Markdown by name: a table for each family, "paper" and "seeds"."""
+    """Markdown by name: a table for each family, "paper", "seeds" and "differences"."""
     found = {family: _family_table(cells, family) for family in FAMILIES}
-    return found | {"paper": _paper_table(cells), "seeds": _seed_table(cells)}
+    return found | {"paper": _paper_table(cells), "seeds": _seed_table(cells), "differences": _pair_table(cells)}
 
 
 def filled(text: str, cells: Cells) -> str:
@@ -158,3 +191,29 @@ def _seed_table(cells: Cells) -> str:
             found.append(", ".join(means) or _absent(cells, family, column))
         lines.append(f"| {LABELS.get(column, f'`{column}`')} | " + " | ".join(found) + " |")
     return "\n".join(lines)
+
+
+def _pair_table(cells: Cells) -> str:
+    """Differences of two agents, paired by task and seed, in the families where any such pair was run."""
+    families = [family for family in FAMILIES if any(_pair(cells, family, *pair) is not None for pair in PAIRS)]
+    head = "| difference | after | " + "".join(f"`{family}` | " for family in families).rstrip()
+    lines = [head, "|---|---|" + "---|" * len(families)]
+    for column, other in PAIRS:
+        found = [_pair(cells, family, column, other) for family in families]
+        if all(pair is None for pair in found):
+            continue
+        for budget in PAIRED_BUDGETS:
+            place = BUDGETS.index(budget)
+            shown = [
+                NOT_RUN if pair is None else f"{pair[0][place]:.1f} [{pair[1][place]:.1f}, {pair[2][place]:.1f}]"
+                for pair in found
+            ]
+            names = (LABELS.get(name, f"`{name}`") for name in (column, other))
+            lines.append(f"| {' minus '.join(names)} | {budget} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def _pair(cells: Cells, family: str, column: str, other: str) -> tuple[Array, Array, Array] | None:
+    if (family, column) not in cells or (family, other) not in cells:
+        return None
+    return difference(cells[family, column], cells[family, other])

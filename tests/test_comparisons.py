@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from metarl.arguments import parse_train
+from metarl.errors import InputError
+from metarl.evaluation import AdaptationCurve
 from metarl.runs import load, train
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
@@ -203,20 +205,60 @@ def test_controls_and_summaries_name_what_they_hold(script: Any) -> None:
     assert agents.controls_of({}) is None
     runs = [
         {
-            "label": "maml",
+            "label": label,
             "seed": seed,
             "trained_on_env_steps": 10,
             "budgets": [0, 1],
             "env_steps": [0.0, 5.0],
-            "values": [[0.0, 2.0], [4.0 + seed, 6.0 + seed]],
+            "tasks": ["a", "b"],
+            "values": [[0.0, 2.0], [more + 4.0 + seed, more + 6.0 + seed]],
             "controls": controls,
         }
-        for seed in (0, 2)
+        for label, more, seeds in (
+            ("maml", 0.0, (0, 2)),
+            ("rl2", 7.0, (0, 2)),
+            ("anil", 7.0, (2, 3)),
+            ("promp", 0.0, (4,)),
+        )
+        for seed in seeds
     ]
-    [row] = agents.summarise(runs)
-    assert (row["mean"], row["per_seed"]) == ([1.0, 6.0], [[1.0, 5.0], [1.0, 7.0]])
-    assert row["ci_low"][0] < 1.0 < row["ci_high"][0] < row["ci_low"][1] < 6.0 < row["ci_high"][1]
-    assert row["controls"] == named
+    maml, rl2, anil, promp = agents.summarise(runs)
+    assert (maml["mean"], maml["per_seed"]) == ([1.0, 6.0], [[1.0, 5.0], [1.0, 7.0]])
+    # Student's t: 12.706 for two tasks or seeds, whose means have standard errors of one.
+    assert (maml["ci_low"][0], maml["ci_high"][0]) == pytest.approx((1.0 - 12.706, 1.0 + 12.706), abs=2e-3)
+    assert maml["ci_high"][1] - 6.0 == pytest.approx(12.706 * 2**0.5, abs=2e-3)
+    assert maml["controls"] == named
+    assert maml["above_first"] is None
+    paired = {"mean": [0.0, 7.0], "ci_low": [0.0, 7.0], "ci_high": [0.0, 7.0]}
+    assert rl2["above_first"] == {"label": "maml", **paired}
+    assert anil["above_first"] == {"label": "maml", **paired}  # on the seed that both have
+    assert promp["above_first"] is None
+    printed = agents.table([maml, rl2, anil, promp])
+    assert printed[5] == "minus maml, paired by task and seed"
+    assert [line.split()[0] for line in printed[6:]] == ["rl2", "anil"]
+    assert printed[6].endswith("7.0 [7.0, 7.0]")
+    with pytest.raises(InputError, match=r"tasks of maml, seed 2 = \['c', 'd'\]: must be those of seed 0"):
+        agents.summarise([runs[0], runs[1] | {"tasks": ["c", "d"]}])
+    [_, other] = agents.summarise([runs[0], runs[2] | {"tasks": ["c", "d"]}])
+    assert other["above_first"] is None
+
+
+def test_a_cells_tasks_and_scores_are_of_the_same_curves(script: Any) -> None:
+    agents = script("compare_agents")
+
+    def curve(*tasks: str) -> Any:
+        values = np.arange(2.0 * len(tasks) * 2).reshape(2, len(tasks), 2)
+        return AdaptationCurve(
+            unit="trajectories", score="return", tasks=tasks, values=values, env_steps=(0.0, 5.0), splits="identical"
+        )
+
+    points = {budget: (curve("a", "b"), int(budget > 2)) for budget in agents.BUDGETS}
+    cell = agents.scores_at(points)
+    assert cell["tasks"] == ["a", "b"]
+    assert cell["values"] == [[0.0, 1.0, 2.0, 3.0]] * 3 + [[4.0, 5.0, 6.0, 7.0]] * 3
+    assert cell["env_steps"] == [0.0] * 3 + [5.0] * 3
+    with pytest.raises(ValueError, match="different tasks"):
+        agents.scores_at({**points, 40: (curve("b", "a"), 1)})
 
 
 def test_what_does_not_fit_is_refused_in_one_line(

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from metarl.errors import InputError, RunError
+from metarl.evaluation import EVALUATION_ITERATION
+from metarl.seeds import Purpose, generator
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -64,6 +66,57 @@ EXAMPLE = cells_of(
     cell("maml", [2.0, 3.0, 4.0, 8.0, 9.0, 10.0], seed=1),
     cell("rl2", [5.0] * 6),
 )
+
+
+def test_committed_cells_list_the_tasks_that_they_were_measured_on(script: Any) -> None:
+    """Every family's test tasks, drawn anew from the evaluation's seed as `evaluate` draws them."""
+    reproduce, table = script("reproduce"), script("results_table")
+    cells = table.read_cells(ROOT / "results" / "cells")
+    assert len(cells) > 60
+    drawn = {}
+    for family in sorted({family for family, _ in cells}):
+        distribution = reproduce.cell_config(family, "maml", 0).task
+        rng = generator(table.EVALUATION_SEED, EVALUATION_ITERATION, Purpose.EVALUATION_TASKS)
+        tasks = distribution.all_tasks() or distribution.sample(reproduce.TASKS, rng, split="test")
+        drawn[family] = list(map(str, tasks))
+    for (family, column), group in cells.items():
+        tasks = drawn[family]
+        for cell in group:
+            assert cell["tasks"] == tasks, (family, column, cell["seed"])
+            assert len(cell["values"][0]) == max(1, reproduce.TASKS // len(tasks)) * len(tasks)
+
+
+def test_differences_are_paired_by_seed_and_task(script: Any) -> None:
+    table = script("results_table")
+    example = cells_of(
+        *(cell("maml", [10.0 * seed] * 6, seed=seed) for seed in (0, 1, 2)),
+        *(cell("rl2", [10.0 * seed + 3.0] * 6, seed=seed) for seed in (2, 1, 3)),
+        cell("promp", [1.0] * 6, tasks=["elsewhere", "too"]),
+    )
+    mean, low, high = table.difference(example["point-nav", "rl2"], example["point-nav", "maml"])
+    assert (mean[3], low[3], high[3]) == pytest.approx((3.0, 3.0, 3.0))
+    assert table.difference(example["point-nav", "promp"], example["point-nav", "maml"]) is None
+    lines = table.tables(example)["differences"].splitlines()
+    assert lines[0] == "| difference | after | `point-nav` |"
+    assert lines[2:] == [f"| `rl2` minus `maml` | {budget} | 3.0 [3.0, 3.0] |" for budget in (20, 60)]
+
+
+def test_the_committed_coverage_is_that_of_the_committed_cells(
+    script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script("simulate_coverage"), "NUM_RESAMPLES", 20)
+    assert script("simulate_coverage", "--data-sets", 20, "--json", tmp_path / "coverage.json") == 0
+    assert "crossed_interval" in capsys.readouterr().out
+    rows = json.loads((ROOT / "results" / "coverage.json").read_text())["rows"]
+    quick = json.loads((tmp_path / "coverage.json").read_text())["rows"]
+    named = ("family", "of", "effects", "tables")
+    assert [[row[name] for name in named] for row in quick] == [[row[name] for name in named] for row in rows]
+    for few, row in zip(quick, rows, strict=True):
+        found = row["crossed_interval"]
+        assert 0.935 < found["mean"] < 0.97
+        assert found["least"] > 0.88
+        assert few["crossed_interval"]["mean"] == pytest.approx(found["mean"], abs=0.02)
+        assert row["seeds, then tasks within each, resampled"]["mean"] < found["mean"]
 
 
 def test_shares_lie_between_the_floor_and_the_ceiling(script: Any) -> None:
@@ -296,7 +349,7 @@ def test_a_signal_ends_the_whole_table_with_its_exit_code(
 
     def stopped(config: Any, run_dir: Path, *, resume: bool, callbacks: Any) -> None:
         resumed.append(resume)
-        callbacks[0].received = signal.SIGTERM
+        signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(reproduce, "train", stopped)
     for checkpoints in ({}, {3: tmp_path}):
