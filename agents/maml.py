@@ -112,6 +112,7 @@ class MAML(AdaptivePolicy):
         }
         if "log_std" in self._parameters:
             metrics["std"] = float(self._parameters["log_std"].exp().mean())
+        self.see(episodes)
         return metrics
 
     def inner_loss(self, parameters: Parameters, batch: PolicyBatch) -> Tensor:

@@ -117,6 +117,7 @@ class ProMP(AdaptivePolicy):
         metrics["gradient_norm"] = float(flatten(gradients).norm())
         if "log_std" in self._parameters:
             metrics["std"] = float(self._parameters["log_std"].exp().mean())
+        self.see(episodes)
         return metrics
 
     def outer_loss(

@@ -30,7 +30,8 @@ class RandomInit(AdaptivePolicy):
     Config: type[RandomInitConfig] = RandomInitConfig
 
     def meta_update(self, episodes: Episodes[Parameters, PolicyBatch]) -> dict[str, float]:
-        """Learns nothing."""
+        """Learns nothing but the statistics of the observations, where they are normalised."""
+        self.see(episodes)
         return {}
 
     def step_size(self, step: int) -> float:

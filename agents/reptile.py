@@ -139,6 +139,7 @@ class Reptile(AdaptivePolicy):
         metrics = {"meta_step_size": meta_step_size, "move_norm": float(flatten(moves).norm())}
         if "log_std" in self._parameters:
             metrics["std"] = float(self._parameters["log_std"].exp().mean())
+        self.see(episodes)
         return metrics
 
     def meta_step_size(self) -> float:

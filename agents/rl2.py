@@ -30,6 +30,7 @@ from metarl.inner_loop import over_chunks
 from metarl.learner import Acted, ScoreName, Spaces, Unit, loaded
 from metarl.memory import Memory, MemoryName, make_memory
 from metarl.networks import Categorical, Distribution, Gaussian
+from metarl.normalization import Normalizer, load_state_of, state_of
 from metarl.returns import discounted_returns, generalized_advantages, standardize
 
 MIN_LOG_STD = math.log(1e-6)
@@ -78,6 +79,9 @@ class RL2Config:
     """Standard deviation of continuous actions at the start, in the policy's units."""
     chunk_steps: int = 12_500
     """Steps of data per pass at most (one trial at least); the passes of a minibatch run side by side."""
+    normalize_observations: bool = False
+    """Subtract the running mean of the observations, divide by their standard deviation, and clip to [-10, 10]. For
+    observations that are much larger or smaller than 1. The statistics change only after a meta-update."""
 
     def __post_init__(self) -> None:
         kinds = ("lstm", "gru", "transformer", "mann")
@@ -198,6 +202,7 @@ class RL2:
         self._updates = 0
         self._value_scale = 0.0
         self._elsewhere: RecurrentPolicy | None = None
+        self.normalizer = Normalizer(spaces.observation_size) if config.normalize_observations else None
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
@@ -220,9 +225,11 @@ class RL2:
             "optimizer": tree_map(torch.clone, self._optimizer.state_dict()["state"]),
             "updates": self._updates,
             "value_scale": self._value_scale,
+            **state_of(self.normalizer),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        load_state_of(self.normalizer, state)
         own = self.parameters
         for name, value in loaded(own, state["parameters"], what="parameters").items():
             own[name].copy_(value)
@@ -250,7 +257,7 @@ class RL2:
         """Of the next actions, the values [N, K], and the state that has seen `observations` [N, K, ...]."""
         network = self._network_on(observations.device)
         state, size = _widened(state, observations.shape[1]), observations.shape[:2]
-        inputs = _inputs(observations.to(state.action.dtype), state.action, state.reward, state.done)
+        inputs = _inputs(self._seen(observations.to(state.action.dtype)), state.action, state.reward, state.done)
         memory = tuple(part.flatten(0, 1) for part in state.memory)
         live = None if not bool(state.over.any()) else ~state.over.flatten()
         outputs, memory = network.memory.step(inputs.flatten(0, 1), memory, live=live)
@@ -310,6 +317,9 @@ class RL2:
         metrics |= {"explained_variance": float(1.0 - unexplained), "learning_rate": config.learning_rate * left}
         if not self.spaces.discrete:
             metrics["std"] = float(self.parameters["log_std"].exp().mean())
+        if self.normalizer is not None:  # last: the update replays what was seen through the statistics as they were
+            for part in (*episodes.support, episodes.query):
+                self.normalizer.update(part.observations, part.mask)
         return metrics
 
     def epoch(self, trials: Trials, *, order: torch.Generator, left: float = 1.0) -> list[dict[str, Tensor]]:
@@ -393,7 +403,7 @@ class RL2:
         before = (_after_one(field) for field in (self._encoded(actions, rewards.dtype), rewards, done))
         returns, advantages = self._advantages(rewards, values, mask, last_values=self._last_values(parts))
         trials = Trials(
-            inputs=_inputs(observations, *before),
+            inputs=_inputs(self._seen(observations), *before),
             actions=actions,
             log_probs=packed(joined("log_probs")),
             advantages=standardize(advantages[None], mask[None])[0],
@@ -448,6 +458,9 @@ class RL2:
             feedback = (field[:, :, t] for field in (data.actions, data.rewards, data.terminated, data.truncated))
             state = self.observe(state, *feedback)
         return state
+
+    def _seen(self, observations: Tensor) -> Tensor:
+        return observations if self.normalizer is None else self.normalizer(observations)
 
     def _encoded(self, actions: Tensor, dtype: torch.dtype) -> Tensor:
         if not self.spaces.discrete:

@@ -161,7 +161,7 @@ def _train_in(run_dir: Path, parsed: TrainArguments, signals: StopSignals) -> in
 
         def on_start(self, trainer: Trainer) -> None:
             for note in trainer.space_notes or ():
-                print(f"metarl: note: {note}", file=sys.stderr)
+                complain(f"note: {note}")
             say(f"run folder: {shown(run_dir)}")
             say(f"watch it: tensorboard --logdir {shown(run_dir)}")
 

@@ -21,6 +21,7 @@ from metarl.errors import require
 from metarl.inner_loop import Parameters, StepSize, adapt, over_chunks
 from metarl.learner import Acted, ScoreName, Spaces, Unit, loaded
 from metarl.networks import Activation, Distribution, Stateless, make_policy
+from metarl.normalization import Normalizer, load_state_of, state_of
 from metarl.returns import discounted_returns, generalized_advantages, linear_baseline, standardize
 
 
@@ -52,6 +53,9 @@ class PolicyConfig:
     """Lower bound of the standard deviation."""
     chunk_steps: int = 2000
     """Steps of data per pass at most (one task at least), so that activations stay in the cache."""
+    normalize_observations: bool = False
+    """Subtract the running mean of the observations, divide by their standard deviation, and clip to [-10, 10]. For
+    observations that are much larger or smaller than 1. The statistics change only after a meta-update."""
 
     def __post_init__(self) -> None:
         for name in ("inner_lr", "initial_std", "min_std", "later_step_scale", "output_gain"):
@@ -106,6 +110,8 @@ class PolicyBatch(NamedTuple):
 class AdaptivePolicy(ABC):
     """A learner but for its `meta_update`. Its adapted state is one set of policy parameters per task.
 
+    The last thing that a `meta_update` does is `see(episodes)`.
+
     Args:
         config: settings.
         spaces: of the environments.
@@ -114,6 +120,7 @@ class AdaptivePolicy(ABC):
     Attributes:
         has_step_size: whether `with_step_scale` changes what it does.
         first_order: whether the inner gradient counts as a constant where an adaptation is differentiated.
+        normalizer: of the observations; None where they are taken as they are.
     """
 
     unit: Unit = "gradient steps"
@@ -130,6 +137,7 @@ class AdaptivePolicy(ABC):
         self._policy = Stateless(module)
         self._parameters: Parameters = {name: value.detach() for name, value in module.named_parameters()}
         self._policy_names = tuple(self._parameters)
+        self.normalizer = Normalizer(spaces.observation_size) if config.normalize_observations else None
 
     @abstractmethod
     def meta_update(self, episodes: Episodes[Parameters, PolicyBatch]) -> dict[str, float]:
@@ -148,16 +156,18 @@ class AdaptivePolicy(ABC):
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        return {"parameters": dict(self._parameters)}
+        return {"parameters": dict(self._parameters), **state_of(self.normalizer)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._parameters = loaded(self._parameters, state["parameters"], what="parameters")
+        parameters = loaded(self._parameters, state["parameters"], what="parameters")
+        load_state_of(self.normalizer, state)
+        self._parameters = parameters
 
     def policy(self, state: Parameters, task: int) -> nn.Module:
         """The adapted policy of one task, as a module on the CPU: [..., observation_size] -> action distribution."""
         module = self._make_module(torch.Generator())
         module.load_state_dict({name: state[name][task] for name in self._policy_names})
-        return module
+        return module if self.normalizer is None else self.normalizer.wrapped(module)
 
     def begin(self, num_tasks: int, *, parameters: Mapping[str, Tensor] | None = None) -> Parameters:
         source = self._parameters if parameters is None else parameters
@@ -183,7 +193,8 @@ class AdaptivePolicy(ABC):
         mask = data.mask.flatten(1)
         returns = discounted_returns(data.rewards, data.mask, gamma=gamma)
         chunk_size = self.chunk_size(mask.shape[1])
-        values = over_chunks(linear_baseline, data.observations, returns, data.mask, chunk_size=chunk_size)
+        observations = data.observations if self.normalizer is None else self.normalizer(data.observations)
+        values = over_chunks(linear_baseline, observations, returns, data.mask, chunk_size=chunk_size)
         advantages = generalized_advantages(
             data.rewards,
             values,
@@ -208,6 +219,13 @@ class AdaptivePolicy(ABC):
             * mask.sum(1)
             / data.mask[..., 0].sum(1).clamp_min(1.0),
         )
+
+    def see(self, episodes: Episodes[Parameters, PolicyBatch]) -> None:
+        """Updates the statistics of the observations, at the end of a meta-update: all that was collected before it and
+        all that it replays were seen through the same ones."""
+        if self.normalizer is not None:
+            for batch in (*episodes.support, episodes.query):
+                self.normalizer.update(batch.observations, batch.mask)
 
     def adapt(self, state: Parameters, support: PolicyBatch, *, step: int, differentiable: bool = False) -> Parameters:
         with torch.set_grad_enabled(differentiable):
@@ -246,7 +264,8 @@ class AdaptivePolicy(ABC):
     def distribution(self, parameters: Parameters, observations: Tensor) -> Distribution:
         """Of actions, for ONE task's parameters or with the task axis leading; what is not the policy's is left out."""
         own = {name: parameters[name] for name in self._policy_names}
-        distribution: Distribution = self._policy(own, observations)
+        seen = observations if self.normalizer is None else self.normalizer(observations)
+        distribution: Distribution = self._policy(own, seen)
         return distribution
 
     @property

@@ -26,7 +26,7 @@ def size_notes(data: Trajectories, action_space: gymnasium.Space[Any]) -> Iterat
         low, high = (float(end(seen[:, column])) for end in (torch.min, torch.max))
         found = f"observation[{column}] is from {low:.4g} to {high:.4g}"
         advice = "use the setting agent.normalize_observations (--agent.normalize-observations), or rescale them"
-        yield f"observations beyond ±{LARGE:g} make learning slow, and {found}: {advice}"
+        yield f"observations larger than {LARGE:g} make learning slow, and {found}: {advice}"
     if isinstance(action_space, gymnasium.spaces.Box) and len(seen):
         actions = data.actions[live].numpy()
         clipped = ((actions < action_space.low) | (actions > action_space.high)).mean(0)

@@ -29,6 +29,7 @@ CORE = {
     "learner",
     "memory",
     "networks",
+    "normalization",
     "policy_gradient",
     "registry",
     "returns",
