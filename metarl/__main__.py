@@ -17,4 +17,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if not sys.flags.safe_path:  # metarl.registry searches the working directory for code that the user names, no more
+        del sys.path[0]
     sys.exit(main())

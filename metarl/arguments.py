@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +20,16 @@ import tyro
 from tyro.conf import Positional, arg
 
 from metarl import registry
-from metarl.config import EvaluationConfig, RunConfig, TrainerConfig, from_dict, parts_of, read_saved, resolve
+from metarl.config import (
+    EvaluationConfig,
+    RunConfig,
+    TrainerConfig,
+    from_dict,
+    parts_of,
+    read_saved,
+    resolve,
+    resume_command,
+)
 from metarl.errors import InputError, require
 from metarl.tables import TABLES
 
@@ -70,7 +79,7 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
         require(
             chosen, "--resume", resume, "without --preset and --config: a run keeps its settings, only flags change"
         )
-        base = _resumed(Path(resume), task_name, agent_name)
+        base = _resumed(Path(resume), task_name, agent_name, task_values(argv))
     else:
         config_file = None if file is None else Path(file)
         agent_name = DEFAULT_AGENT if agent_name is None else agent_name
@@ -91,6 +100,12 @@ def split_task_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             part = flags if token.startswith("--task.") else own
         part.append(token)
     return own, flags
+
+
+def task_values(argv: Sequence[str]) -> dict[str, str]:
+    """What follows each `--task.*` flag in `argv`, by setting, before the real parsing."""
+    flags = {token.partition("=")[0] for token in argv if token.startswith("--task.")}
+    return {flag.removeprefix("--task.").replace("-", "_"): _find_value(argv, flag) or "" for flag in flags}
 
 
 def parse_task_flags(task: Any, flags: Sequence[str]) -> Any:
@@ -138,14 +153,14 @@ def _refuse_early(argv: Sequence[str]) -> None:
                     raise
 
 
-def _resumed(run_dir: Path, task_name: str | None, agent_name: str | None) -> RunConfig:
+def _resumed(run_dir: Path, task_name: str | None, agent_name: str | None, paths: Mapping[str, str]) -> RunConfig:
     plain = read_saved(run_dir)
     for field, given in (("task", task_name), ("agent", agent_name)):
         saved = plain.get(f"{field}_name")
         require(given in (None, saved), field, given, f"{saved!r}, as in the run {run_dir}")
-    names = (plain.get("task_name"), plain.get("agent_name"))
-    given_by_user = all(name in (task_name, agent_name) for name in names if ":" in str(name))
-    return from_dict(plain, trusted=given_by_user)
+        allowed = f"given by you, since a name in a run folder imports no code: {resume_command(run_dir)}"
+        require(given is not None or ":" not in str(saved), field, saved, allowed)
+    return from_dict(plain, trusted=True, paths=paths)
 
 
 def _find_value(argv: Sequence[str], flag: str) -> str | None:

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from metarl import registry
-from metarl.config import EvaluationConfig, TrainerConfig, load_config, read_saved
+from metarl.config import EvaluationConfig, TrainerConfig, load_config, path_settings, read_saved, resume_command
 from metarl.console import complain, lasting_streams, say
 from metarl.endings import code_after
 from metarl.errors import InputError, require, unknown_name
@@ -177,7 +177,7 @@ def _train_in(run_dir: Path, parsed: TrainArguments, signals: StopSignals) -> in
         report = runs.train(config, run_dir, resume=parsed.resume is not None, callbacks=callbacks)
     if report is None:
         saved = bool(list_checkpoints(run_dir))
-        how = f"metarl train --resume {shown(run_dir)} goes on" if saved else "no iteration was finished"
+        how = f"{resume_command(run_dir)} goes on" if saved else "no iteration was finished"
         complain(f"stopped; {how}")
         return 128 + (signals.received or 0)
     if not parsed.quiet:
@@ -233,15 +233,21 @@ def evaluate(
         json_file = json_file.absolute()
 
     from metarl import runs
-    from metarl.arguments import parse_task_flags
+    from metarl.arguments import parse_task_flags, task_values
     from metarl.evaluation import coverage
     from metarl.transfer import Target, describe_transfer, target_family
 
-    target, saved = None, load_config(run_dir, trusted=trust)
+    values = {} if on is not None else task_values(task_flags)  # those of `on` are another family's
+    target, saved = None, load_config(run_dir, trusted=trust, paths=values)
+    paths = {name: value for name, value in values.items() if name in path_settings(type(saved.task))}
     if on is not None or task_flags:
         family = target_family(saved, on, trusted=trust)
-        target = Target(family.name, parse_task_flags(family.task, task_flags))
-    trainer = runs.load_trainer(run_dir, checkpoint=checkpoint, trusted=trust, seed=seed, on=target, **given)
+        task = parse_task_flags(family.task, task_flags)
+        moved = on is None and values == paths  # data that lies elsewhere is no other data
+        target = None if moved else Target(family.name, task)
+    trainer = runs.load_trainer(
+        run_dir, checkpoint=checkpoint, trusted=trust, seed=seed, on=target, paths=paths, **given
+    )
     if tasks is not None:
         reason = coverage(trainer.distribution, tasks)[1]
         if reason:

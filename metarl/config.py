@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
+import typing
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from tyro.conf import arg
 
 from metarl import registry
 from metarl.errors import InputError, require
-from metarl.files import LARGEST_TEXT, parse_json, read_file
+from metarl.files import LARGEST_TEXT, parse_json, read_file, shown
 from metarl.tables import TABLES, convert, unknown_setting
 from metarl.tables import from_table as from_table
 from metarl.tables import read_toml as read_toml
@@ -184,12 +186,13 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     return plain
 
 
-def from_dict(plain: Mapping[str, Any], *, trusted: bool = False) -> RunConfig:
+def from_dict(plain: Mapping[str, Any], *, trusted: bool = False, paths: Mapping[str, str] | None = None) -> RunConfig:
     """The inverse of `to_dict`.
 
     Args:
         plain: what `to_dict` returned, perhaps read from a run folder that came from elsewhere.
         trusted: also accept names of the form module:Class, which import code.
+        paths: new values of the task's settings that are paths, for data that was moved; other names are ignored.
 
     Raises:
         InputError: as `from_table`; or a name that is not registered while `trusted` is false.
@@ -203,7 +206,7 @@ def from_dict(plain: Mapping[str, Any], *, trusted: bool = False) -> RunConfig:
             raise InputError(f"{key}: missing from the saved configuration")
     task_name: str = convert(plain["task_name"], str, "task_name")
     agent_name: str = convert(plain["agent_name"], str, "agent_name")
-    allowed = "a registered name: a name in a run folder imports no code unless you give it yourself"
+    allowed = "a registered name, or module:Class with --trust (from Python, trusted=True), which imports code"
     require(trusted or task_name in registry.names("task"), "task_name", task_name, allowed)
     agents = {*registry.names("agent"), *registry.names("learner")}
     require(trusted or agent_name in agents, "agent_name", agent_name, allowed)
@@ -212,20 +215,30 @@ def from_dict(plain: Mapping[str, Any], *, trusted: bool = False) -> RunConfig:
     preset = convert(plain.get("preset"), str | None, "preset")
     convert(plain.get(SPACES, []), tuple[str, ...], SPACES)
     tables = {name: plain[name] for name in TABLES}
+    moved = {name: path for name, path in (paths or {}).items() if name in path_settings(task_class)}
+    if moved and isinstance(tables["task"], Mapping):
+        tables["task"] = {**tables["task"], **moved}
     return _build(task_name, agent_name, preset, (task_class, agent_class.Config), tables)
 
 
-def load_config(run_dir: Path, *, trusted: bool = False) -> RunConfig:
+def load_config(run_dir: Path, *, trusted: bool = False, paths: Mapping[str, str] | None = None) -> RunConfig:
     """The configuration that a run folder was trained with.
 
     Args:
         run_dir: a folder with `config.json`.
         trusted: as for `from_dict`.
+        paths: as for `from_dict`.
 
     Raises:
         InputError: not a run folder, or as `from_dict`.
     """
-    return from_dict(read_saved(Path(run_dir)), trusted=trusted)
+    return from_dict(read_saved(Path(run_dir)), trusted=trusted, paths=paths)
+
+
+def path_settings(cls: type[Any]) -> set[str]:
+    """The settings of a dataclass that are paths: they say where files lie, and results do not depend on them."""
+    hints = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
+    return {name for name, hint in hints.items() if Path in (hint, *typing.get_args(hint))}
 
 
 def _merged(layers: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
@@ -253,7 +266,7 @@ def parts_of(config: RunConfig) -> list[tuple[str, Any]]:
 def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    return str(value.absolute()) if isinstance(value, Path) else value  # a run goes on in any working directory
 
 
 def _require_int(field: str, value: object, *, low: int, high: int | None = None) -> None:
@@ -284,3 +297,14 @@ def read_saved(run_dir: Path) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise InputError(f"{path}: is damaged: holds no configuration")
     return plain
+
+
+def resume_command(run_dir: Path) -> str:
+    """The command line, for a shell, that goes on with the run in `run_dir`.
+
+    It names what is of the user's own: a name in a run folder imports no code.
+    """
+    plain = read_saved(run_dir)
+    task, agent = (str(plain.get(f"{kind}_name", "")) for kind in ("task", "agent"))
+    own = [*([task] if ":" in task else []), *(["--agent", agent] if ":" in agent else [])]
+    return shlex.join(["metarl", "train", *own, "--resume", str(shown(run_dir))])

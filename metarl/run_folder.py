@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from metarl import checkpoint, plots
-from metarl.config import SPACES, RunConfig, to_dict
+from metarl.config import SPACES, RunConfig, path_settings, resume_command, to_dict
 from metarl.errors import InputError, RunError
 from metarl.evaluation import AdaptationCurve
 from metarl.files import locked_folder, made_folder, remove_unfinished, shown, write_error
@@ -66,10 +66,17 @@ def claimed(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def decisive_settings(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a configuration, the settings that the results depend on, by dotted name."""
+def decisive_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that the results depend on, by dotted name; where data lies is none of them."""
     names = ("task_name", "agent_name", "trainer.seed", "trainer.meta_batch_size")
-    return {key: value for key, value in flatten(plain).items() if key in names or key.startswith(("task.", "agent."))}
+    tables = {"task": config.task, "agent": config.agent}
+    paths = {f"{table}.{name}" for table, part in tables.items() for name in path_settings(type(part))}
+    settings = flatten(to_dict(config)).items()
+    return {
+        key: value
+        for key, value in settings
+        if key in names or (key not in paths and key.startswith(("task.", "agent.")))
+    }
 
 
 def best_iteration(run_dir: Path, learner: Learner[Any, Any, Any]) -> int | None:
@@ -110,10 +117,11 @@ def what_is_left(run_dir: Path) -> str:
     """From which checkpoint a run that ended can go on, in words."""
     try:
         newest = checkpoint.latest(run_dir).iteration
-    except checkpoint.CheckpointError:
+        command = resume_command(run_dir)
+    except InputError:
         return "no checkpoint was saved before"
     folder = checkpoint.list_checkpoints(run_dir)[newest]
-    return f"the last good checkpoint is {shown(folder)}; metarl train --resume {shown(run_dir)} goes on from it"
+    return f"the last good checkpoint is {shown(folder)}; {command} goes on from it"
 
 
 class RunFolder(Callback):
@@ -204,7 +212,7 @@ class RunFolder(Callback):
             trainer.iteration,
             state=trainer.learner.state_dict(),
             parameters=trainer.learner.parameters,
-            config=decisive_settings(self._plain),
+            config=decisive_settings(self._config),
             extra={"env_steps": trainer.env_steps, "wall_s": trainer.wall_s},
         )
         self._saved = trainer.iteration

@@ -15,7 +15,7 @@ import torch
 from metarl import checkpoint, plots, registry
 from metarl.allocation import keep_freed_memory
 from metarl.collect import ShuffledTasks
-from metarl.config import SPACES, RunConfig, load_config, read_saved, to_dict
+from metarl.config import SPACES, RunConfig, load_config, path_settings, read_saved, resume_command
 from metarl.errors import InputError, printable, raised, require
 from metarl.evaluation import AdaptationCurve, adaptation_controls, choose_step_scale, evaluate_baseline
 from metarl.examples import ExampleCollector, ExampleTaskDistribution
@@ -26,8 +26,9 @@ from metarl.paths import paths_to_json
 from metarl.rollout import RolloutCollector
 from metarl.run_folder import VALIDATION, RunFolder, best_iteration, claimed, decisive_settings, what_is_left
 from metarl.seeds import Purpose, generator
+from metarl.tables import unknown_setting
 from metarl.tasks import EnvTaskDistribution
-from metarl.tracking import read_metrics
+from metarl.tracking import flatten, read_metrics
 from metarl.trainer import Callback, Trainer
 from metarl.transfer import Target, require_same_spaces
 
@@ -135,9 +136,8 @@ def train(
         if resume:
             _require_same_run(config, run_dir)
         elif checkpoint.list_checkpoints(run_dir):
-            raise InputError(
-                f"run_dir = {str(shown(run_dir))!r}: holds a trained run; go on with --resume, or name another folder"
-            )
+            how = f"go on with {resume_command(run_dir)}, or name another folder"
+            raise InputError(f"run_dir = {str(shown(run_dir))!r}: holds a trained run; {how}")
         trainer = build(config)
         if resume:
             restore(trainer, run_dir, config=config)
@@ -187,7 +187,7 @@ def restore(trainer: Trainer, run_dir: Path, *, config: RunConfig, which: str | 
         if not (counted and type(seconds) in (int, float) and 0.0 <= seconds < math.inf):
             raise checkpoint.CheckpointError(f"{folder}: its manifest tells no env_steps or no wall_s: no run saved it")
 
-    chosen = _chosen(which, trainer.learner, run_dir, decisive_settings(to_dict(config)), use)
+    chosen = _chosen(which, trainer.learner, run_dir, decisive_settings(config), use)
     extra = chosen.manifest["extra"]
     trainer.iteration = chosen.iteration
     trainer.env_steps = extra["env_steps"]
@@ -204,18 +204,25 @@ def _say_other_spaces(trainer: Trainer, run_dir: Path) -> None:
         _logger.warning(text, run_dir, then, still)
 
 
-def load(run_dir: Path | str, *, checkpoint: str | int = "latest", trusted: bool = False) -> Any:
+def load(
+    run_dir: Path | str,
+    *,
+    checkpoint: str | int = "latest",
+    trusted: bool = False,
+    paths: Mapping[str, str] | None = None,
+) -> Any:
     """The trained learner of a run folder, on the CPU.
 
     Args:
         run_dir: a folder that `metarl train` filled.
         checkpoint: "latest" valid one, the "best" on validation tasks during training, or an iteration.
         trusted: allow the folder's configuration to name code of its own (`module:Class`), which is imported.
+        paths: where the task's data lies now, if it was moved: {"root": "new/place"}.
 
     Raises:
         InputError: the folder holds no run, or no such checkpoint.
     """
-    return load_trainer(run_dir, checkpoint=checkpoint, trusted=trusted).learner
+    return load_trainer(run_dir, checkpoint=checkpoint, trusted=trusted, paths=paths).learner
 
 
 def load_trainer(
@@ -225,6 +232,7 @@ def load_trainer(
     trusted: bool = False,
     seed: int | None = None,
     on: Target | None = None,
+    paths: Mapping[str, str] | None = None,
     **evaluation: Any,
 ) -> Trainer:
     """The trainer of a run folder with the learner of one of its checkpoints, for evaluation on the CPU.
@@ -235,13 +243,18 @@ def load_trainer(
         trusted: as in `load`.
         seed: of the evaluation; None for the run's.
         on: other tasks than the run's, for evaluation.
+        paths: as in `load`.
         **evaluation: settings of the evaluation that replace the run's.
 
     Raises:
         InputError: as `load`; the tasks of `on` have other observations, actions, inputs or classes than the run's.
     """
     run_dir = Path(run_dir).absolute()  # an environment may change the working directory
-    saved = load_config(run_dir, trusted=trusted)
+    saved = load_config(run_dir, trusted=trusted, paths=paths)
+    known = path_settings(type(saved.task))
+    for name in paths or {}:
+        if name not in known:
+            raise unknown_setting(f"paths: {name}", name, known)
     config = replace(
         saved,
         trainer=replace(saved.trainer, device="cpu", seed=saved.trainer.seed if seed is None else seed),
@@ -349,8 +362,8 @@ def write_json(value: Mapping[str, Any], path: Path, *, indent: int | None = 1) 
 
 
 def _require_same_run(config: RunConfig, run_dir: Path) -> None:
-    saved = decisive_settings(read_saved(run_dir))
-    for setting, value in decisive_settings(to_dict(config)).items():
+    saved = flatten(read_saved(run_dir))
+    for setting, value in decisive_settings(config).items():
         if setting in saved:
             allowed = f"{saved[setting]!r}, as in the run {shown(run_dir)}: its results depend on it"
             require(value == saved[setting], setting, value, allowed)

@@ -261,6 +261,8 @@ def test_a_resumed_run_imports_only_code_that_the_command_line_names(run: Path) 
     plain = json.loads((run / "config.json").read_text())
     plain["task_name"] = "arguments_family:Family"
     (run / "config.json").write_text(json.dumps(plain))
-    with pytest.raises(InputError, match="must be a registered name"):
+    with pytest.raises(InputError) as error:
         parse_train(["--resume", str(run)])
+    command = f"metarl train arguments_family:Family --resume {run}"
+    assert str(error.value).endswith(f"given by you, since a name in a run folder imports no code: {command}")
     assert parse_train(["arguments_family:Family", "--resume", str(run)]).config.agent.inner_lr == 0.7

@@ -300,5 +300,6 @@ def test_libraries_find_nothing_in_the_working_directory(tmp_path: Path) -> None
     for name in ("opt_einsum", "dill", "tensorflow", "tqdm"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')")
     (tmp_path / "own.py").write_text("from metarl.envs.bandit import Bandit as Own")
-    done = subprocess.run([METARL, "check-tasks", "own:Own"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-m", "metarl", "check-tasks", "own:Own"]  # Python puts the working directory first
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "own:Own: fine\n", "")

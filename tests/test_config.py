@@ -160,12 +160,12 @@ def test_a_configuration_survives_json() -> None:
 
 
 @pytest.mark.usefixtures("names")
-def test_a_path_is_saved_as_a_string() -> None:
+def test_a_path_is_saved_as_an_absolute_string() -> None:
     config = resolve("family", "agent")
     agent = type(config.agent)(data=Path("a/b"))
     config = RunConfig("family", "agent", None, config.task, agent, config.trainer, config.evaluation)
-    assert to_dict(config)["agent"]["data"] == "a/b"
-    assert from_dict(to_dict(config)).agent.data == Path("a/b")
+    assert to_dict(config)["agent"]["data"] == str(Path.cwd() / "a" / "b")
+    assert from_dict(to_dict(config)).agent.data == Path.cwd() / "a" / "b"
 
 
 @pytest.mark.usefixtures("names")

@@ -262,7 +262,7 @@ def test_a_broken_run_can_be_resumed(checkpoint_is_lost: bool, tmp_path: Path, r
 
 def test_a_folder_with_a_trained_run_is_not_trained_into_again(run_dir: Path) -> None:
     before = (run_dir / "metrics.jsonl").read_bytes()
-    with pytest.raises(InputError, match=r"^run_dir = '.*': holds a trained run; go on with --resume"):
+    with pytest.raises(InputError, match=r"^run_dir = '.*': holds a trained run; go on with metarl train --resume"):
         train(config("--iterations", "1"), run_dir)
     assert (run_dir / "metrics.jsonl").read_bytes() == before
 
