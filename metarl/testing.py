@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from metarl.seeds import Seeds
 from metarl.tasks import (
     EnvTaskDistribution,
     Split,
+    Splits,
     TaskDistribution,
     distinct_tasks,
     horizon_of,
@@ -104,6 +105,7 @@ def check_before_training(
         EnvironmentFaultError: the distribution or an environment raised, or took too long; the cause is what it raised.
     """
     call = Foreign(timeout, on_call)
+    require(distribution.splits in get_args(Splits), "splits", distribution.splits, f"one of {get_args(Splits)}")
     for split in SPLITS:
         where = f"sample(split={split!r})"
         tasks = call(where, distribution.sample, NUM_TASKS, np.random.default_rng(seed), split=split)
@@ -190,6 +192,9 @@ def _check_sampling(distribution: TaskDistribution[Any], split: Split, seed: int
     finite = call(f"all_tasks({split!r})", distribution.all_tasks, split)
     if same_task(tasks, other) and (finite is None or len(finite) > 1):
         problems.append(f"{where} gave the same {NUM_TASKS} tasks from two different generators: it ignores `rng`")
+    foreign = [task for task in tasks if finite is not None and not any(same_task(task, one) for one in finite)]
+    if foreign:
+        problems.append(f"{where} gave {one_line(foreign[0])}, which is not among all_tasks({split!r})")
     return problems
 
 

@@ -205,8 +205,20 @@ class FalselyDisjoint(Shifts):
 class FalselyIdentical(Shifts):
     splits = "identical"
 
+    def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Any]:
+        return [self.all_tasks(split)[i] for i in rng.integers(2, size=num_tasks)]
+
     def all_tasks(self, split: Split = "test") -> list[Any]:
         return [Shift(0.0), Shift(1.0 if split == "train" else 2.0)]
+
+
+class SamplesWhatIsNotListed(Shifts):
+    def all_tasks(self, split: Split = "test") -> list[Any]:
+        return [Shift(0.0), Shift(1.0)]
+
+
+class Misspelt(Shifts):
+    splits = "identcal"  # type: ignore[assignment]
 
 
 class IdenticalButInfinite(Shifts):
@@ -302,6 +314,8 @@ class PositionsRaise(Drawn):
         (NotPicklable, ["cannot be pickled", "cannot be pickled"]),
         (NotComparable, ["does not equal its pickled copy: make it plain data", "does not equal its pickled copy"]),
         (FalselyDisjoint, ["splits = 'disjoint', but Shift(size="]),
+        (SamplesWhatIsNotListed, ["not among all_tasks('train')", "not among all_tasks('test')"]),
+        (Misspelt, ["splits = 'identcal': must be one of ('disjoint', 'identical', 'same distribution')"]),
         (FalselyIdentical, ["splits = 'identical', but all_tasks('train') and all_tasks('test') are not the same"]),
         (IdenticalButInfinite, ["splits = 'identical', but all_tasks('train') and all_tasks('test') are not the same"]),
         (ForgetsItsSeed, ["observations and rewards under Shift(size="]),
