@@ -77,6 +77,7 @@ def itself(size: float) -> list[Any]:
         (np.array([NAN, 1.0]), np.array([NAN, 2.0])),
         (np.array([(NAN, "a")], RECORD), np.array([(NAN, "b")], RECORD)),
         (np.array([1, None], object), np.array([1, 2], object)),
+        (np.array([1, None], object), np.array([[1, None]], object)),
         (np.array(["a"]), np.array(["b"])),
         (torch.ones(2, requires_grad=True), torch.zeros(2)),
         (torch.ones(2, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.bfloat16)),
@@ -114,7 +115,7 @@ def test_tasks_are_the_same_by_their_content(task: Any, other: Any) -> None:
 
 def test_what_a_class_says_of_equality_holds() -> None:
     assert same_task(Alike(1), Alike(2))
-    assert same_task(Data(1, note="a"), Data(1, note="b"))
+    assert same_task(Data(np.ones(2), note="a"), Data(np.ones(2), note="b"))
     assert same_task(1, 1.0)
 
 
