@@ -83,20 +83,18 @@ class _Check:
     def repeats(self) -> tuple[RolloutCollector, Trajectories, str | None]:
         """Who collected episodes, the episodes, and why they depend on something else than task and seed, or None.
 
-        Every environment meets several tasks, one after another: what one leaves behind is seen under the next.
+        Every environment meets two tasks, one after the other: what one leaves behind is seen under the next.
         """
         order = list(range(len(self.tasks)))
-        orders = [order, order[::-1], order[3:] + order[:3]]
-        if self.together:  # where many step at once, the last bits may depend on the place
-            orders = [order, order]
+        if not self.together:  # where many step at once, the last bits may depend on the place
+            order.reverse()
         with self._collecting() as (collector, collect):
-            first, *others = [collect([self.tasks[i] for i in order]) for order in orders]
-        for again, order in zip(others, orders[1:], strict=True):
-            for place, i in enumerate(order):
-                names = " and ".join(_differences(first, i, again, place))
-                if names:
-                    what = f"{names} under {one_line(self.tasks[i])} differ between two episodes with one seed"
-                    return collector, first, f"{what}: {self._why(i)}"
+            first, again = collect(self.tasks), collect([self.tasks[i] for i in order])
+        for place, i in enumerate(order):
+            names = " and ".join(_differences(first, i, again, place))
+            if names:
+                what = f"{names} under {one_line(self.tasks[i])} differ between two episodes with one seed"
+                return collector, first, f"{what}: {self._why(i)}"
         return collector, first, None
 
     def finds_no_task(self, on_note: Callable[[str], None]) -> str | None:

@@ -202,6 +202,17 @@ class ChangesTheEnd(Walks):
             return bool(self.elapsed >= 40 * self.factor + 20)
 
 
+class EndsAtTheHorizon(Walks):
+    """Terminated or truncated: only that depends on the task."""
+
+    class environment(Walk):  # noqa: N801
+        def reward(self) -> float:
+            return 0.0
+
+        def ends(self) -> bool:
+            return bool(self.elapsed == 6 and self.factor > 1.0)
+
+
 class PaysLate(Walks):
     horizon = 90
 
@@ -220,7 +231,7 @@ class PaysFarAway(Walks):
             return float(self.place[0] > 6.0 + self.factor)
 
 
-@pytest.mark.parametrize("sound", [Walks, ChangesObservations, ChangesTheEnd, PaysLate, PaysFarAway])
+@pytest.mark.parametrize("sound", [Walks, ChangesObservations, ChangesTheEnd, EndsAtTheHorizon, PaysLate, PaysFarAway])
 def test_a_task_that_changes_anything_is_seen(sound: type[Walks]) -> None:
     notes: list[str] = []
     assert check_task_distribution(sound(), on_note=notes.append) == []
