@@ -1,11 +1,12 @@
 """Runs that are killed with SIGKILL, resumed, killed again and resumed, against one that was left alone.
 
-Each trial is a real `metarl train` of twelve iterations with a checkpoint after every one. Every second trial's first
-kill falls into the writing of a checkpoint, the other kills come at a random moment. A trial survives if its final
-parameters, metrics, adaptation curve, checkpoints and TensorBoard's steps and values are those of the uninterrupted
-run, and nothing unfinished is left in its folder.
+Each trial is a real `metarl train` of 20 iterations with the default `checkpoint_every`: checkpoints are written only
+before its three evaluations. Two kills in each trial fall into training, an evaluation or the writing of a checkpoint, in
+turn. Where one really fell is read from the folder afterwards. A trial survives if its final parameters, metrics,
+adaptation curve, checkpoints and TensorBoard's steps and values are those of the uninterrupted run, and nothing
+unfinished is left in its folder.
 
-    python scripts/stress_resume.py --trials 30          about seven minutes
+    python scripts/stress_resume.py --trials 30          60 kills in about ten minutes
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,12 +33,14 @@ from metarl import checkpoint
 from metarl.tracking import read_metrics
 
 METARL = str(Path(sys.executable).with_name("metarl"))
+ITERATIONS, EVERY = 20, 8
 TRAIN = (
-    "train bandit --quiet --iterations 12 --checkpoint-every 1 --evaluation.every 5 --meta-batch-size 2 --device cpu "
-    "--agent.num-trajectories 2 --agent.hidden-sizes 256 256 --evaluation.num-tasks 2 "
+    f"train bandit --quiet --iterations {ITERATIONS} --evaluation.every {EVERY} --meta-batch-size 2 --device cpu "
+    "--agent.num-trajectories 2 --agent.hidden-sizes 256 256 --evaluation.num-tasks 60 "
     "--evaluation.num-adaptation-steps 1 --evaluation.no-controls"
 )
-MAX_KILLS = 2
+EVALUATION_S = 0.5  # about what an evaluation takes
+PLANS = (("training", "evaluation"), ("writing", "evaluation"), ("evaluation", "training"), ("training", "writing"))
 
 
 def main() -> int:
@@ -47,16 +51,13 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write the line there")
     parsed = parser.parse_args()
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of every run that was resumed
-    rng, kills, inside, lost = random.Random(parsed.seed), 0, 0, []
+    rng, kills, lost = random.Random(parsed.seed), Counter[str](), []
     with tempfile.TemporaryDirectory() as temporary:
         whole = Path(temporary) / "whole"
-        started = time.monotonic()
         subprocess.run(command(whole), check=True)
-        duration = time.monotonic() - started
         for number in range(parsed.trials):
             run_dir = Path(temporary) / f"trial{number}"
-            counts = survive(run_dir, rng, duration, while_writing=number % 2 == 0)
-            kills, inside = kills + counts[0], inside + counts[1]
+            kills += survive(run_dir, rng, PLANS[number % len(PLANS)])
             lost += [f"trial {number}: {difference}" for difference in differences(whole, run_dir)[:1]]
             shutil.rmtree(run_dir)
     survived = parsed.trials - len(lost)
@@ -68,8 +69,8 @@ def main() -> int:
         against="all runs",
         ratio=survived / parsed.trials,
         repeats=parsed.trials,
-        kills=kills,
-        kills_inside_a_checkpoint_write=inside,
+        kills=kills.total(),
+        kills_by_place=dict(sorted(kills.items())),
         lost=lost,
         command=f"python scripts/stress_resume.py --trials {parsed.trials} --seed {parsed.seed}",
     )
@@ -84,39 +85,84 @@ def command(run_dir: Path) -> list[str]:
     return [METARL, *TRAIN.split(), "--run-dir", str(run_dir)]
 
 
-def survive(run_dir: Path, rng: random.Random, duration: float, *, while_writing: bool) -> tuple[int, int]:
-    """Trains to the end through one or two kills; how many there were, and how many inside a checkpoint's writing."""
-    kills = inside = 0
-    for number in range(rng.randint(1, MAX_KILLS)):
-        writes = rng.randint(1, 8) if while_writing and number == 0 else None
-        moment = moment_of_writing(run_dir, writes) if writes else moment_in_time(rng.uniform(0.2, 1.0) * duration)
+def survive(run_dir: Path, rng: random.Random, plan: tuple[str, ...]) -> Counter[str]:
+    """Trains to the end through the kills of `plan`; how many there were in which place."""
+    kills = Counter[str]()
+    for place in plan:
+        before = starts(run_dir)
+        moment = MOMENTS[place](run_dir, rng)
         with subprocess.Popen(command(run_dir)) as process:
-            while process.poll() is None and not moment():
+            while process.poll() is None and not (starts(run_dir) > before and moment()):
                 time.sleep(0.0005)
             if process.poll() is not None:
                 break
             process.kill()
-        kills += 1
-        inside += any(unfinished_writes(run_dir))
+        kills[where(run_dir)] += 1
     subprocess.run(command(run_dir), check=True)
-    return kills, inside
+    return kills
 
 
-def moment_in_time(seconds: float) -> Callable[[], bool]:
-    """True from `seconds` after now on."""
-    end = time.monotonic() + seconds
-    return lambda: time.monotonic() >= end
+def starts(run_dir: Path) -> int:
+    """How often training in `run_dir` began: each start writes a file of events."""
+    return len([*run_dir.glob("events.out.tfevents.*")])
 
 
-def moment_of_writing(run_dir: Path, count: int) -> Callable[[], bool]:
-    """True when the writing of the `count`-th checkpoint is seen to have begun."""
+def in_training(run_dir: Path, rng: random.Random) -> Callable[[], bool]:
+    """True after a random number of the rows that are to come, and in no evaluation."""
+    least = rng.randint(min(num_rows(run_dir) + 1, ITERATIONS - 1), ITERATIONS - 1)
+    return lambda: num_rows(run_dir) >= least and not evaluates(run_dir)
+
+
+def in_evaluation(run_dir: Path, rng: random.Random) -> Callable[[], bool]:
+    """True a random time after the beginning of an evaluation: the next one, or one of those after it."""
+    skipped, delay = rng.randint(0, 1) * EVERY, rng.uniform(0.0, EVALUATION_S)
+    least, began = min(num_rows(run_dir) + skipped, ITERATIONS), 0.0
+
+    def reached() -> bool:
+        nonlocal began
+        if num_rows(run_dir) >= least and evaluates(run_dir):
+            began = began or time.monotonic()
+            return time.monotonic() >= began + delay
+        return False
+
+    return reached
+
+
+def in_writing(run_dir: Path, rng: random.Random) -> Callable[[], bool]:
+    """True when the writing of one of the next two checkpoints is seen to have begun."""
     seen: set[Path] = set()
+    count = rng.randint(1, 2)
 
     def reached() -> bool:
         seen.update(unfinished_writes(run_dir))
         return len(seen) >= count
 
     return reached
+
+
+MOMENTS = {"training": in_training, "evaluation": in_evaluation, "writing": in_writing}
+
+
+def where(run_dir: Path) -> str:
+    """Into what the kill fell that left `run_dir` like this."""
+    if any(unfinished_writes(run_dir)) or any(run_dir.glob(".unfinished-*")):
+        return "writing"
+    return "evaluation" if evaluates(run_dir) else "training"
+
+
+def num_rows(run_dir: Path) -> int:
+    """The iterations that are recorded."""
+    path = run_dir / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def evaluates(run_dir: Path) -> bool:
+    """Whether the last recorded iteration is saved and its evaluation, if it has one, not recorded yet."""
+    rows = num_rows(run_dir)
+    if rows != ITERATIONS and (rows == 0 or rows % EVERY):
+        return False
+    saved = max(checkpoint.list_checkpoints(run_dir), default=0)
+    return saved == rows and "meta_test/step_0" not in read_metrics(run_dir)[-1]
 
 
 def unfinished_writes(run_dir: Path) -> Iterator[Path]:
