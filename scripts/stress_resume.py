@@ -1,10 +1,10 @@
 """Runs that are killed with SIGKILL, resumed, killed again and resumed, against one that was left alone.
 
 Each trial is a real `metarl train` of 20 iterations with the default `checkpoint_every`: checkpoints are written only
-before its three evaluations. Two kills in each trial fall into training, an evaluation or the writing of a checkpoint, in
-turn. Where one really fell is read from the folder afterwards. A trial survives if its final parameters, metrics,
-adaptation curve, checkpoints and TensorBoard's steps and values are those of the uninterrupted run, and nothing
-unfinished is left in its folder.
+before its three evaluations. Two kills in each trial fall into training, an evaluation or the writing of a
+checkpoint, in turn. Where one really fell is read from the folder afterwards. A trial survives if its final
+parameters, metrics, adaptation curve, checkpoints and TensorBoard's steps and values are those of the uninterrupted
+run, and nothing unfinished is left in its folder.
 
     python scripts/stress_resume.py --trials 30          60 kills in about ten minutes
 """
