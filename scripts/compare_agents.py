@@ -7,7 +7,9 @@ A budget is a number of trajectories of the test task that the agent may learn f
 adapt by gradient take it in steps of at most their own number of trajectories (2 are one step on two trajectories,
 40 are two steps on twenty); RL² is scored on the trajectory after as many. Runs of one agent and preset are its seeds.
 The size of the steps, in units of the agent's own, is chosen from one grid on validation tasks: those of the training
-split, with random numbers of their own. All agents meet the same tasks with the same random numbers.
+split, with random numbers of their own. All agents meet the same tasks with the same random numbers. Intervals of
+several seeds are those of `metarl.statistics.crossed_interval`; below the agents stand their differences from the first
+one, paired by task and seed.
 """
 
 from __future__ import annotations
@@ -225,10 +227,10 @@ def main() -> int:
             print(f"{run_dir}: {runs[-1]['label']}", file=sys.stderr, flush=True)
         tasks = sorted({run["task"] for run in runs})
         require(len(tasks) == 1, "runs", tasks, "runs on one task family")
+        rows = summarise(runs)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    rows = summarise(runs)
     print("\n".join(table(rows)))
     if parsed.json is not None:
         parsed.json.write_text(json.dumps({"task": tasks[0], "summary": rows, "runs": runs}) + "\n")

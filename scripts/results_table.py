@@ -61,12 +61,12 @@ def values_of(group: Sequence[Mapping[str, Any]]) -> Array:
     """Scores [budgets, seeds, tasks, replicates] of the seeds of one agent.
 
     Raises:
-        InputError: they met different tasks.
+        InputError: they met different tasks, or do not list them.
     """
-    tasks = group[0]["tasks"]
+    tasks = group[0].get("tasks")
     for cell in group:
-        allowed = f"those of seed {group[0]['seed']}"
-        require(cell["tasks"] == tasks, f"tasks of {cell['label']}, seed {cell['seed']}", cell["tasks"], allowed)
+        met, allowed = cell.get("tasks"), f"those of seed {group[0]['seed']}" if tasks else "a list of tasks"
+        require(bool(met) and met == tasks, f"tasks of {cell['label']}, seed {cell['seed']}", met, allowed)
     values = np.asarray([cell["values"] for cell in group], dtype=np.float64)
     return values.reshape(*values.shape[:2], len(tasks), -1).swapaxes(0, 1)
 
@@ -85,7 +85,7 @@ def difference(
     by_seed = [{cell["seed"]: cell for cell in cells} for cells in (group, other)]
     seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
     pair = [[cells[seed] for seed in seeds] for cells in by_seed]
-    if not seeds or pair[0][0]["tasks"] != pair[1][0]["tasks"]:
+    if not seeds or pair[0][0].get("tasks") != pair[1][0].get("tasks"):
         return None
     values = values_of(pair[0]) - values_of(pair[1])
     low, high = crossed_interval(values, np.random.default_rng(0))

@@ -267,11 +267,18 @@ def test_what_does_not_fit_is_refused_in_one_line(
     maml = trained(tmp_path / "maml", "bandit --agent.num-trajectories=2 --agent.hidden-sizes=4")
     mixed = tmp_path / "mixed.json"
     mixed.write_text(json.dumps({"runs": [{"task": "bandit"}, {"task": "ant-vel"}]}))
+    run = {"task": "bandit", "label": "maml", "values": [[1.0], [2.0]], "controls": None, "trained_on_env_steps": 1}
+    run |= {"budgets": [0, 1], "env_steps": [0.0, 1.0]}
+    others, untold = tmp_path / "others.json", tmp_path / "untold.json"
+    others.write_text(json.dumps({"runs": [run | {"seed": i, "tasks": [f"task {i}"]} for i in (0, 1)]}))
+    untold.write_text(json.dumps({"runs": [run | {"seed": 3}]}))
     for name, arguments, said in (
         ("compare_bandits", [maml], "must be an agent with a memory"),
         ("compare_tabular_mdps", [bandit_run], "must be a run on tabular-mdp"),
         ("compare_agents", [bandit_run, "--from", "x"], "runs = 1: must be run folders, or --from FILE"),
         ("compare_agents", ["--from", mixed], "runs = ['ant-vel', 'bandit']: must be runs on one task family"),
+        ("compare_agents", ["--from", others], "tasks of maml, seed 1 = ['task 1']: must be those of seed 0"),
+        ("compare_agents", ["--from", untold], "tasks of maml, seed 3 = None: must be a list of tasks"),
     ):
         assert script(name, *arguments) == 2
         captured = capsys.readouterr().err
