@@ -16,6 +16,7 @@ import pytest
 from metarl.errors import InputError, RunError
 from metarl.evaluation import EVALUATION_ITERATION
 from metarl.seeds import Purpose, generator
+from metarl.statistics import crossed_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -84,6 +85,17 @@ def test_committed_cells_list_the_tasks_that_they_were_measured_on(script: Any) 
         for cell in group:
             assert cell["tasks"] == tasks, (family, column, cell["seed"])
             assert len(cell["values"][0]) == max(1, reproduce.TASKS // len(tasks)) * len(tasks)
+
+
+def test_the_readmes_row_of_the_papers_preset_is_what_its_three_runs_hold() -> None:
+    reports = [
+        json.loads((ROOT / "results" / f"point-nav-paper-seed{i}" / "adaptation.json").read_text()) for i in range(3)
+    ]
+    assert reports[0]["tasks"] == reports[1]["tasks"] == reports[2]["tasks"]
+    values = np.array([report["per_task"] for report in reports]).swapaxes(0, 1)[..., None]
+    bounds = zip(values.mean((1, 2, 3)), *crossed_interval(values, np.random.default_rng(0)), strict=True)
+    row = " | ".join(f"{mean:.1f} [{low:.1f}, {high:.1f}]" for mean, low, high in bounds)
+    assert f"| mean of the seeds | {row} |" in (ROOT / "README.md").read_text()
 
 
 def test_differences_are_paired_by_seed_and_task(script: Any) -> None:
