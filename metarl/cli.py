@@ -346,7 +346,7 @@ def video(
     for row in film.panels:
         for panel in row:
             say(panel.caption.replace("\n", ", "))
-    say(f"{out}: {film.num_frames} frames, {film.fps:g} a second")
+    say(f"{shown(out)}: {film.num_frames} frames, {film.fps:g} a second")
     return 0
 
 

@@ -196,7 +196,8 @@ class _Check:
                     env.reset(seed=[self.seed] if self.together else self.seed)
             lost = alike()
         for env in envs:
-            env.close()
+            with self.call.environment("close"):
+                env.close()
         if not lost:
             return None
         hints = [f"; set_task sets {name!r} of the wrapper {kind}: write env.unwrapped.{name}" for kind, name in added]

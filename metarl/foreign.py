@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from metarl.errors import DISTRIBUTION, ENVIRONMENT, one_line, users_code
-from metarl.gymnasium_tasks import TimeLimit
 from metarl.mujoco_warnings import caught
+from metarl.time_limit import TimeLimit
 
 TIMEOUT_S = 60.0
 

@@ -1,17 +1,8 @@
-"""Any gymnasium environments with tasks as one vector environment; what they do wrong is said with task, seed and step.
-
-A call of an environment that takes longer than a limit is broken off with a `TimeoutError` raised where it hangs. That
-is done by SIGALRM: on POSIX, in the main thread, and for code that comes back to Python now and then; elsewhere there
-is no limit.
-"""
+"""Gymnasium environments with tasks as one vector environment; their faults are said with task, seed and step."""
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import gymnasium
@@ -26,6 +17,7 @@ from metarl.mujoco_warnings import diverged as has_diverged
 from metarl.spaces import Fit, NotOfItsSpaceError
 from metarl.stepping import DIVERGED, RESET_ANSWER, STEP_ANSWER, SUCCESS, number, told, truth, wrong_answer
 from metarl.tasks import EnvTaskDistribution, Scene, Split, TaskVectorEnv, draw
+from metarl.time_limit import TimeLimit
 
 Result = TypeVar("Result")
 
@@ -310,6 +302,9 @@ class _TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         infos = {"diverged": broken, "success": success}
         return self._observed(observation, "step"), paid, terminated, truncated, infos
 
+    def close(self) -> None:
+        self._call("close", self.env.close)
+
     def _present_spaces(self) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
         return self.env.observation_space, self.env.action_space
 
@@ -365,48 +360,3 @@ class _TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def _fail(self, what: str) -> NoReturn:
         raise environment_fault(what, task=self.task, seed=self._seed, step=self._steps)
-
-
-class StillRunningError(BaseException):
-    """What `except Exception` in a loop does not catch, as it may have caught the `TimeoutError` before."""
-
-
-class TimeLimit:
-    """Raises `TimeoutError` in what runs longer than `seconds` after `restart`, while `watching`; then, once a second,
-    `StillRunningError`."""
-
-    def __init__(self, seconds: float | None) -> None:
-        self._seconds = seconds
-        self._watching = False
-        self._rung = False
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Takes SIGALRM and its timer, where they are to be had; gives both back as they were."""
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        if self._seconds is None or not hasattr(signal, "setitimer") or not in_main_thread:
-            yield
-            return
-        delay, interval = signal.setitimer(signal.ITIMER_REAL, 0.0)
-        started = time.monotonic()
-        handler = signal.signal(signal.SIGALRM, self._ring)
-        self._watching = True
-        try:
-            yield
-        finally:
-            self._watching = False
-            signal.setitimer(signal.ITIMER_REAL, 0.0)
-            signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)
-            if delay:
-                signal.setitimer(signal.ITIMER_REAL, max(delay - (time.monotonic() - started), 1e-3), interval)
-
-    def restart(self) -> None:
-        """The time of the next call begins."""
-        if self._watching and self._seconds is not None:
-            self._rung = False
-            signal.setitimer(signal.ITIMER_REAL, self._seconds, 1.0)
-
-    def _ring(self, number: int, frame: object) -> None:
-        kind = StillRunningError if self._rung else TimeoutError
-        self._rung = True
-        raise kind(f"no answer within {self._seconds:g} s")

@@ -106,7 +106,8 @@ class RolloutCollector:
     def close(self) -> None:
         """Closes the environments."""
         for env in self._envs.values():
-            env.close()
+            with users_code("close", whose=ENVIRONMENT):
+                env.close()
         self._envs.clear()
 
     def _collect(

@@ -147,7 +147,8 @@ def _check_spaces(distribution: EnvTaskDistribution[Any], seed: int, call: Forei
                 together.set_tasks(tasks)
             with call.environment("reset", task=tasks[0], seed=seed):
                 together.reset(seed=[seed])
-            together.close()
+            with call.environment("close"):
+                together.close()
             return
     with call.environment("make_env"):
         env = distribution.make_env()
@@ -169,7 +170,8 @@ def _check_spaces(distribution: EnvTaskDistribution[Any], seed: int, call: Forei
             same = f"equal to those of {one_line(first[0])}: {first[1]}"
             require(spaces == first[1], f"observation and action space of {one_line(task)}", spaces, same)
     finally:
-        env.close()
+        with call.environment("close"):
+            env.close()
 
 
 def _check_sampling(distribution: TaskDistribution[Any], split: Split, seed: int, call: Foreign) -> list[str]:

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from metarl.errors import InputError, one_line, require
+from metarl.errors import ENVIRONMENT, InputError, one_line, require, users_code
 from metarl.files import require_output, write_atomically, writing
 from metarl.report import endpoints
 from metarl.seeds import Purpose, Seeds, generator
+from metarl.stepping import reset_all
 from metarl.tasks import EnvTaskDistribution, TaskDistribution, TaskVectorEnv, draw, list_tasks
 
 if TYPE_CHECKING:
@@ -221,7 +222,8 @@ class _Camera:
         view, draw = self._settings.side_view, cast(RenderedEnv, env).render_simulation
         for frames, index in zip(self._frames, self._shown, strict=True):
             if moved[index] and self._step % self._settings.stride == 0:
-                frames.append(draw(index, width=width, height=height, side_view=view))
+                with users_code("render_simulation", step=self._step, whose=ENVIRONMENT):
+                    frames.append(draw(index, width=width, height=height, side_view=view))
                 self._drawn += 1
                 self._on_frame(self._drawn)
         self._step += 1
@@ -255,14 +257,21 @@ def _check_rendering(
         raise InputError(f"{name} cannot be filmed: only MuJoCo families on metarl.envs.batch.BatchEnv can be drawn")
     rendered = cast(RenderedEnv, env)
     try:
-        rendered.set_tasks([task])
-        rendered.reset(seed=[0])
-        rendered.render_simulation(0, width=size[0], height=size[1])
-    except RuntimeError as error:  # no OpenGL context
-        raise InputError(one_line(error, max_length=600)) from None
+        with users_code("set_tasks", task=task, whose=ENVIRONMENT):
+            rendered.set_tasks([task])
+        reset_all(rendered, seed=[0])
+        with users_code("render_simulation", task=task, step=0, whose=ENVIRONMENT):
+            _draw_once(rendered, size)
     finally:
         rendered.close()
     return distribution, rendered.dt
+
+
+def _draw_once(env: RenderedEnv, size: tuple[int, int]) -> None:
+    try:
+        env.render_simulation(0, width=size[0], height=size[1])
+    except RuntimeError as error:  # no OpenGL context
+        raise InputError(one_line(error, max_length=600)) from None
 
 
 def _when(step: int, unit: str) -> str:

@@ -118,7 +118,7 @@ def algorithm_of(name: str) -> Any:
         raise InputError(f"--algorithm = {name!r}: needs the package sb3-contrib: {error}") from error
 
 
-def make_env(family: Any, num_envs: int, parsed: argparse.Namespace, tasks: Any, seed: int) -> TaskVecEnv:
+def make_env(family: Any, num_envs: int, parsed: argparse.Namespace, tasks: list[Any] | None, seed: int) -> TaskVecEnv:
     if parsed.episodes_per_trial is None:
         return TaskVecEnv(family, num_envs, tasks=tasks, seed=seed)
     return TrialVecEnv(family, num_envs, episodes_per_trial=parsed.episodes_per_trial, tasks=tasks, seed=seed)
@@ -216,7 +216,8 @@ def train(parsed: argparse.Namespace) -> None:
         tasks = [task]
     places = tasks * -(-parsed.episodes // len(tasks))
     settings = settings_of("--set", parsed.set)
-    env = make_env(family, parsed.num_envs, parsed, task, parsed.seed)
+    same = None if task is None else [task] * parsed.num_envs
+    env = make_env(family, parsed.num_envs, parsed, same, parsed.seed)
     model = make_model(algorithm, VecMonitor(env), settings, parsed)
     with writing(parsed.out):
         parsed.out.mkdir(parents=True, exist_ok=True)

@@ -59,6 +59,7 @@ WORKINGS = {
     "spaces",
     "stepping",
     "testing",
+    "time_limit",
     "tracking",
     "trainer",
     "transfer",

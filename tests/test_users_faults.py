@@ -325,3 +325,12 @@ def test_a_horizon_that_is_no_integer(
     said = f"metarl: horizon = {horizon!r}: must be an integer >= 1: steps per trajectory\n"
     assert capfd.readouterr().err == said
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("command", ["train {task} {tiny} --run-dir run", "check-tasks {task}"])
+def test_an_environment_that_leaves_while_it_is_closed(
+    command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Valley, "close", lambda env: raises(SystemExit(0))())
+    assert run("", 0, raises(Wild()), monkeypatch, command=command) == 1
+    assert capfd.readouterr().err.splitlines()[-1] == "metarl: the environment's close raised SystemExit: 0"

@@ -19,7 +19,7 @@ from metarl import files, video
 from metarl.cli import main
 from metarl.collect import run_episodes
 from metarl.envs.batch import BatchEnv
-from metarl.envs.half_cheetah import HalfCheetahVel
+from metarl.envs.half_cheetah import HalfCheetahDir, HalfCheetahVel
 from metarl.errors import InputError
 from metarl.evaluation import EVALUATION_ITERATION
 from metarl.runs import load_trainer
@@ -277,6 +277,42 @@ def test_without_an_opengl_context_one_line_says_so_before_any_adaptation(
     monkeypatch.setattr("metarl.collect.run_episodes", lambda *given, **settings: pytest.fail("adapted"))
     assert main(["video", str(cheetah), "--out", "a.gif"]) == 2
     assert capsys.readouterr().err == "metarl: no OpenGL context for rendering (none here); set MUJOCO_GL=egl\n"
+
+
+@pytest.mark.parametrize("good", [0, 3])
+@pytest.mark.parametrize(
+    ("home", "method", "said"),
+    [
+        (BatchEnv, "render_simulation", "the environment's render_simulation raised SystemExit: 0"),
+        (BatchEnv, "step", "the environment's step raised SystemExit: 0"),
+        (HalfCheetahDir, "all_tasks", "the task distribution's all_tasks('test') raised SystemExit: 0"),
+    ],
+)
+def test_a_fault_of_a_familys_own_code_is_said_alike(
+    home: type[Any],
+    method: str,
+    said: str,
+    good: int,
+    cheetah: Path,
+    views: list[float | None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own, calls = getattr(home, method), []
+
+    def leave(*given: Any, **settings: Any) -> Any:
+        calls.append(method)
+        if len(calls) > good or method == "all_tasks":
+            sys.exit(0)
+        return own(*given, **settings)
+
+    monkeypatch.setattr(home, method, leave)
+    assert main(["video", str(cheetah), "--out", "a.gif"]) == 1
+    above, last = capsys.readouterr().err.rsplit("metarl: ", 1)
+    assert above.startswith("Traceback")
+    assert last.startswith(said)
+    assert "step" in last or method == "all_tasks"
+    assert not Path("a.gif").exists()
 
 
 def test_mujoco_draws_the_film(cheetah: Path, tmp_path: Path) -> None:
