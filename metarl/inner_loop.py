@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from metarl.episodes import tree_map, tree_zip
+from metarl.threads import Threads
 
 Parameters = dict[str, Tensor]
 TaskLoss = Callable[[Parameters, Any], Tensor]
@@ -378,14 +378,7 @@ def _run(jobs: Sequence[Callable[[], Result]]) -> list[Result]:
         with torch.set_grad_enabled(recording):
             return job()
 
-    return list(_pool(threads).map(run, jobs))
+    return _threads(threads).run([partial(run, job) for job in jobs])
 
 
-@lru_cache(maxsize=1)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="metarl", initializer=_use_one_thread)
-
-
-def _use_one_thread() -> None:
-    torch.get_num_threads()  # else torch would take the process's number at this thread's first operation
-    torch.set_num_threads(1)
+_threads = cache(Threads)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarl import inner_loop
 from metarl.inner_loop import (
     AdaptationJacobian,
     Parameters,
@@ -311,16 +310,3 @@ def test_products_with_the_jacobian_of_outputs_are_those_of_plain_autograd(chunk
         hessian = torch.autograd.grad(slopes, [*own.values()], [vectors[name][task] for name in own])
         for name, expected in zip(own, hessian, strict=True):
             torch.testing.assert_close(products[name][task], expected)
-
-
-def test_a_thread_that_was_idle_keeps_to_one_core() -> None:
-    """Torch gives a thread the process's number of threads at its first operation, not when it is made."""
-    before = torch.get_num_threads()
-    pool = inner_loop._pool.__wrapped__(1)
-    try:
-        pool.submit(lambda: None).result()
-        torch.set_num_threads(2)
-        assert pool.submit(torch.get_num_threads).result() == 1
-    finally:
-        torch.set_num_threads(before)
-        pool.shutdown()

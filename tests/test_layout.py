@@ -33,6 +33,7 @@ CORE = {
     "policy_gradient",
     "registry",
     "returns",
+    "threads",
     "trust_region",
 }
 WORKINGS = {

@@ -1,0 +1,75 @@
+"""Threads that compute: jobs side by side, each on one core.
+
+The threads are daemons that never end. A thread that ends frees what torch kept for it after an error, which takes
+Python; where Python is shutting down by then, the process aborts.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+
+class Threads:
+    """Threads that wait for jobs until the process ends.
+
+    Args:
+        number: of threads.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._waiting: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+        self._turns = [threading.Lock() for _ in range(number)]
+        for place, turn in enumerate(self._turns):
+            name, arguments = f"metarl_{place}", (self._waiting, turn)
+            threading.Thread(target=_serve, args=arguments, name=name, daemon=True).start()
+        atexit.register(self.rest)
+
+    def run(self, jobs: Sequence[Callable[[], Result]]) -> list[Result]:
+        """What `jobs` return, in their order.
+
+        Raises:
+            BaseException: what the first job that failed raised, once no job is running any more.
+        """
+        futures: list[Future[Result]] = [Future() for _ in jobs]
+        for work in zip(futures, jobs, strict=True):
+            self._waiting.put(work)
+        try:
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
+            wait(futures)
+
+    def rest(self) -> None:
+        """Waits for the jobs that are running; no job runs after this."""
+        while self._turns:
+            self._turns.pop().acquire()
+
+
+def _serve(waiting: SimpleQueue[tuple[Future[Any], Callable[[], Any]]], turn: threading.Lock) -> None:
+    torch.get_num_threads()  # else torch would take the process's number at this thread's first operation
+    torch.set_num_threads(1)
+    while True:
+        _do(turn, *waiting.get())
+
+
+def _do(turn: threading.Lock, future: Future[Any], job: Callable[[], Any]) -> None:
+    with turn:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            result = job()
+        except BaseException as error:  # handed to the thread that waits for it
+            future.set_exception(error)
+            del future  # the error holds this frame
+        else:
+            future.set_result(result)
