@@ -108,7 +108,7 @@ def one_line(value: object, *, max_length: int = 300) -> str:
 def raised(error: BaseException) -> str:
     """What `error` of foreign code says, in one line with the place in that code: "ValueError: no (poles.py:7)"."""
     paths = sysconfig.get_paths()
-    libraries = tuple(paths[name] for name in ("stdlib", "purelib", "platlib"))
+    libraries = (*(paths[name] for name in ("stdlib", "purelib", "platlib")), f"{Path(__file__).parent}{os.sep}")
     frames = traceback.extract_tb(error.__traceback__)
     # The first frame is of who called the foreign code; what its libraries did on its behalf is not where to look.
     files = [frame for frame in frames[1:] if Path(frame.filename).is_absolute()]  # compiled code has none

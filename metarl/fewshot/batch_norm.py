@@ -10,6 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from metarl.errors import require
 
 Record = Literal["no", "constants", "differentiable"]
 
@@ -119,3 +122,30 @@ def _moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
     dims = (0, *range(2, inputs.dim()))
     mean = inputs.mean(dims, keepdim=True)
     return mean.flatten(), (inputs - mean).square().mean(dims)
+
+
+def with_own_batch_norm(module: nn.Module) -> nn.Module:
+    """`module` with every batch norm of torch's exchanged for `BatchNorm`.
+
+    Weights and biases, or that there are none, epsilon, momentum and running averages are kept.
+
+    Raises:
+        InputError: a batch norm has no momentum.
+    """
+    for name, child in module.named_children():
+        # One with a forward of its own is another layer, such as those that talk to other processes.
+        if isinstance(child, _BatchNorm) and type(child).forward is _BatchNorm.forward:
+            setattr(module, name, _exchanged(child))
+        else:
+            with_own_batch_norm(child)
+    return module
+
+
+def _exchanged(layer: _BatchNorm) -> BatchNorm:
+    require(layer.momentum is not None, "momentum of a batch norm", None, "a number: running averages move by it")
+    own = BatchNorm(layer.num_features)
+    own.weight, own.bias = layer.weight, layer.bias
+    own.epsilon, own.momentum = layer.eps, float(layer.momentum or 0.0)
+    if layer.running_mean is not None and layer.running_var is not None:
+        own.initial = torch.stack([layer.running_mean, layer.running_var]).detach().clone()
+    return own

@@ -8,7 +8,6 @@ Shape legend: B examples, C channels, H height, X width, D features.
 from __future__ import annotations
 
 import copy
-import importlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +16,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
-from metarl.errors import InputError, raised, require, unknown_name
+from metarl.errors import InputError, require, unknown_name
 from metarl.fewshot.batch_norm import BatchNorm, Record
+from metarl.fewshot.foreign import made_by
 from metarl.inner_loop import Parameters
 from metarl.networks import MLP
 
@@ -212,7 +210,7 @@ def make_encoder(config: EncoderConfig, input_shape: Sequence[int], *, generator
     if name == "auto":
         name = "conv4" if len(input_shape) == 3 else "mlp"
     if ":" in name:
-        own = _foreign(name, input_shape, generator)
+        own = made_by(name, input_shape, generator=generator)
         fits = config.batch_norm != "none" or not any(isinstance(part, BatchNorm) for part in own.modules())
         require(fits, "agent.batch_norm", "none", f"another mode: {name} has batch normalisation")
         return own
@@ -223,83 +221,6 @@ def make_encoder(config: EncoderConfig, input_shape: Sequence[int], *, generator
             fits, "agent.encoder", name, f"another for images of {tuple(input_shape[1:])}: it halves them four times"
         )
     return ENCODERS[name](input_shape, config, generator)
-
-
-def _foreign(name: str, input_shape: Sequence[int], generator: torch.Generator) -> nn.Module:
-    """The module that `name` makes, its batch norms exchanged.
-
-    What it draws at random, it can draw from torch's global generator alone: it gets that with a seed from `generator`,
-    and the generator is put back.
-
-    Raises:
-        InputError: it cannot be made or called, or is no function of parameters and inputs.
-    """
-    module_name, _, attribute = name.partition(":")
-    seed = int(torch.randint(2**62, (), generator=generator))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        try:
-            made = getattr(importlib.import_module(module_name), attribute)(tuple(input_shape))
-            if isinstance(made, nn.Module):
-                made = with_own_batch_norm(made)
-                inputs = torch.rand(4, *input_shape)
-                before = {place: value.clone() for place, value in made.named_buffers()}
-                with torch.no_grad():
-                    outputs = [made(inputs) for _ in range(2)]
-        except InputError as error:
-            raise InputError(f"agent.encoder = {name!r}: {error}") from error
-        except Exception as error:  # foreign code: whatever stops it is the answer
-            raise InputError(f"agent.encoder = {name!r}: {raised(error)}") from error
-    require(isinstance(made, nn.Module), "agent.encoder", name, "a torch.nn.Module when called with the input's shape")
-    assert isinstance(made, nn.Module)
-    _require_function(name, made, outputs, before)
-    return made
-
-
-def _require_function(name: str, module: nn.Module, outputs: Sequence[object], before: Mapping[str, Tensor]) -> None:
-    """Refuses a module that is more than a function of parameters and inputs, by its `outputs` of two equal calls and
-    its buffers `before` them: what it draws would depend on threads, and what it keeps would be in no checkpoint."""
-    first, second = outputs
-    features = isinstance(first, Tensor) and first.is_floating_point() and first.dim() > 1 and len(first) == 4
-    require(features, "agent.encoder", name, "a module that makes features [B, ...] of inputs [B, ...]")
-    assert isinstance(first, Tensor)
-    assert isinstance(second, Tensor)
-    random = [place for place, part in module.named_modules() if isinstance(part, _DropoutNd) and part.p > 0]
-    where = f" ({random[0]})" if random else ""
-    alike = not random and torch.allclose(first, second, equal_nan=True)
-    require(
-        alike, "agent.encoder", name, f"a module without dropout or other randomness{where}: leave it out, or p = 0"
-    )
-    moved = [place for place, value in module.named_buffers() if not torch.equal(value, before[place])]
-    where = moved[0] if moved else ""
-    require(not moved, "agent.encoder", name, f"a module that changes no buffer when it is called, as it does {where}")
-
-
-def with_own_batch_norm(module: nn.Module) -> nn.Module:
-    """`module` with every batch norm of torch's exchanged for `BatchNorm`.
-
-    Weights and biases, or that there are none, epsilon, momentum and running averages are kept.
-
-    Raises:
-        InputError: a batch norm has no momentum.
-    """
-    for name, child in module.named_children():
-        # One with a forward of its own is another layer, such as those that talk to other processes.
-        if isinstance(child, _BatchNorm) and type(child).forward is _BatchNorm.forward:
-            setattr(module, name, _exchanged(child))
-        else:
-            with_own_batch_norm(child)
-    return module
-
-
-def _exchanged(layer: _BatchNorm) -> BatchNorm:
-    require(layer.momentum is not None, "momentum of a batch norm", None, "a number: running averages move by it")
-    own = BatchNorm(layer.num_features)
-    own.weight, own.bias = layer.weight, layer.bias
-    own.epsilon, own.momentum = layer.eps, float(layer.momentum or 0.0)
-    if layer.running_mean is not None and layer.running_var is not None:
-        own.initial = torch.stack([layer.running_mean, layer.running_var]).detach().clone()
-    return own
 
 
 class Network:
@@ -379,6 +300,7 @@ class Network:
         values = {**parameters, **self.buffers}
         own = {place: values[name] for place, name in self._names.items()}
         output: Tensor = torch.func.functional_call(self._local.module, own, inputs, tie_weights=False)
+        output = output.to(inputs[0].dtype)  # of a module that calculates in another precision
         used = {name: norm.used for name, norm in norms.items() if norm.used is not None}
         for norm in norms.values():
             norm.given = norm.used = None

@@ -7,6 +7,8 @@ Shape legend: N num_tasks, E examples, W ways, D features.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import operator
 from abc import ABC, abstractmethod
@@ -21,12 +23,15 @@ from torch.nn import functional
 
 from metarl.adam import Moments, adam_step, no_moments
 from metarl.episodes import Episodes, Examples, to_device, tree_map, tree_zip
-from metarl.errors import require
+from metarl.errors import InputError, require
 from metarl.examples import ExampleSpaces
 from metarl.fewshot.compiled import Compiled
 from metarl.fewshot.encoders import EncoderConfig, Network, Statistics, make_encoder
+from metarl.fewshot.foreign import Trial, calling, is_foreign
 from metarl.inner_loop import Parameters, chunk_length, chunkwise, lifted, num_tasks_of, rejoined
 from metarl.learner import ScoreName, Unit, loaded
+
+_logger = logging.getLogger(__name__)
 
 Execution = Literal["auto", "loop", "vmap", "compiled"]
 EXECUTIONS = ("auto", "loop", "vmap", "compiled")
@@ -103,6 +108,7 @@ class FewShotLearner(ABC, Generic[State]):
             `metarl.collect.run_episodes`.
         trains_jointly: `meta_update` adapts to no task: its score is that of training on all of them together.
         reads_descriptions: the support is vectors that describe the classes.
+        second_order: training takes second derivatives of the encoder.
     """
 
     unit: Unit
@@ -110,6 +116,7 @@ class FewShotLearner(ABC, Generic[State]):
     adapts_in_update = True
     trains_jointly = False
     reads_descriptions = False
+    second_order = False
 
     def __init__(self, config: FewShotConfig, spaces: ExampleSpaces, *, generator: torch.Generator) -> None:
         self.config = config
@@ -257,7 +264,8 @@ class FewShotLearner(ABC, Generic[State]):
         at_once = slice(chunk_length(num_tasks, self._tasks_at_once(num_tasks)))
         for network in self._networks:
             network.multiplies = self._batched and self.device.type != "cpu"
-        self._compiled.prepare(self._parameters, *tree_map(operator.itemgetter(at_once), (support, query)))
+        with self._foreign_code():
+            self._compiled.prepare(self._parameters, *tree_map(operator.itemgetter(at_once), (support, query)))
         for network in self._networks:
             network.multiplies = False
 
@@ -293,9 +301,14 @@ class FewShotLearner(ABC, Generic[State]):
     def _chunkwise(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What `function`, written for several tasks, returns for as many at once as `execution` says."""
         num_tasks = num_tasks_of(arguments)
-        if self._batched or self.device.type == "cpu":
-            return chunkwise(function, *arguments, chunk_size=self._tasks_at_once(num_tasks))
-        return [function(*tree_map(operator.itemgetter(slice(i, i + 1)), arguments)) for i in range(num_tasks)]
+        with self._foreign_code():
+            if self._batched or self.device.type == "cpu":
+                return chunkwise(function, *arguments, chunk_size=self._tasks_at_once(num_tasks))
+            return [function(*tree_map(operator.itemgetter(slice(i, i + 1)), arguments)) for i in range(num_tasks)]
+
+    def _foreign_code(self) -> contextlib.AbstractContextManager[None]:
+        """Where an encoder of the user's own may run."""
+        return calling(self.config.encoder, plain=self.second_order or self._batched)
 
     def _tasks_at_once(self, num_tasks: int) -> int | None:
         """How many of `num_tasks` are computed at once, at most; None = all of them. The number of cores has no say,
@@ -311,9 +324,28 @@ class FewShotLearner(ABC, Generic[State]):
         slow = self.device.type == "cpu" and len(self.spaces.input_shape) > 1 and self.config.encoder != "conv4-strided"
         mode = self.config.execution
         self._batched = mode == "vmap" or (mode != "loop" and not slow)
+        if is_foreign(self.config.encoder) and self.encoder.parameters:
+            self._try_encoder()
         self._weights_are_shared = self._batched and all(network.can_share for network in self._networks)
         for network in self._networks:
             network.shares = self._weights_are_shared
+
+    def _try_encoder(self) -> None:
+        """Refuses an encoder whose derivatives cannot be taken as `execution` says; "auto" takes them one by one."""
+        name, mode = self.config.encoder, self.config.execution
+        own = {key: self._parameters[key] for key in self.encoder.parameters}
+        trial = Trial(self.encoder, own, self.spaces.input_shape, twice=self.second_order)
+        fault = trial.fault()
+        order = "second derivative" if self.second_order else "derivative"
+        if fault:
+            raise InputError(f"agent.encoder = {name!r}: must be a module that has a {order}: {fault}")
+        if self._batched and (fault := trial.fault(batched=True)):
+            if mode == "vmap":
+                raise InputError(f"agent.execution = 'vmap': must be 'loop' or 'auto' for {name}: {fault}")
+            _logger.warning("agent.execution = %r: tasks run one by one, %s cannot be batched: %s", mode, name, fault)
+            self._batched = False
+        if mode == "compiled" and (fault := trial.fault(batched=self._batched, traced=True)):
+            raise InputError(f"agent.execution = 'compiled': must be 'auto', 'loop' or 'vmap' for {name}: {fault}")
 
     def _descend(self, gradients: Parameters) -> float:
         """One step down; returns the gradient's norm."""

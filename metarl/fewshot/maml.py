@@ -40,6 +40,10 @@ class MAML(GradientLearner):
     Config = MAMLConfig
     first_order = False
 
+    @property
+    def second_order(self) -> bool:  # type: ignore[override]
+        return not self.first_order
+
     def episode_loss(
         self, parameters: Parameters, support: tuple[ExampleBatch, ...], query: ExampleBatch
     ) -> tuple[Tensor, Outcome]:

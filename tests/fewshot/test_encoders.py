@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from metarl.errors import InputError
 from metarl.examples import ExampleSpaces
-from metarl.fewshot.batch_norm import BatchNorm
+from metarl.fewshot.batch_norm import BatchNorm, with_own_batch_norm
 from metarl.fewshot.encoders import (
     Conv4,
     ConvBlock,
@@ -21,7 +21,6 @@ from metarl.fewshot.encoders import (
     EncoderConfig,
     Network,
     make_encoder,
-    with_own_batch_norm,
 )
 from metarl.fewshot.proto import Proto
 
@@ -385,14 +384,18 @@ def test_dropout_that_drops_nothing_is_let_through() -> None:
         ({"encoder": "torch.nn:Nothing"}, (5,), r"agent.encoder = 'torch.nn:Nothing': .*Nothing"),
         ({"encoder": "encoders_of_mine:refuses"}, (5,), r"agent.encoder = .*refuses': .*no weights for"),
         ({"encoder": "encoders_of_mine:number"}, (5,), r"number': must be a torch.nn.Module"),
-        ({"encoder": "encoders_of_mine:Dropping"}, (5,), r"must be a module without dropout .* \(layers\.1\): leave"),
+        ({"encoder": "encoders_of_mine:Dropping"}, (5,), r"must be a module without dropout, .* \(layers\.1\): leave"),
         ({"encoder": "encoders_of_mine:almost_dropping"}, (5,), r"must be a module without dropout"),
         (
             {"encoder": "encoders_of_mine:Undecided"},
             (5,),
-            r"must be a module without dropout or other randomness: leave",
+            r"must be a module without dropout, other randomness or memory of calls: leave",
         ),
-        ({"encoder": "encoders_of_mine:Counting"}, (5,), r"must be a module that changes no buffer .* does calls$"),
+        (
+            {"encoder": "encoders_of_mine:Counting"},
+            (5,),
+            r"must be a module that changes no buffer .* does calls; .eval",
+        ),
         ({"encoder": "encoders_of_mine:SumsUp"}, (5,), r"must be a module that makes features \[B, \.\.\.\]"),
         ({"encoder": "encoders_of_mine:Misfit"}, (5,), r"agent.encoder = .*: RuntimeError: mat1 and mat2 shapes"),
         ({"encoder": "encoders_of_mine:without_momentum"}, (5,), r"momentum of a batch norm = None: must be a number"),
