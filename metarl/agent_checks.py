@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from metarl import checkpoint, registry
 from metarl.collect import run_episodes
 from metarl.episodes import tree_map
-from metarl.errors import InputError, RunError, one_line, raised
+from metarl.errors import InputError, RunError, one_line, raised, require
 from metarl.examples import ExampleCollector
 from metarl.gymnasium_tasks import TaskInObservation
 from metarl.learner import ScoreName, Unit
@@ -45,6 +45,9 @@ def check_agent(
         config: its settings; None for the defaults of `kind.Config`.
         tasks: by name, those that it is run on; None for small built-in ones. It may refuse some with `InputError`.
         seed: of all random numbers.
+
+    Raises:
+        InputError: RL tasks for a few-shot learner, or the reverse.
     """
     acting = any(callable(getattr(kind, method, None)) for method in ("act", "observe"))
     problems = [f"lacks {part}" for part in registry.missing_parts(kind, acting=acting)]
@@ -59,6 +62,9 @@ def check_agent(
     refusals: list[str] = []
     chosen = (_acting_tasks() if acting else _example_tasks()) if tasks is None else tasks
     for name, distribution in chosen.items():
+        needed = "an RL agent" if isinstance(distribution, EnvTaskDistribution) else "a few-shot learner"
+        given = "is an RL agent" if acting else "has neither act nor observe"
+        require(acting == (needed == "an RL agent"), "task", name, f"another one: it needs {needed}, and this {given}")
         try:
             problems = _problems_on(_Bench(kind, config, distribution, seed))
         except InputError as error:

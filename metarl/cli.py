@@ -410,8 +410,10 @@ def check_agent(
 ) -> int:
     """Checks an RL agent or few-shot learner on small tasks: what is wrong is named in one line each.
 
+    Where a registered name is both, such as maml, both are checked.
+
     Args:
-        name: a registered agent or learner, or module:Class of your own; both where a name is both.
+        name: a registered agent or learner, or module:Class of your own.
         task: a registered task family, or module:Class of your own, to check it on; None = small built-in ones.
     """
     family = None if task is None else registry.load_task(task)

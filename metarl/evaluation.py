@@ -178,6 +178,8 @@ def evaluate(
             training split with more than `num_tasks` tasks, `num_tasks` are drawn.
     """
     require(isinstance(distribution, TaskDistribution), "distribution", distribution, "a task distribution, not a task")
+    if split == "train" and isinstance(distribution, ExampleTaskDistribution):
+        distribution = distribution.for_validation()
     finite = list_tasks(distribution, split)
     if finite is not None and split == "train" and len(finite) > num_tasks:
         finite = None

@@ -84,6 +84,10 @@ class ExampleTaskDistribution(TaskDistribution[Task]):
     def query(self, tasks: Sequence[Task], seeds: Seeds, *, device: torch.device | str = "cpu") -> Examples:
         """What is asked of each task."""
 
+    def for_validation(self) -> ExampleTaskDistribution[Task]:
+        """The tasks from whose training split validation tasks are drawn: with as many classes as test tasks have."""
+        return self
+
     def baseline(self, support: Examples, query: Examples) -> Tensor | None:
         """[num_tasks]: the score of a method that learns nothing, for comparison; None where there is none."""
         return None

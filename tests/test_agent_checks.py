@@ -141,5 +141,7 @@ def test_the_command_names_the_problems(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["check-agent", "mamll"]) == 2
     assert "did you mean 'maml'" in capsys.readouterr().err
     assert main(["check-agent", "broken_agents:Settings.x"]) == 2
+    assert main(["check-agent", "broken_agents:Sound", "--task", "glyphs"]) == 2
+    assert "task = 'glyphs': must be another one: it needs a few-shot learner" in capsys.readouterr().err
     assert main(["check-agent", "broken_agents:random"]) == 2
     assert "module random is not a class" in capsys.readouterr().err

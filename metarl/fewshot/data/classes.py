@@ -9,11 +9,12 @@ Shape legend: N num_tasks, W ways, E examples of a task, C channels, H height, X
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -187,6 +188,14 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
     def query(self, tasks: Sequence[Classes], seeds: Seeds, *, device: torch.device | str = "cpu") -> Examples:
         queries = self._sizes(_split(seeds))[2]
         return self._examples(tasks, seeds, range(queries), shuffled_by=seeds.query(), device=device)
+
+    def for_validation(self) -> Self:
+        """These tasks with `num_ways` classes in training too, where there are so many; the images are shared."""
+        if len(self.classes("train")) < self.num_ways:
+            return self
+        tasks = copy.copy(self)
+        object.__setattr__(tasks, "train_ways", None)
+        return tasks
 
     def baseline(self, support: Examples, query: Examples) -> Tensor:
         return pixel_prototypes(support, query)

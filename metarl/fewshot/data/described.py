@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -38,6 +39,11 @@ class DescribedTasks(ExampleTaskDistribution[Classes]):
 
     def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Classes]:
         return self.images.sample(num_tasks, rng, split=split)
+
+    def for_validation(self) -> DescribedTasks:
+        tasks = copy.copy(self)
+        tasks.images = self.images.for_validation()
+        return tasks
 
     def support(
         self, tasks: Sequence[Classes], seeds: Seeds, *, shot: int | None = None, device: torch.device | str = "cpu"

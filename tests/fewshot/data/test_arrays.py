@@ -14,7 +14,8 @@ from metarl.config import EvaluationConfig, TrainerConfig
 from metarl.errors import InputError
 from metarl.examples import ExampleCollector
 from metarl.fewshot.data.arrays import from_arrays
-from metarl.fewshot.proto import Proto, ProtoConfig
+from metarl.fewshot.fine_tune import FineTune
+from metarl.fewshot.proto import Proto
 from metarl.seeds import Seeds
 from metarl.trainer import Trainer
 
@@ -124,12 +125,15 @@ def test_what_cannot_be_used_is_refused(changes: dict[str, Any], message: str) -
         from_arrays(arguments.pop("x"), arguments.pop("y"), **arguments)
 
 
-def test_validation_episodes_are_as_large_as_training_ones() -> None:
-    """Training classes have five images here, too few for an episode of test tasks."""
+@pytest.mark.parametrize("kind", [Proto, FineTune])
+def test_validation_episodes_have_the_ways_of_test_tasks_and_the_sizes_of_training(kind: Any) -> None:
+    """Training classes have five images here, too few for an episode of test tasks; and joint training has a score of
+    `num_ways` classes alone."""
     x, y = np.concatenate([BYTES, BYTES]), np.concatenate([Y, np.where(np.isin(Y, SPLITS["train"]), "gnu", Y)])
-    settings = {**SETTINGS, "num_queries": 6, "train_queries": 2}
+    settings = {**SETTINGS, "num_queries": 6, "train_queries": 2, "train_ways": 3}
     tasks = from_arrays(x, y, splits=SPLITS, **settings)
-    learner = Proto(ProtoConfig(hidden_sizes=(3,), encoder="mlp"), tasks.spaces, generator=torch.Generator())
+    assert tasks.for_validation().data is tasks.data
+    learner = kind(kind.Config(hidden_sizes=(3,), encoder="mlp"), tasks.spaces, generator=torch.Generator())
     lengths = TrainerConfig(iterations=2, meta_batch_size=2)
     evaluation = EvaluationConfig(every=1, num_tasks=4, num_adaptation_steps=3)
     trainer = Trainer(learner, ExampleCollector(tasks), tasks, lengths, evaluation)
