@@ -34,16 +34,18 @@ def telling(what: str) -> Iterator[Callable[[str], None]]:
 
     def tell() -> None:
         due = SILENCE_S
-        status = console.status("") if console.is_terminal else None
-        with status or contextlib.nullcontext():
+        with contextlib.ExitStack() as shown:
+            status = None
             while not done.wait(max(0.0, started + due - time.monotonic())):
                 seconds = time.monotonic() - started
                 line = Text(printable(f"metarl: {what}, {seconds:.0f} s: {doing[0]}"))
-                if status is None:
+                if not console.is_terminal:
                     console.print(line)
-                else:
-                    status.update(line)
-                due = seconds + SILENCE_S if status is not None else 2 * due
+                    due *= 2
+                    continue
+                status = status or shown.enter_context(console.status(line))
+                status.update(line)
+                due = seconds + SILENCE_S
 
     thread = threading.Thread(target=tell, daemon=True)
     thread.start()

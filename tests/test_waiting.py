@@ -29,6 +29,23 @@ def test_what_takes_long_is_said_on_plain_lines(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == "metarl: checking, 1 s: reset\n"
 
 
+def test_on_a_terminal_nothing_is_shown_before_and_nothing_stays(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any stream for a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    with waiting.telling("checking"):
+        pass
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(waiting, "SILENCE_S", 0.2)
+    with waiting.telling("checking") as begin:
+        begin("reset")
+        time.sleep(0.6)
+    shown = capsys.readouterr().err
+    assert "metarl: checking, 0 s: reset" in shown
+    assert shown.endswith("\x1b[2K")  # the line is erased
+
+
 @pytest.mark.parametrize("command", ["check-tasks", "train"])
 def test_checks_say_what_they_wait_for(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any
