@@ -14,13 +14,12 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.progress import Progress
 
 from metarl import registry
 from metarl.config import EvaluationConfig, TrainerConfig, load_config, path_settings, read_saved, resume_command
@@ -31,7 +30,7 @@ from metarl.files import require_output, shown
 from metarl.report import report_lines
 from metarl.stopping import Stopped, StopSignals
 from metarl.tables import from_table
-from metarl.waiting import telling
+from metarl.waiting import drawing, telling
 
 if TYPE_CHECKING:
     from metarl.arguments import TrainArguments
@@ -279,19 +278,9 @@ def plot(run_dirs: tyro.conf.Positional[tuple[Path, ...]], out: Path) -> int:
         if not (run_dir / "metrics.jsonl").is_file() and not (run_dir / "adaptation.json").is_file():
             read_saved(run_dir)  # says what the folder is instead
 
-    from metarl import plots, runs, tracking
+    from metarl.run_pictures import draw
 
-    if len(run_dirs) == 1 and (run_dirs[0] / "adaptation.json").is_file():
-        pictures = {out: plots.adaptation_figure(runs.read_report(run_dirs[0]))}
-    else:
-        pictures = {out: plots.learning_figure({str(run_dir): tracking.read_metrics(run_dir) for run_dir in run_dirs})}
-    if len(run_dirs) == 1 and (run_dirs[0] / "paths.json").is_file():
-        beside = out.with_suffix(f".paths{out.suffix}")
-        pictures[beside] = plots.paths_figure(runs.read_report(run_dirs[0], "paths.json"))
-    for path in pictures:
-        plots.check_path(path)
-    for path, figure in pictures.items():
-        plots.save_figure(figure, path)
+    for path in draw(run_dirs, out):
         say(path)
     return 0
 
@@ -337,7 +326,7 @@ def video(
     from metarl import runs
 
     trainer = runs.load_trainer(run_dir, checkpoint=checkpoint, trusted=trust, seed=seed)
-    with _drawing() as on_frame:
+    with drawing() as on_frame:
         film = films.make_film(trainer, settings, on_frame=on_frame)
     films.save_film(film, out)
     filmed = len(film.panels[0])
@@ -348,21 +337,6 @@ def video(
             say(panel.caption.replace("\n", ", "))
     say(f"{shown(out)}: {film.num_frames} frames, {film.fps:g} a second")
     return 0
-
-
-@contextlib.contextmanager
-def _drawing() -> Iterator[Callable[[int, int], None]]:
-    """Shows how many pictures are drawn: a bar on a terminal, ten plain lines elsewhere."""
-    console = Console(highlight=False, soft_wrap=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        row = bar.add_task("drawing")
-
-        def on_frame(drawn: int, most: int) -> None:
-            bar.update(row, completed=drawn, total=most)
-            if not console.is_terminal and 10 * drawn // most > 10 * (drawn - 1) // most:
-                console.print(f"drawn {drawn}/{most}")
-
-        yield on_frame
 
 
 def list_names(json_output: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:

@@ -105,6 +105,11 @@ def one_line(value: object, *, max_length: int = 300) -> str:
     return text if len(text) <= max_length else f"{text[:max_length]} ..."
 
 
+def shortened(value: object) -> str:
+    """`repr(value)` for a message."""
+    return one_line(text_of(value, repr))
+
+
 def raised(error: BaseException) -> str:
     """What `error` of foreign code says, in one line with the place in that code: "ValueError: no (poles.py:7)"."""
     paths = sysconfig.get_paths()
@@ -130,9 +135,7 @@ def require(condition: bool, field: str, value: object, allowed: str) -> None:
     Write the condition so that NaN fails it (`0.0 < x`, not `not x <= 0.0`).
     """
     if not condition:
-        text = text_of(value, repr)
-        text = one_line(text) if "\n" in text else text
-        raise InputError(f"{field} = {text}: must be {allowed}")
+        raise InputError(f"{field} = {shortened(value)}: must be {allowed}")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:

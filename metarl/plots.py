@@ -34,6 +34,7 @@ SUFFIXES = (".png", ".pdf", ".svg")
 MAX_NAMED_TASKS = 8
 MAX_LABEL = 24  # characters
 MAX_COLUMN_LABELS = 3
+MAX_ROWS = 64  # of a picture's panels or a table's cells
 
 _PANEL = (5.6, 4.0)  # inches
 _SCENE = 2.5  # inches
@@ -91,6 +92,7 @@ def paths_figure(paths: Mapping[str, Any]) -> Figure:
     Args:
         paths: the content of `paths.json`.
     """
+    _require_few("tasks", paths["tasks"])
     tasks, columns = paths["tasks"], endpoints(paths["unit"])[: len(paths["steps"])]
     with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
         figure = Figure(figsize=(_SCENE * len(columns) + 0.4, _SCENE * len(tasks) + 0.8), layout="constrained")
@@ -178,7 +180,11 @@ def save_figure(figure: Figure, path: Path) -> None:
     """
     path = Path(path)
     check_path(path)
-    data = rendered(figure, path.suffix[1:])
+    write_picture(rendered(figure, path.suffix[1:]), path)
+
+
+def write_picture(data: bytes, path: Path) -> None:
+    """Writes what `rendered` made; raises as `save_figure`."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data)
@@ -256,6 +262,7 @@ def _label_steps(axes: Axes, curve: Mapping[str, Any]) -> None:
 
 
 def _draw_cross_adaptation(axes: Axes, cross: Mapping[str, Any], score: str) -> None:
+    _require_few("cross_adaptation", cross["matrix"])
     tasks = [label.replace("(", "\n(", 1) for label in _short(cross["tasks"])]
     columns = tasks
     if len(tasks) > MAX_COLUMN_LABELS:
@@ -322,6 +329,11 @@ def _explain_scenes(figure: Figure, tasks: Sequence[Mapping[str, Any]], without:
     shown = [name for name in marks if any(task["scene"].get(name, True) for task in tasks)]
     handles = [Line2D([], [], **{"color": COLOURS[0], **_MARKS[name]}, label=name) for name in shown]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=0.4, columnspacing=1.4)
+
+
+def _require_few(name: str, rows: Sequence[Any]) -> None:
+    if len(rows) > MAX_ROWS:
+        raise ValueError(f"{name} has {len(rows)} entries, more than a picture can show")
 
 
 def _score_label(score: str) -> str:

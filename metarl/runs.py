@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +13,14 @@ import torch
 
 from metarl import checkpoint, plots, registry
 from metarl.allocation import keep_freed_memory
+from metarl.capacity import require_capacity
 from metarl.collect import ShuffledTasks
 from metarl.config import SPACES, RunConfig, load_config, path_settings, read_saved, resume_command
 from metarl.errors import InputError, printable, raised, require
 from metarl.evaluation import AdaptationCurve, adaptation_controls, choose_step_scale, evaluate_baseline
 from metarl.examples import ExampleCollector, ExampleTaskDistribution
 from metarl.files import WriteError, parse_json, read_file, shown, write_atomically, writing
+from metarl.fitting import of_another_learner, require_counts, require_fit
 from metarl.gymnasium_tasks import TaskInObservation
 from metarl.learner import Learner
 from metarl.paths import paths_to_json
@@ -43,6 +44,7 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
     Raises:
         InputError: the device is not there, or the environments' spaces cannot be used.
     """
+    require_capacity(config)
     device = select_device(config.trainer.device)
     keep_freed_memory()
     agent = config.agent
@@ -50,6 +52,8 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
         agent.check_trainer(config.trainer)
     distribution = _distribution(config)
     collector, evaluation_collector = _collectors(config, distribution, device)
+    if isinstance(collector, RolloutCollector):
+        require_capacity(config, observation_size=collector.spaces.observation_size)
     learner = _learner(config, collector.spaces)
     least = config.evaluation.min_live_steps
     own_memory = learner.unit == "trajectories"
@@ -175,17 +179,13 @@ def restore(trainer: Trainer, run_dir: Path, *, config: RunConfig, which: str | 
 
     def use(folder: Path, found: checkpoint.Checkpoint) -> None:
         try:
-            checkpoint.require_fit(folder, found.state, own)
+            require_fit(folder, found.state, own)
             trainer.learner.load_state_dict(found.state)
         except checkpoint.CheckpointError:
             raise
         except Exception as error:  # the learner may be foreign code, and so may the file
-            raise checkpoint.of_another_learner(folder, raised(error)) from error
-        extra = found.manifest.get("extra", {})
-        steps, seconds = extra.get("env_steps"), extra.get("wall_s")
-        counted = type(steps) is int and 0 <= steps < 2**63
-        if not (counted and type(seconds) in (int, float) and 0.0 <= seconds < math.inf):
-            raise checkpoint.CheckpointError(f"{folder}: its manifest tells no env_steps or no wall_s: no run saved it")
+            raise of_another_learner(folder, raised(error)) from error
+        require_counts(folder, found.manifest)
 
     chosen = _chosen(which, trainer.learner, run_dir, decisive_settings(config), use)
     extra = chosen.manifest["extra"]

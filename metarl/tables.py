@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import math
 import re
+import sys
 import tomllib
 import types
 import typing
@@ -13,10 +15,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from metarl.errors import InputError, raised
+from metarl.errors import InputError, one_line, raised, shortened
 from metarl.files import LARGEST_TEXT, read_file
 
 Config = TypeVar("Config")
+_LARGEST = int(sys.float_info.max)
 TABLES = ("task", "agent", "trainer", "evaluation")
 
 
@@ -34,7 +37,7 @@ def from_table(cls: type[Config], table: Mapping[str, Any], prefix: str, base: C
         InputError: unknown setting (with the nearest), wrong type, missing setting, or whatever `cls` itself raises.
     """
     if not isinstance(table, Mapping):
-        raise InputError(f"{prefix} = {table!r}: must be a table")
+        raise InputError(f"{prefix} = {shortened(table)}: must be a table")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init} if dataclasses.is_dataclass(cls) else {}
     hints = typing.get_type_hints(cls) if fields else {}
     values: dict[str, Any] = {}
@@ -99,6 +102,9 @@ def read_toml(path: Path) -> dict[str, dict[str, Any]]:
         raise InputError(f"{path}: is not UTF-8 text (byte {error.start})") from error
     except tomllib.TOMLDecodeError as error:
         raise InputError(_located(path, str(error))) from error
+    except (ValueError, RecursionError) as error:  # an integer of 5,000 digits, a date that is none, deep nesting
+        reason = "is nested too deeply" if isinstance(error, RecursionError) else one_line(error)
+        raise InputError(f"{path}: {reason}") from error
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise InputError(f"{path}: {name}: stands outside a table; allowed: {_table_list()}")
@@ -116,7 +122,7 @@ def convert(value: Any, hint: Any, path: str) -> Any:
     matched, converted = _match(value, hint)
     if matched:
         return converted
-    problem = f"{path} = {value!r}: must be {_expected(hint)}"
+    problem = f"{path} = {shortened(value)}: must be {_expected(hint)}"
     if isinstance(value, str) and _is_number(value) and _match(float(value), hint)[0]:
         problem += f"; write it without quotes: {path.rpartition('.')[2]} = {value.strip()}"
     raise InputError(problem)
@@ -134,7 +140,8 @@ def _match(value: Any, hint: Any) -> tuple[bool, Any]:
     if hint is None or hint is types.NoneType:
         return value is None, None
     if hint is float:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
+        number = number or (isinstance(value, float) and not math.isfinite(value))  # what uses it says what is allowed
         return number, float(value) if number else None
     if hint is Path:
         return isinstance(value, str), Path(value) if isinstance(value, str) else None

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
+from rich.progress import Progress
 from rich.text import Text
 
 from metarl.errors import printable
@@ -58,3 +59,18 @@ def telling(what: str) -> Iterator[Callable[[str], None]]:
     finally:
         done.set()
         thread.join()
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[Callable[[int, int], None]]:
+    """Shows how many pictures are drawn: a bar on a terminal, ten plain lines elsewhere."""
+    console = Console(highlight=False, soft_wrap=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        row = bar.add_task("drawing")
+
+        def on_frame(drawn: int, most: int) -> None:
+            bar.update(row, completed=drawn, total=most)
+            if not console.is_terminal and 10 * drawn // most > 10 * (drawn - 1) // most:
+                console.print(f"drawn {drawn}/{most}")
+
+        yield on_frame

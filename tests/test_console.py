@@ -196,6 +196,12 @@ def test_a_deleted_working_directory_is_named(
     [
         (KeyboardInterrupt(), 130, "stopped by SIGINT"),
         (SystemExit(0), 1, r"ended by SystemExit\(0\) before it was done"),
+        (MemoryError(), 1, "out of memory: ; lower trainer.meta_batch_size, agent.num_trajectories, .*"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            1,
+            "out of memory: .*can't.*; lower .*hidden_sizes.*",
+        ),
         (OSError(errno.EIO, "Input/output error", "a\x1b"), 1, r"OSError: \[Errno 5\] Input/output error: 'a\\x1b'.*"),
     ],
 )

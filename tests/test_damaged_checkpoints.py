@@ -120,6 +120,37 @@ def replace_run(folder: Path) -> None:
     folder.write_bytes(b"PK\x03\x04")
 
 
+def change(part: Callable[[torch.Tensor], Any]) -> Callable[[Path], None]:
+    """Puts `part` of the first parameter in its place, hashes fit."""
+
+    def harm(folder: Path) -> None:
+        state = torch.load(folder / "state.pt", weights_only=True)
+        name = next(iter(state["parameters"]))
+        state["parameters"][name] = part(state["parameters"][name])
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        plant(folder, buffer.getvalue())
+
+    return harm
+
+
+def list_file(name: str, **entry: Any) -> Callable[[Path], None]:
+    return lambda folder: rewrite(folder, files={name: {"sha256": "", "bytes": 1, **entry}} | files_of(folder))
+
+
+def files_of(folder: Path) -> dict[str, Any]:
+    files: dict[str, Any] = json.loads((folder / "manifest.json").read_text())["files"]
+    return files
+
+
+def in_place_of(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def harm(folder: Path) -> None:
+        (folder / name).unlink()
+        make(folder / name)
+
+    return harm
+
+
 RESUME = "train --resume RUN --quiet --iterations 5"
 CASES = [
     Case("state.pt truncated", lambda at: cut(at / "state.pt", 10), "is damaged: state.pt is truncated: 10 of "),
@@ -141,6 +172,31 @@ CASES = [
     Case("code, hashes fit", boobytrap, "state.pt cannot be loaded: holds more than tensors and plain data", RESUME),
     Case("of another configuration", reconfigure, "is of another configuration: agent.inner_lr = 0.5, the run's is"),
     Case("of another configuration", reconfigure, "is of another configuration: agent.inner_lr = 0.5, the", RESUME),
+    Case("parameters of NaN", change(lambda tensor: tensor * torch.nan), "state.pt: parameters.logits."),
+    Case("parameters of NaN", change(lambda tensor: tensor * torch.nan), "state.pt: parameters.logits.", RESUME),
+    Case("complex parameters", change(lambda tensor: tensor + 0j), "is of another learner, or of an older version of "),
+    Case("parameters of float64", change(torch.Tensor.double), "is of another learner, or of an older version of "),
+    Case("sparse parameters", change(torch.Tensor.to_sparse), "state.pt: parameters.logits.layers.0.weight is sparse,"),
+    Case("meta parameters", change(lambda tensor: tensor.to("meta")), "state.pt: parameters.logits.layers.0.weight is"),
+    Case("parameters of another shape", change(lambda tensor: tensor[:1]), "is of another learner, or of an older "),
+    Case("parameters that are no tensors", change(lambda tensor: "x"), "is of another learner, or of an older version"),
+    Case("a parameter of 10^12 numbers", change(lambda tensor: torch.zeros(1).expand(10**12)), "cannot be read: "),
+    Case("env_steps is a word", lambda at: rewrite(at, extra={"env_steps": "x", "wall_s": 1.0}), "its manifest tells"),
+    Case("env_steps is a word", lambda at: rewrite(at, extra={"env_steps": "x", "wall_s": 1.0}), "its manifes", RESUME),
+    Case("env_steps is true", lambda at: rewrite(at, extra={"env_steps": True, "wall_s": 1.0}), "its manifest tells n"),
+    Case("wall_s is negative", lambda at: rewrite(at, extra={"env_steps": 1, "wall_s": -1.0}), "its manifest tells no"),
+    Case("iteration is 6.0", lambda at: rewrite(at, iteration=6.0), "manifest.json lists no state.pt or no iteration"),
+    Case("iteration is true", lambda at: rewrite(at, iteration=True), "manifest.json lists no state.pt or no iteratio"),
+    Case("files is a list", lambda at: rewrite(at, files=[]), "manifest.json lists no state.pt or no iteration"),
+    Case("bytes is negative", list_file("a", bytes=-1), "has no a; it is incomplete or not a checkpoint"),
+    Case("a name with NUL", list_file("a\0b"), "cannot read a\\x00b: Is no name of a file (embedded null byte)"),
+    Case("a name that is a surrogate", list_file("\ud800"), "cannot read \\ud800: Is no name of a file ('utf-8' codec"),
+    Case("a name of 5,000 letters", list_file(5000 * "a"), f"cannot read {300 * 'a'} ...: File name too long"),
+    Case("an absolute name", list_file("/etc/passwd"), "manifest.json names '/etc/passwd', which leaves the checkpoin"),
+    Case("manifest is nested deeply", lambda at: (at / "manifest.json").write_text(99999 * "["), "is damaged: manifes"),
+    Case("a named pipe for a manifest", in_place_of("manifest.json", os.mkfifo), "cannot read manifest.json: Is a nam"),
+    Case("a named pipe for a state", in_place_of("state.pt", os.mkfifo), "cannot read state.pt: Is a named pipe, not"),
+    Case("a folder for a state", in_place_of("state.pt", Path.mkdir), "cannot read state.pt: Is a directory"),
     Case("a file of another library", replace_run, "is a file; a checkpoint is a folder with state.pt and manifest"),
     Case("a damaged one asked for", lambda at: flip(at / "state.pt"), "is damaged: state.pt has sha256 ",
          "evaluate RUN --checkpoint 6", used=None),

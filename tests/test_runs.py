@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 import metarl
-from metarl import checkpoint, plots, run_folder, runs
+from metarl import checkpoint, cli, plots, run_folder, runs
 from metarl.arguments import parse_train
 from metarl.config import RunConfig, from_dict
 from metarl.errors import InputError
@@ -461,6 +461,41 @@ def test_a_damaged_checkpoint_is_said_in_one_line(tmp_path: Path) -> None:
         load(tmp_path)
     assert "holds no usable checkpoint" in one_line(error)
     assert "state.pt has sha256" in one_line(error)
+
+
+ODD_FILES = [
+    *((name, text) for name in ("adaptation.json", "metrics.jsonl", "paths.json") for text in ("[]", "{}", "3", '"x"')),
+    *(("adaptation.json", text) for text in (9999 * "[", "NaN", '{"a": 1, "a": 2}', f"{5000 * '9'}", "\x00")),
+    *(
+        ("adaptation.json", {name: odd})
+        for name in ("steps", "per_task", "mean", "tasks")
+        for odd in (None, "x", [{}], 1)
+    ),
+    ("adaptation.json", {"unit": 7}),
+    ("adaptation.json", {"env_steps": ["a"]}),
+    ("adaptation.json", {"num_replicates": "many"}),
+    ("adaptation.json", {"cross_adaptation": {"tasks": ["x"], "matrix": 65 * [[1.0]]}}),
+    ("paths.json", {"unit": "gradient steps", "steps": [0, 1], "tasks": 65 * [{}]}),
+    ("metrics.jsonl", '{"iteration": 1, "env_steps": "x"}\n\n'),
+    ("metrics.jsonl", '{"iteration": true}\n\n'),
+]
+
+
+@pytest.mark.parametrize(("name", "content"), ODD_FILES)
+def test_a_run_folders_odd_files_are_named_and_nothing_is_drawn(
+    name: str, content: Any, tmp_path: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in ("config.json", "adaptation.json", "metrics.jsonl"):
+        shutil.copy(run_dir / file, tmp_path)
+    if isinstance(content, dict):
+        content = json.dumps({**json.loads((run_dir / "adaptation.json").read_text()), **content})
+    if name == "metrics.jsonl":
+        (tmp_path / "adaptation.json").unlink()
+    (tmp_path / name).write_text(content)
+    assert cli.main(["plot", str(tmp_path), "--out", str(tmp_path / "a.png")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"metarl: {tmp_path}")
+    assert not list(tmp_path.glob("a*.png"))
 
 
 def test_a_checkpoint_of_another_learner_is_said_in_one_line(tmp_path: Path, run_dir: Path) -> None:
