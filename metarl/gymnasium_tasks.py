@@ -342,9 +342,7 @@ class _TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             self._fail(f"{where} returned an observation of dtype {array.dtype}: must be numbers, {space.dtype}")
         with np.errstate(all="ignore"):
             converted = array.astype(space.dtype)
-            lost = (
-                (converted != array) if converted.dtype.kind in "biu" else np.isfinite(array) > np.isfinite(converted)
-            )
+            lost = np.isfinite(array) > np.isfinite(converted)
         if lost.any():
             index = ", ".join(map(str, np.argwhere(lost)[0]))
             self._fail(f"observation[{index}] = {array[lost][0]}: must be finite as {space.dtype}, the space's dtype")

@@ -79,6 +79,11 @@ class RaisesInit(Sound):
         raise KeyError("no map")
 
 
+class LeavesInit(Sound):
+    def __init__(self):
+        raise SystemExit(0)
+
+
 class TooMany(Sound):
     def sample(self, num_tasks, rng, *, split="train"):
         return super().sample(num_tasks + 1, rng)

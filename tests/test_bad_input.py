@@ -54,6 +54,7 @@ FILES = {
     "broken.py": "\nimport a_module_that_is_not_there\n",
     "syntax.py": "def (\n",
     "leaves.py": "import sys\nsys.exit(0)\n",
+    "wild.py": "raise BaseException(7)\n",
 }  # fmt: skip
 
 
@@ -162,6 +163,8 @@ CASES = [
     Case("25", "check-tasks absent:Family", "cannot import absent: ModuleNotFoundError: No module named 'absent'"),
     Case("own", "train syntax:Family", r"cannot import syntax: SyntaxError: .*\(syntax.py, line 1\)"),
     Case("own", "train leaves:Family", r"cannot import leaves: SystemExit: 0 \(leaves.py:2\)"),
+    Case("own", "train wild:Family", r"cannot import wild: BaseException: 7 \(wild.py:1\)"),
+    Case("own", "train family:LeavesInit", r"task: LeavesInit\(\) raised SystemExit: 0 \(family.py:\d+\)"),
     Case("own", "train family.py:Sound", "must be module:Class, not a file's name; write family:Sound"),
     Case("26", "train family:Sond", "attribute of family = 'Sond': unknown; did you mean 'Sound'\\?"),
     Case("26", "check-tasks family:Qq", "attribute of family = 'Qq': unknown; known: Box, Dict, Discrete,"),

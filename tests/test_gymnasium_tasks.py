@@ -189,6 +189,44 @@ def test_an_observation_of_a_reset_is_checked_too() -> None:
         play(Hills(lambda step: (np.zeros(1), 0.0)))
 
 
+@pytest.mark.parametrize("name", ["observation_space", "action_space"])
+def test_spaces_stay_what_they_were(name: str) -> None:
+    class Growing(Hills):
+        def set_task(self, env: Any, task: Slope) -> None:
+            if env.resets:
+                setattr(env, name, spaces.Box(-NEVER, NEVER, (3,), np.float32))
+
+    said = rf"{name} = Box\(.*: must stay what that of the first environment was, Box\(.*\(task .*, seed 11, step 0\)$"
+    with pytest.raises(EnvironmentFaultError, match=said):
+        play(Growing(), steps=0).reset(seed=[11, 12])
+
+
+def test_a_simulation_that_broke_is_left_alone_until_the_next_reset() -> None:
+    class Breaking(Hill):
+        def step(self, action: Any) -> Any:
+            return *super().step(action)[:4], {"diverged": True}
+
+    class Breakings(Hills):
+        def make_env(self) -> Any:
+            self.made.append(Breaking(self.returns, NEVER))
+            return self.made[-1]
+
+    family = Breakings()
+    play(family, steps=4)
+    assert [env.elapsed for env in family.made] == [1, 1]
+
+
+def test_an_environment_is_one_of_gymnasiums() -> None:
+    class Nothing(Hills):
+        def make_env(self) -> Any:
+            return "CartPole-v1"
+
+    with pytest.raises(
+        EnvironmentFaultError, match=r"^the environment's make_env returned 'CartPole-v1': must be a gym"
+    ):
+        play(Nothing())
+
+
 def test_an_environment_that_has_ended_is_left_alone_until_the_next_reset() -> None:
     family = Hills(ends_at=3)
     envs = play(family, steps=6)

@@ -335,6 +335,16 @@ def test_a_vector_environments_shapes(shape: tuple[int, ...], rewards: tuple[int
         step(np.zeros(shape), np.zeros(rewards))
 
 
+@pytest.mark.parametrize("dtype", [object, complex, str])
+def test_a_vector_environments_types(dtype: Any) -> None:
+    with pytest.raises(EnvironmentFaultError, match=r"observations have dtype .*: must be numbers \(step 9\)$"):
+        step(np.zeros((4, 2), dtype), np.zeros(4))
+    with pytest.raises(EnvironmentFaultError, match=r"rewards have dtype .*: must be numbers \(step 9\)$"):
+        step(np.zeros((4, 2)), np.zeros(4, dtype))
+    with pytest.raises(EnvironmentFaultError, match=r"step raised ValueError: .* \(step 9\)$"):
+        step([[0.0, 0.0], [0.0]] * 2, np.zeros(4))  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class Blind(PointNav):
     """Sees nothing from step `since` on."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -273,3 +275,53 @@ def test_an_info_that_is_no_dict_is_the_environments_fault(infos: Any, together:
     )
     with pytest.raises(EnvironmentFaultError, match=expected):
         collect(family)
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "said"),
+    [
+        ("step", lambda answer: answer[:4], "step returned 4 values: must be 5 values, observation,"),
+        (
+            "step",
+            lambda answer: (*answer[:2], None, *answer[3:]),
+            "step returned a terminated that is no array of 4 bool",
+        ),
+        (
+            "step",
+            lambda answer: (*answer[:3], np.full(4, 0.5), {}),
+            "step returned a truncated that is no array of 4 bool",
+        ),
+        ("step", lambda answer: sys.exit(0), "step raised SystemExit: 0 (step 1)"),
+        ("reset", lambda answer: sys.exit(0), "reset raised SystemExit: 0 (step 0)"),
+        ("reset", lambda answer: answer[0], "reset returned one ndarray: must be 2 values, observation, info"),
+        ("set_tasks", lambda answer: sys.exit(0), "set_tasks raised SystemExit: 0"),
+        ("close", lambda answer: sys.exit(0), "close raised SystemExit: 0"),
+    ],
+)
+def test_environments_that_step_together_are_told_their_faults(
+    method: str, change: Callable[[Any], Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = getattr(Together, method)
+    monkeypatch.setattr(Together, method, lambda *given, **settings: change(own(*given, **settings)))
+    family = Tellings(lambda step: {}, together=True)
+    collector = RolloutCollector(family, num_trajectories=2)
+
+    def use() -> None:
+        collector.query([0.1, 0.2], Idle(), None, Seeds.first(2))
+        collector.close()
+
+    with pytest.raises(EnvironmentFaultError, match=re.escape(f"the environment's {said}")):
+        use()
+    env = TaskVecEnv(family, 4)
+    if method != "close":
+        with pytest.raises(
+            EnvironmentFaultError, match=re.escape(f"the environment's {said.removesuffix(' (step 1)')}")
+        ):
+            env.step(env.reset()[:, :1])
+
+
+def test_environments_that_cannot_be_made_together() -> None:
+    family = Tellings(lambda step: {}, together=True)
+    family.make_vector_env = lambda *_, **__: sys.exit(0)  # type: ignore[method-assign]
+    with pytest.raises(EnvironmentFaultError, match=r"^the task distribution's make_vector_env raised SystemExit: 0$"):
+        RolloutCollector(family, num_trajectories=2)

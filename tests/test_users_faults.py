@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
-from metarl import checkpoint, cli
+from metarl import checkpoint, cli, runs
 from metarl.agents.maml import MAML
+from metarl.config import load_config
+from metarl.episodes import Examples
+from metarl.errors import EnvironmentFaultError
+from metarl.examples import ExampleCollector, ExampleSpaces, ExampleTaskDistribution
+from metarl.seeds import Seeds
 from metarl.tasks import EnvTaskDistribution, Scene, Split
 from metarl.tracking import read_metrics
 
@@ -276,6 +284,13 @@ def test_a_working_directory_that_changes_moves_no_files(
     assert Path.cwd() == elsewhere
     assert (tmp_path / "curve.json").is_file()
     os.chdir(tmp_path)
+    Valleys.calls.clear()
+    assert runs.load("run", trusted=True).num_adaptation_steps == 1
+    os.chdir(tmp_path)
+    Valleys.calls.clear()
+    runs.train(load_config(Path("run"), trusted=True), Path("again"))
+    os.chdir(tmp_path)
+    assert Path("again/adaptation.json").read_bytes() == Path("run/adaptation.json").read_bytes()
     assert run(where, 0, lambda: os.chdir(elsewhere), monkeypatch, command="train {task} {tiny}") == 0
     assert len(list((tmp_path / "runs").glob("*/adaptation.json"))) == 1
     assert not list(elsewhere.iterdir())
@@ -296,13 +311,17 @@ def test_a_fault_in_an_evaluation_is_said_alike(
     assert not Path("curve.json").exists()
 
 
-def test_an_agent_that_leaves_does_not_end_the_command_as_if_all_were_done(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [(SystemExit(0), "ended by SystemExit(0) before it was done"), (Wild("free"), "Wild: free")],
+)
+def test_an_agent_that_fails_does_not_end_the_command_as_if_all_were_done(
+    error: BaseException, text: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("meta_update", 1, raises(SystemExit(0)), monkeypatch, agent=f"{__name__}:Careless") == 1
+    assert run("meta_update", 1, raises(error), monkeypatch, agent=f"{__name__}:Careless") == 1
     said = capfd.readouterr().err
     assert said.startswith("Traceback")
-    assert said.splitlines()[-1] == "metarl: ended by SystemExit(0) before it was done"
+    assert said.splitlines()[-1] == f"metarl: {text}"
 
 
 @pytest.mark.parametrize("where", ["sample", "step"])
@@ -334,3 +353,33 @@ def test_an_environment_that_leaves_while_it_is_closed(
     monkeypatch.setattr(Valley, "close", lambda env: raises(SystemExit(0))())
     assert run("", 0, raises(Wild()), monkeypatch, command=command) == 1
     assert capfd.readouterr().err.splitlines()[-1] == "metarl: the environment's close raised SystemExit: 0"
+
+
+class Vague(ExampleTaskDistribution[float]):
+    """Few-shot tasks whose method `where` does what it likes."""
+
+    spaces = ExampleSpaces((1,), 1, discrete=False)
+
+    def __init__(self, where: str, mishap: Callable[[], Any]) -> None:
+        self.where, self.mishap = where, mishap
+
+    def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[float]:
+        return rng.random(num_tasks).tolist()
+
+    def support(self, *_: Any, **__: Any) -> Any:
+        return self.mishap() if self.where == "support" else Examples(torch.zeros(2, 3, 1), torch.zeros(2, 3, 1))
+
+    query = support
+
+
+@pytest.mark.parametrize("method", ["support", "query"])
+def test_examples_that_are_none(method: str) -> None:
+    learner: Any = SimpleNamespace(unit="gradient steps")
+    settings = {"step": 0} if method == "support" else {}
+    for mishap, said in (
+        (raises(SystemExit(0)), "raised SystemExit: 0"),
+        (lambda: [1], "returned [1]: must be a metarl"),
+    ):
+        collect = getattr(ExampleCollector(Vague("support", mishap)), method)
+        with pytest.raises(EnvironmentFaultError, match=re.escape(f"the task distribution's {method} {said}")):
+            collect([0.1, 0.2], learner, None, Seeds.first(2), **settings)
