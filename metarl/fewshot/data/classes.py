@@ -31,6 +31,7 @@ QUARTER_TURNS = 4
 SPLITS = ("train", "val", "test")
 SHARES = (0.64, 0.16, 0.2)  # of mini-ImageNet's classes
 SIZES = ("ways", "shots", "queries")
+NUM_NAMED = 8  # of the classes with too few images
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
 
     splits = "disjoint"
     baseline_name: ClassVar[str] = "pixel prototypes"
+    leaving_out: ClassVar[str] = "leave such classes out"
 
     def __post_init__(self) -> None:
         for name, least in (("num_ways", 2), ("num_shots", 1), ("num_queries", 1)):
@@ -229,12 +231,16 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
         names = {name: f"task.{'train' if own[name] else 'num'}_{name}" for name in SIZES}
         require(ways <= len(pool), names["ways"], ways, f"at most {len(pool)}, the number of {split} classes")
         counts = self.data.counts[pool % len(self.data.counts)]
-        fewest = int(counts.argmin())
-        if shots + queries > counts[fewest]:
+        small = np.flatnonzero(counts < shots + queries)
+        if len(small):
+            fewest, *others = small[np.argsort(counts[small], kind="stable")].tolist()
             label = f"class {self.class_name(int(pool[fewest]))!r} of the {split} split"
+            named = [f"{self.class_name(int(pool[place]))!r} ({counts[place]})" for place in others[:NUM_NAMED]]
+            more = f" and {len(others) - NUM_NAMED} more" if len(others) > NUM_NAMED else ""
+            too = f"; also too small: {', '.join(named)}{more}" if others else ""
             raise InputError(
-                f"{names['shots']} + {names['queries']} = {shots} + {queries} = {shots + queries}: must be at "
-                f"most {counts[fewest]}, the number of images of {label}; ask for fewer, or leave the class out"
+                f"{names['shots']} + {names['queries']} = {shots} + {queries} = {shots + queries}: must be at most "
+                f"{counts[fewest]}, the number of images of {label}{too}; ask for fewer, or {self.leaving_out}"
             )
 
     def _examples(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,16 +14,39 @@ from numpy.typing import NDArray
 
 from metarl.errors import InputError, require
 from metarl.fewshot.data.classes import SHARES, SPLITS, ImageSet, ImageTasks, require_shares, split_at_random
-from metarl.fewshot.data.pictures import Mode, fingerprint, folders_in, pictures_in, read_picture
+from metarl.fewshot.data.pictures import (
+    SUFFIXES,
+    Mode,
+    entries,
+    fingerprint,
+    folders_in,
+    pictures_in,
+    read_picture,
+    shown,
+)
 
 LAYOUT = "a folder for each class, or folders train, test and perhaps val that hold them"
+# What a folder that holds the classes of a split may be called, in any capitals.
+NAMES_OF_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+NUM_NAMED = 5  # of what is left out
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ImageFolder(ImageTasks):
     """Images of your own, a folder for each class; all are read into memory, as bytes, once.
 
-    Hidden files and files that are no pictures by their suffix do not count; classes and images are ordered by name.
+    Classes and images are ordered by name. Left out, and named in one line, are hidden files, files that are no
+    pictures by their suffix, empty folders and folders within those of classes.
     """
 
     root: Path | None = None
@@ -34,6 +60,10 @@ class ImageFolder(ImageTasks):
     which are which."""
     split_seed: int = 0
     """Seed of that draw."""
+    skip_small_classes: bool = False
+    """Leave out the classes that have fewer images than shots and queries need, instead of refusing them."""
+
+    leaving_out = "set task.skip_small_classes"
 
     def __post_init__(self) -> None:
         require(self.image_size >= 1, "task.image_size", self.image_size, "an integer >= 1")
@@ -48,43 +78,95 @@ class ImageFolder(ImageTasks):
         root = self.root
         if root is None:
             raise InputError(f"task.root: missing; must be a folder that holds {LAYOUT}")
-        require(root.is_dir(), "task.root", str(root), f"a folder that holds {LAYOUT}")
-        classes, splits = self._classes(root)
-        files = [pictures_in(folder) for folder in classes]
-        for folder, paths in zip(classes, files, strict=True):
-            if not paths:
-                raise InputError(f"{folder}: holds no pictures; fill it, or remove it if it is no class")
-        every = tuple(path for several in files for path in several)
+        require(root.is_dir(), "task.root", shown(root), f"a folder that holds {LAYOUT}")
+        folders = {path: pictures_in(path) for path in self._folders(root)}
+        if self.skip_small_classes:
+            least = max(sum(self._sizes("train")[1:]), sum(self._sizes("test")[1:]))
+            folders = {path: pictures for path, pictures in folders.items() if len(pictures) >= least}
+            require(bool(folders), "task.skip_small_classes", True, f"left out: no class has {least} pictures")
+        _require_pictures(folders)
+        every = tuple(picture for pictures in folders.values() for picture in pictures)
+        _say_what_is_left_out(root, frozenset((*folders, *every)))
         return ImageSet(
             images=_read(every, "L" if self.grey else "RGB", self.image_size, fingerprint(root, every)),
-            counts=np.array([len(several) for several in files]),
-            names=tuple(folder.name for folder in classes),
-            splits=splits,
+            counts=np.array([len(pictures) for pictures in folders.values()], np.int64),
+            names=tuple(shown(folder.name) for folder in folders),
+            splits=self._splits(root, list(folders)),
         )
 
-    def _classes(self, root: Path) -> tuple[list[Path], dict[str, NDArray[np.int64]]]:
-        """The folder of every class, and the split that each class is in."""
+    def _folders(self, root: Path) -> list[Path]:
+        """The folders of all classes that are not empty, those of train first, then of val and of test."""
         found = folders_in(root)
-        names = {folder.name for folder in found}
         if not found:
-            raise InputError(f"task.root = {str(root)!r}: holds no folders: must hold {LAYOUT}")
-        if not names <= set(SPLITS):
-            return found, split_at_random(len(found), self.shares[:2], self.split_seed)
-        for split in ("train", "test"):
-            if split not in names:
-                raise InputError(f"task.root = {str(root)!r}: holds {', '.join(sorted(names))} but no {split}")
+            raise InputError(f"task.root = {shown(root)!r}: holds no folders: must hold {LAYOUT}")
+        splits = _splits_of(root, found)
+        if not splits:
+            return [path for path in found if entries(path)]
         left_out = "left out where the folders train and test say what is for training"
         require(self.shares == SHARES, "task.shares", self.shares, left_out)
         require(self.split_seed == 0, "task.split_seed", self.split_seed, left_out)
-        classes = {split: folders_in(root / split) for split in SPLITS if split in names}
         seen: dict[str, Path] = {}
-        for folder in (folder for folders in classes.values() for folder in folders):
+        for folder in (path for split in SPLITS if split in splits for path in folders_in(splits[split])):
             if folder.name in seen:
-                raise InputError(f"{folder}: the class is in two splits, also as {seen[folder.name]}")
+                raise InputError(f"{shown(folder)}: the class is in two splits, also as {shown(seen[folder.name])}")
             seen[folder.name] = folder
-        stops = np.cumsum([len(folders) for folders in classes.values()])
-        ends = zip(classes, stops, strict=True)
-        return list(seen.values()), {split: np.arange(stop - len(classes[split]), stop) for split, stop in ends}
+        return [path for path in seen.values() if entries(path)]
+
+    def _splits(self, root: Path, folders: list[Path]) -> dict[str, NDArray[np.int64]]:
+        """The numbers of the classes in each split."""
+        splits = _splits_of(root, folders_in(root))
+        if not splits:
+            return split_at_random(len(folders), self.shares[:2], self.split_seed)
+        return {split: np.flatnonzero([folder.parent == path for folder in folders]) for split, path in splits.items()}
+
+
+def _splits_of(root: Path, folders: Sequence[Path]) -> dict[str, Path]:
+    """The folder of each split in `root`, or nothing where `folders` are those of classes."""
+    found: dict[str, Path] = {}
+    others = [folder for folder in folders if folder.name.lower() not in NAMES_OF_SPLITS]
+    for folder in (folder for folder in folders if folder not in others):
+        split = NAMES_OF_SPLITS[folder.name.lower()]
+        if split in found:
+            raise InputError(f"{shown(folder)}: is for {split}, as {shown(found[split])} is; must be one folder")
+        found[split] = folder
+    names = "folders train, test and perhaps val (or valid, validation)"
+    if others and {"train", "test"} <= found.keys():
+        raise InputError(
+            f"task.root = {shown(root)!r}: holds {shown(others[0].name)} beside train and test: must hold {names} alone"
+        )
+    if others:
+        return {}
+    for split in ("train", "test"):
+        if split not in found:
+            held = ", ".join(shown(folder.name) for folder in folders)
+            raise InputError(f"task.root = {shown(root)!r}: holds {held} but no {split}: must hold {names}")
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def _require_pictures(folders: Mapping[Path, Sequence[Path]]) -> None:
+    without = [path for path, pictures in folders.items() if not pictures]
+    if without:
+        named = ", ".join(map(shown, without[:NUM_NAMED]))
+        more = f" and {len(without) - NUM_NAMED} more" if len(without) > NUM_NAMED else ""
+        inside = "; pictures in folders within it do not count" if any(map(folders_in, without)) else ""
+        holds = "holds" if len(without) == 1 else "hold"
+        advice = "remove what is no class, or set task.skip_small_classes"
+        raise InputError(f"{named}{more}: {holds} no pictures ({', '.join(sorted(SUFFIXES))}){inside}; {advice}")
+
+
+@functools.lru_cache(maxsize=1)  # once, however often a run makes its tasks
+def _say_what_is_left_out(root: Path, used: frozenset[Path]) -> None:
+    """Counts and names what is in `root` and in the folders of splits and classes, and not used."""
+    folders = {root, *(path for path in used if path.is_dir())}
+    folders |= {path.parent for path in folders if path != root}
+    found = [path for folder in folders for path in entries(folder) if path not in used and path not in folders]
+    if not found:
+        return
+    counts = sorted(Counter(shown(path.name) for path in found).items(), key=lambda pair: (-pair[1], pair[0]))
+    named = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in counts[:NUM_NAMED])
+    more = ", ..." if len(counts) > NUM_NAMED else ""
+    entry = "1 entry is" if len(found) == 1 else f"{len(found)} entries are"
+    _logger.warning("task.root = %r: %s left out: %s%s", shown(root), entry, named, more)
 
 
 @functools.lru_cache(maxsize=1)

@@ -61,7 +61,7 @@ class MiniImageNet(ImageTasks):
         listing = _listing(root)
         classes = [(split, name) for split in SPLITS for name in listing[split]]
         paths = [path for split, name in classes for path in listing[split][name]]
-        name = f"mini-imagenet-{SIZE}-{fingerprint(root, paths, SIZE)}.npy"
+        name = f"mini-imagenet-{SIZE}-{fingerprint(root, paths, SIZE, 'as shown')}.npy"
         return ImageSet(
             images=read_through_cache((self.cache or root) / name, paths, "RGB", SIZE),
             counts=np.full(len(classes), NUM_IMAGES),

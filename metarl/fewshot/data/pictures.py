@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Literal
@@ -12,13 +13,26 @@ from typing import IO, Literal
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from metarl.errors import InputError, one_line
 from metarl.files import UNFINISHED, made_folder, sync_folder, write_error
 
 VARIABLE = "METARL_DATA"
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+# Pillow's decoders of pictures, with their suffixes. Others are not tried: that of PostScript starts Ghostscript.
+FORMATS = {
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
+    "GIF": (".gif",),
+    "JPEG": (".jfif", ".jpe", ".jpeg", ".jpg", ".mpo"),
+    "JPEG2000": (".j2c", ".j2k", ".jp2", ".jpc", ".jpf", ".jpx"),
+    "PNG": (".apng", ".png"),
+    "PPM": (".pbm", ".pgm", ".pnm", ".ppm"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+}
+SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+WORD_PER_BYTE = 257  # 65535 / 255
 Mode = Literal["L", "RGB"]
 
 
@@ -29,13 +43,19 @@ def data_folder(root: Path | None) -> Path | None:
     return Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None
 
 
+def shown(path: Path | str) -> str:
+    """The name of a file for people: bytes that are no UTF-8 and signs that cannot be printed are escaped."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
 def folders_in(folder: Path) -> list[Path]:
     """The folders in `folder`, by name, without hidden ones.
 
     Raises:
         InputError: it cannot be listed.
     """
-    return [path for path in _visible(folder) if path.is_dir()]
+    return [path for path in entries(folder) if _visible(path) and path.is_dir()]
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -44,15 +64,23 @@ def pictures_in(folder: Path) -> list[Path]:
     Raises:
         InputError: it cannot be listed.
     """
-    return [path for path in _visible(folder) if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return [path for path in entries(folder) if _visible(path) and path.suffix.lower() in SUFFIXES and path.is_file()]
 
 
-def _visible(folder: Path) -> list[Path]:
+def entries(folder: Path) -> list[Path]:
+    """All that is in `folder`, by name.
+
+    Raises:
+        InputError: it cannot be listed.
+    """
     try:
-        paths = sorted(folder.iterdir())
+        return sorted(folder.iterdir())
     except OSError as error:
-        raise InputError(f"{folder}: cannot be listed: {error.strerror or error}") from error
-    return [path for path in paths if not path.name.startswith(".")]
+        raise InputError(f"{shown(folder)}: cannot be listed: {error.strerror or error}") from error
+
+
+def _visible(path: Path) -> bool:
+    return not path.name.startswith(".")
 
 
 def read_picture(
@@ -63,7 +91,9 @@ def read_picture(
     name: str | None = None,
     filter: Image.Resampling = Image.Resampling.LANCZOS,
 ) -> NDArray[np.uint8]:
-    """The picture in `source` as uint8 [C, H, X].
+    """The picture in `source` as uint8 [C, H, X], as it is shown: upright, and on white where it is transparent.
+
+    Of an animated one, this is the first picture.
 
     Args:
         source: a file, or what it holds.
@@ -73,26 +103,50 @@ def read_picture(
         filter: to resize by.
 
     Raises:
-        InputError: missing, empty, cut short, no picture, or of more than eight bits a channel.
+        InputError: missing, empty, cut short, huge, no picture, or of more than 16 bits a channel.
     """
-    name = name or str(source)
+    name = name or (shown(source) if isinstance(source, Path) else str(source))
     try:
-        with Image.open(source) as picture:
-            picture.load()
-            if picture.mode.startswith(("I", "F")):
-                raise InputError(f"{name}: has pixels of mode {picture.mode!r}: must have 8 bits a channel")
-            shown = picture if picture.mode == mode else picture.convert(mode)
-            if size is not None and shown.size != (size, size):
-                shown = shown.resize((size, size), filter)
-            pixels = np.array(shown, dtype=np.uint8)
-    except InputError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what Pillow finds odd and reads all the same
+            with Image.open(source, formats=tuple(FORMATS)) as picture:
+                picture.load()
+                flat = _opaque(_of_bytes(_upright(picture), picture.format, name))
+            plain = flat if flat.mode == mode else flat.convert(mode)
+            if size is not None and plain.size != (size, size):
+                plain = plain.resize((size, size), filter)
+            pixels = np.array(plain, dtype=np.uint8)
+    except (InputError, MemoryError):
         raise
     except UnidentifiedImageError:  # its message names the source by its address in memory
         raise InputError(f"{name}: cannot be read as a picture: it is empty, or of no known format") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # Pillow has no error of its own for a damaged file: each format raises what it likes.
+    except Exception as error:  # Pillow has no error of its own for a damaged file: each format raises what it likes
         raise InputError(f"{name}: cannot be read as a picture: {one_line(error)}") from error
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+
+
+def _of_bytes(picture: Image.Image, form: str | None, name: str) -> Image.Image:
+    """`picture`, from a file of this format; 16 bits of grey become eight."""
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    # Pillow keeps the 16 bits of some formats in 32.
+    if not picture.mode.startswith("I;16") and (picture.mode, form) not in (("I", "PNG"), ("I", "PPM")):
+        raise InputError(f"{name}: has pixels of mode {picture.mode!r}: must have at most 16 bits a channel")
+    return Image.fromarray((np.asarray(picture).astype(np.uint32) // WORD_PER_BYTE).astype(np.uint8))
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # the note on the orientation is damaged: viewers show the picture as it lies
+        return picture
+
+
+def _opaque(picture: Image.Image) -> Image.Image:
+    if not picture.has_transparency_data:
+        return picture
+    colours = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
 
 
 def fingerprint(root: Path, paths: Sequence[Path], *settings: object) -> str:
@@ -106,8 +160,9 @@ def fingerprint(root: Path, paths: Sequence[Path], *settings: object) -> str:
         try:
             status = path.stat()
         except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-        digest.update(f"{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            raise InputError(f"{shown(path)}: cannot be read: {error.strerror or error}") from error
+        digest.update(os.fsencode(path.relative_to(root)))
+        digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ def test_validation_may_be_missing_but_not_testing(tmp_path: Path) -> None:
     assert ImageFolder(root=tmp_path, **SETTINGS).data.splits.keys() == {"train", "test"}
     assert "task.test_split = 'val': must be 'test': no class is for validation" in refused(tmp_path, test_split="val")
     (tmp_path / "test").rename(tmp_path / ".test")
-    assert refused(tmp_path) == "task.root = 'ROOT': holds train but no test"
+    names = "folders train, test and perhaps val (or valid, validation)"
+    assert refused(tmp_path) == f"task.root = 'ROOT': holds train but no test: must hold {names}"
 
 
 def test_what_is_there_is_read_anew_when_it_changes(tmp_path: Path) -> None:
@@ -99,14 +101,17 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     classes(root)
     expected = r"= 3 \+ 2 = 5: must be at most 3, the number of images of class 'class \d' of the t"
     assert re.search(expected, refused(root, num_shots=3))
-    (root / "class 11").mkdir()
-    assert refused(root) == "ROOT/class 11: holds no pictures; fill it, or remove it if it is no class"
-    (root / "class 11").rmdir()
+    (root / "class 11" / "inside").mkdir(parents=True)
+    message = (
+        r"^ROOT/class 11: holds no pictures \(\.apng, .*\.webp\); pictures in folders within it do not count; remove"
+    )
+    assert re.search(message, refused(root))
+    (root / "class 11" / "inside").rmdir()
     (root / "class 3" / "1.JPG").write_bytes(b"")
     assert refused(root) == ("ROOT/class 3/1.JPG: cannot be read as a picture: it is empty, or of no known format")
-    Image.fromarray(np.zeros((6, 6), np.uint16)).save(root / "class 3" / "1.png")
+    Image.fromarray(np.zeros((6, 6), np.float32)).save(root / "class 3" / "1.tif")
     (root / "class 3" / "1.JPG").unlink()
-    assert refused(root) == "ROOT/class 3/1.png: has pixels of mode 'I;16': must have 8 bits a channel"
+    assert refused(root) == "ROOT/class 3/1.tif: has pixels of mode 'F': must have at most 16 bits a channel"
 
 
 def test_a_class_in_two_splits_is_refused(tmp_path: Path) -> None:
@@ -124,3 +129,58 @@ def test_settings_are_checked(tmp_path: Path) -> None:
     assert not ImageFolder().available()
     with pytest.raises(InputError, match=r"^task\.root: missing; must be a folder that holds a folder for each class"):
         ImageFolder().load()
+
+
+@pytest.mark.parametrize("names", [("Train", "valid", "TEST"), ("training", "Validation", "testing")])
+def test_folders_of_splits_have_other_names_too(tmp_path: Path, names: tuple[str, ...]) -> None:
+    split(tmp_path)
+    for old, new in zip(("train", "val", "test"), names, strict=True):
+        (tmp_path / old).rename(tmp_path / "renamed")
+        (tmp_path / "renamed").rename(tmp_path / new)
+    data = ImageFolder(root=tmp_path, **SETTINGS).data
+    assert {name: part.tolist() for name, part in data.splits.items()} == {"train": [0, 1], "val": [2], "test": [3, 4]}
+    (tmp_path / "val").mkdir()
+    assert re.search(r"^ROOT/\w+: is for val, as ROOT/\w+ is; must be one folder$", refused(tmp_path))
+    (tmp_path / "val").rename(tmp_path / "extra")
+    assert refused(tmp_path).startswith(
+        "task.root = 'ROOT': holds extra beside train and test: must hold folders train"
+    )
+
+
+def test_classes_with_too_few_pictures_are_listed_or_left_out(tmp_path: Path) -> None:
+    classes(tmp_path)
+    for number in range(12, 23):
+        fill(tmp_path / f"class {number}", 0, count=1 + number // 22)
+    listed = r"must be at most 1, .* of class 'class \d\d' of the t\w+ split; also too small: 'class \d\d' \(1\), .*"
+    assert re.search(listed + "; ask for fewer, or set task.skip_small_classes$", refused(tmp_path))
+    data = ImageFolder(root=tmp_path, skip_small_classes=True, **SETTINGS).data
+    assert list(data.names) == [f"class {number}" for number in range(10)]
+    assert sum(len(part) for part in data.splits.values()) == 10
+    message = refused(tmp_path, skip_small_classes=True, num_queries=9)
+    assert message == "task.skip_small_classes = True: must be left out: no class has 10 pictures"
+
+
+def test_what_is_left_out_is_counted_and_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    classes(tmp_path, count=8)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "class 1" / "inside").mkdir()
+    (tmp_path / "class 1" / "gone.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "class 2" / "Thumbs.db").write_bytes(b"")
+    (tmp_path / "class 8").symlink_to(tmp_path / "class 0")
+    for _ in range(2):
+        assert len(ImageFolder(root=tmp_path, **SETTINGS).data.names) == 9
+    assert [record.getMessage().replace(str(tmp_path), "ROOT") for record in caplog.records] == [
+        "task.root = 'ROOT': 24 entries are left out: .hidden.png (9), notes.txt (9), .git, Thumbs.db, empty, ..."
+    ]
+
+
+def test_names_need_not_be_utf8(tmp_path: Path) -> None:
+    root = classes(tmp_path)
+    folder = root / os.fsdecode(b"caf\xe9")
+    try:
+        (root / "class 0").rename(folder)
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    assert ImageFolder(root=root, **SETTINGS).data.names[0] == r"caf\xe9"
+    (folder / "0.png").rename(folder / os.fsdecode(b"\xff\n.png")).write_bytes(b"")
+    assert refused(root) == r"ROOT/caf\xe9/\xff\n.png: cannot be read as a picture: it is empty, or of no known format"
