@@ -71,7 +71,7 @@ class TaskVecEnv(VecEnv):
     None draws again.
 
     Args:
-        distribution: any; its spaces must be flat.
+        distribution: any; spaces that are not flat are made so (`metarl.spaces`).
         num_envs: sub-environments, >= 1.
         tasks: a list with one task for each. Or one task for all that is no list, as with `task`. None draws them.
         task: one task for all, of any type.
@@ -290,7 +290,7 @@ class TrialVecEnv(TaskVecEnv):
     `is_success` of a trial's last episode.
 
     Args:
-        distribution: any; its spaces must be flat.
+        distribution: any; spaces that are not flat are made so (`metarl.spaces`).
         num_envs: sub-environments, >= 1.
         episodes_per_trial: >= 1.
         settings: the others of `TaskVecEnv`; a fresh task is drawn for every trial.

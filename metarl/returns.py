@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LONG_OBSERVATION = 1000
+
 
 def discounted_returns(rewards_t: Tensor, mask_t: Tensor, *, gamma: float, last_return: Tensor | None = None) -> Tensor:
     """R_t = r_t + gamma R_{t+1} over live steps.
@@ -90,13 +92,17 @@ def standardize(values: Tensor, mask: Tensor, *, epsilon: float = 1e-8) -> Tenso
 def baseline_features(observations: Tensor) -> Tensor:
     """Features of the linear baseline: o, o^2, t/100, (t/100)^2, (t/100)^3, 1, with o clipped to [-10, 10].
 
+    Observations of more than `LONG_OBSERVATION` numbers, such as pictures, are left out: with more features than steps
+    a regression meets every return, and no advantage is left.
+
     Args:
         observations: [..., H, observation_size].
 
     Returns:
-        [..., H, 2 observation_size + 4] float64.
+        [..., H, 2 observation_size + 4] float64, or [..., H, 4] where the observations are left out.
     """
-    clipped = observations.double().clamp(-10.0, 10.0)
+    used = observations if observations.shape[-1] <= LONG_OBSERVATION else observations[..., :0]
+    clipped = used.double().clamp(-10.0, 10.0)
     horizon = observations.shape[-2]
     time = torch.arange(horizon, dtype=torch.float64, device=observations.device).unsqueeze(-1) / 100.0
     times = torch.cat([time, time.square(), time**3, torch.ones_like(time)], dim=-1)

@@ -11,18 +11,17 @@ import torch
 
 from metarl.episodes import Trajectories
 
-LARGE = 10.0  # of an observation, beyond which layers of usual initial weights saturate or overshoot
-OFTEN = 0.1
-MOSTLY = 0.9
+LARGE = 10.0  # root mean square of an observation, beyond which layers of usual initial weights saturate or overshoot
+MOSTLY = 0.9  # of the steps
 
 
 def size_notes(data: Trajectories, action_space: gymnasium.Space[Any]) -> Iterator[str]:
     """What is worth knowing of the sizes of observations, and of actions in normal noise, one line each."""
     live = data.mask.bool()
     seen = data.observations[live]
-    beyond = (seen.abs() > LARGE).double().mean(0)
-    if len(seen) and bool((beyond > OFTEN).any()):
-        column = int(seen.abs().mean(0).argmax())
+    sizes = seen.double().square().mean(0).sqrt()
+    if len(seen) and float(sizes.max()) > LARGE:
+        column = int(sizes.argmax())
         low, high = (float(end(seen[:, column])) for end in (torch.min, torch.max))
         found = f"observation[{column}] is from {low:.4g} to {high:.4g}"
         advice = "use the setting agent.normalize_observations (--agent.normalize-observations), or rescale them"

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from metarl.returns import (
+    LONG_OBSERVATION,
     baseline_features,
     discounted_returns,
     generalized_advantages,
@@ -110,3 +111,13 @@ def test_linear_baseline_survives_a_degenerate_task() -> None:
 def test_shapes_are_checked() -> None:
     with pytest.raises(ValueError, match="one shape"):
         discounted_returns(torch.zeros(2, 3), torch.zeros(2, 4), gamma=0.9)
+
+
+def test_a_baseline_of_pictures_knows_the_time_alone() -> None:
+    rng = np.random.default_rng(0)
+    returns = torch.from_numpy(rng.normal(size=(1, 4, 6)).astype(np.float32))
+    pictures = torch.from_numpy(rng.normal(size=(1, 4, 6, LONG_OBSERVATION + 1)).astype(np.float32))
+    mask = torch.ones_like(returns)
+    values = linear_baseline(pictures, returns, mask)
+    torch.testing.assert_close(values, linear_baseline(torch.zeros(1, 4, 6, 1), returns, mask))
+    assert (returns - values).abs().mean() > 0.3, "more features than steps would meet every return"

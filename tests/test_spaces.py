@@ -25,7 +25,7 @@ from metarl.learner import Spaces
 from metarl.rollout import RolloutCollector
 from metarl.runs import load
 from metarl.seeds import Seeds
-from metarl.spaces import MOST_CHOICES, ActionFit, Fit, ObservationFit
+from metarl.spaces import MOST_CHOICES, ActionFit, Fit, ObservationFit, PolicyBox
 from metarl.tasks import EnvTaskDistribution, Scene, Split
 from metarl.testing import check_task_distribution
 
@@ -97,6 +97,8 @@ def test_actions_are_what_the_environment_takes(space: spaces.Space[Any], pairs:
         spaces.Box(-1, 1, (3,), np.float64),
         spaces.Box(-INF, INF, (3,)),
         spaces.Box(FLOAT32.min, FLOAT32.max, (3,)),
+        PolicyBox(-10, 10, (3,)),  # fitted before, or in the policy's units from the beginning
+        PolicyBox(-1, INF, (3,)),
         spaces.Discrete(4),
     ],
 )
@@ -329,7 +331,9 @@ def test_stable_baselines_and_predictors_meet_the_same_spaces() -> None:
     np.testing.assert_allclose(np.concatenate(vec_env.get_attr("taken")), to_own, rtol=1e-6)
     # Units that are the policy's already stay.
     limited = TaskVecEnv(OwnUnits(), 1)
-    assert np.abs(AdaptedPredictor(learner, limited.action_space).predict(rows * 100)[0]).max() <= 3.0
+    likeliest = learner.distribution(learner.begin(1), torch.from_numpy(rows)[None]).mode()[0].detach().numpy()
+    taken = AdaptedPredictor(learner, limited.action_space).predict(rows, deterministic=True)[0]
+    np.testing.assert_array_equal(taken, likeliest.clip(-3.0, 3.0))
 
 
 class Kept(Echo):
