@@ -104,7 +104,26 @@ def test_settings_can_be_replaced_and_hold_no_arrays() -> None:
         ({"x": BYTES.astype(int)}, r"^x is int64: must be uint8 \(divided by 255\), bool or floats"),
         ({"x": np.where(np.arange(30) == 4, np.nan, 0.0)[:, None]}, r"^x\[4\] holds a value that is not finite"),
         ({"y": Y[1:]}, r"^y has shape \(29,\): must be \(30,\), a label for each of x"),
-        ({"y": np.linspace(0, 1, 30)}, r"^y is float64: must be integers or strings"),
+        ({"x": [[1.0, 2.0], [3.0]]}, r"^x cannot be read as an array: .*inhomogeneous"),
+        ({"x": torch.zeros(30, 8, requires_grad=True)}, r"^x requires gradients: must be data; x\.detach\(\) is$"),
+        ({"x": torch.zeros(30, 8, device="meta")}, r"^x is on meta: must be on the CPU; x\.cpu\(\) is$"),
+        ({"x": torch.zeros(30, 8).bfloat16()}, r"^x cannot be read as an array: .*BFloat16"),
+        ({"x": np.ma.masked_equal(BYTES, BYTES[0, 0, 0])}, r"^x has \d+ masked values: must have none; fill or drop"),
+        ({"x": BYTES.astype(object)}, r"^x is object: must be uint8"),
+        ({"x": BYTES.astype(complex)}, r"^x is complex128: must be uint8"),
+        ({"x": np.full((30, 4), 1e300)}, r"^x\[0\] holds a value that is not finite as a float32"),
+        ({"x": np.zeros((30, 20, 20, 2))}, r"^x has shape \(30, 20, 20, 2\): channels must come second"),
+        ({"y": [*Y[:4], None, *Y[5:]]}, r"^y\[4\] = None: must be an integer or a string$"),
+        ({"y": [*Y[:4], np.nan, *Y[5:]]}, r"^y\[4\] = nan: must be an integer or a string$"),
+        ({"y": np.array([*Y[:4], None, *Y[5:]], object)}, r"^y\[4\] = None: must be an integer or a string$"),
+        ({"y": [3, *Y[1:]]}, r"^y\[0\] and y\[1\] are int and str: must be of one kind$"),
+        ({"y": [[str(label)] for label in Y]}, r"^y\[0\] = \['\w+'\]: must be an integer or a string$"),
+        ({"y": np.ma.masked_equal(np.arange(30), 3)}, r"^y has 1 masked values: must have none"),
+        ({"y": np.linspace(0, 1, 30)}, r"^y is float64 of shape \(30,\): must be \[num_images\] integers or strings"),
+        ({"splits": "random"}, r"^splits = 'random': must be three shares of the classes, or the labels"),
+        ({"splits": None}, r"^splits = None: must be three shares of the classes, or the labels"),
+        ({"splits": {"train": "ant", "test": ["dog"]}}, r"^task\.num_ways = 2: must be at most 1, the number of train"),
+        ({"splits": (0.5, 0.0, 0.5), "split_seed": -1}, r"^split_seed = -1: must be an integer >= 0"),
         ({"splits": {"train": ["ant"], "tets": ["bee"]}}, r"^splits = 'tets': unknown; did you mean 'test'"),
         ({"splits": {"train": ["ant"], "test": ["bea"]}}, r"^splits\['test'\] holds 'bea', which is not in y"),
         (
@@ -121,8 +140,29 @@ def test_settings_can_be_replaced_and_hold_no_arrays() -> None:
 )
 def test_what_cannot_be_used_is_refused(changes: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"x": BYTES, "y": Y, "splits": SPLITS, **SETTINGS, **changes}
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         from_arrays(arguments.pop("x"), arguments.pop("y"), **arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [-3, -2, -1, 0, 1, 2],
+        [np.int64(number) for number in range(6)],
+        list(torch.arange(6)),
+        torch.arange(6, dtype=torch.int32),
+        np.array(list("abcdef"), object),
+        tuple("abcdef"),
+        np.ma.arange(6),
+    ],
+)
+def test_labels_of_many_kinds(labels: Any) -> None:
+    y = [label for label in labels for _ in range(5)]
+    y = torch.stack(y) if isinstance(labels, torch.Tensor) else np.repeat(labels, 5) if type(labels) is not list else y
+    data = from_arrays(BYTES, y, splits=(0.5, 0.0, 0.5), **SETTINGS).data
+    assert data.names == tuple(str(getattr(label, "item", lambda label=label: label)()) for label in labels)
+    assert data.counts.tolist() == [5] * 6
 
 
 @pytest.mark.parametrize("kind", [Proto, FineTune])

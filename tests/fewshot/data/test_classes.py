@@ -237,12 +237,12 @@ def test_training_and_evaluation_have_sizes_of_their_own() -> None:
         (
             {"num_shots": 5, "num_queries": 5},
             "task.num_shots + task.num_queries = 5 + 5 = 10: must be at most 9, the number of images of "
-            "class 'class 0' of the train split; also too small: 'class 6' (9); ask for fewer, or leave such classes out",
+            "class 'class 0' of the train split; also too small: 'class 6' (9); ask for fewer, or leave such",
         ),
         (
             {"num_shots": 5, "num_queries": 5, "train_shots": 1, "train_queries": 1},
             "task.num_shots + task.num_queries = 5 + 5 = 10: must be at most 9, the number of images of "
-            "class 'class 3' of the test split; also too small: 'class 9' (9); ask for fewer, or leave such classes out",
+            "class 'class 3' of the test split; also too small: 'class 9' (9); ask for fewer, or leave such",
         ),
         ({"train_queries": 8}, "task.num_shots + task.train_queries = 2 + 8 = 10: must be at most 9"),
         ({"num_ways": 1}, "task.num_ways = 1: must be an integer >= 2"),
