@@ -13,6 +13,7 @@ import errno
 import functools
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from metarl.config import EvaluationConfig, TrainerConfig, load_config, path_set
 from metarl.console import complain, lasting_streams, say
 from metarl.endings import code_after
 from metarl.errors import InputError, require, unknown_name
-from metarl.files import require_output, shown
+from metarl.files import beginning_here, require_output, shown
 from metarl.report import report_lines
 from metarl.stopping import Stopped, StopSignals
 from metarl.tables import from_table
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     """Runs one command and says what ended it, if anything did; returns the exit code."""
     try:
-        with StopSignals() as signals:
+        with StopSignals() as signals, beginning_here():
             return _dispatch(arguments, signals)
     except BaseException as error:
         return code_after(error, helped={"-h", "--help"} & {*arguments} != set())
@@ -162,7 +163,7 @@ def _train_in(run_dir: Path, parsed: TrainArguments, signals: StopSignals) -> in
             for note in trainer.space_notes or ():
                 complain(f"note: {note}")
             say(f"run folder: {shown(run_dir)}")
-            say(f"watch it: tensorboard --logdir {shown(run_dir)}")
+            say(f"watch it: tensorboard --logdir {shlex.quote(str(shown(run_dir)))}")
 
     callbacks: tuple[Callback, ...] = (stopping,)
     if not parsed.quiet:
@@ -185,7 +186,7 @@ def _train_in(run_dir: Path, parsed: TrainArguments, signals: StopSignals) -> in
         say(f"picture: {shown(run_dir) / 'adaptation.png'}")
         if (run_dir / "paths.png").is_file():
             say(f"picture of trajectories: {shown(run_dir) / 'paths.png'}")
-        say(f"TensorBoard: tensorboard --logdir {shown(run_dir)}")
+        say(f"TensorBoard: tensorboard --logdir {shlex.quote(str(shown(run_dir)))}")
     return 0
 
 

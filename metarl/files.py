@@ -16,6 +16,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -208,10 +209,27 @@ def made_folder(path: Path, *, exist_ok: bool = True) -> Iterator[Path]:
                 folder.rmdir()
 
 
+_began_in: ContextVar[Path | None] = ContextVar("began_in", default=None)
+
+
+@contextlib.contextmanager
+def beginning_here() -> Iterator[None]:
+    """In its block, `shown` means the present working directory, also after a user's code has changed it."""
+    here = None
+    with contextlib.suppress(OSError):  # the working directory is gone
+        here = Path.cwd()
+    before = _began_in.set(here)
+    try:
+        yield
+    finally:
+        _began_in.reset(before)
+
+
 def shown(path: Path) -> Path:
     """`path` as one writes it in the working directory: relative if it is in there."""
     with contextlib.suppress(OSError):  # the working directory is gone
-        return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        folder = _began_in.get() or Path.cwd()
+        return path.relative_to(folder) if path.is_relative_to(folder) else path
     return path
 
 
