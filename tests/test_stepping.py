@@ -52,7 +52,7 @@ class Odd:
         *[(value, None) for value in ("no", "1", b"1", None, np.nan, 2, 0.37, -1, 1j, np.ones(2), [], {})],
         *[(value, None) for value in ([[1], [1, 2]], 10**400, Odd(), np.str_("1"), np.array(["1"]), np.array(None))],
     ],
-    ids=repr,
+    ids=lambda value: repr(value)[:30].split(" at ")[0],
 )  # fmt: skip
 def test_a_boolean_is_one_boolean_zero_or_one(value: Any, expected: bool | None) -> None:
     assert truth(value) is expected
