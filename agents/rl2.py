@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -235,6 +235,7 @@ class RL2:
             own[name].copy_(value)
         groups = self._optimizer.state_dict()["param_groups"]
         moments = tree_map(torch.clone, state["optimizer"])
+        _require_moments(moments, list(own.values()))
         self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self._updates = int(state["updates"])
         self._value_scale = float(state["value_scale"])
@@ -502,3 +503,13 @@ def _variance(values: Tensor, mask: Tensor) -> Tensor:
 def _after_one(values: Tensor) -> Tensor:
     """`values` [R, T, ...] one step later, zero first."""
     return torch.cat([torch.zeros_like(values[:, :1]), values[:, :-1]], dim=1)
+
+
+def _require_moments(moments: Mapping[int, Mapping[str, Any]], parameters: Sequence[Tensor]) -> None:
+    """Raises ValueError unless Adam's saved `moments`, by number of the parameter, are like `parameters`."""
+    for number, kept in moments.items():
+        like = (parameters[number].shape, parameters[number].dtype)
+        float(kept["step"])
+        odd = [name for name in ("exp_avg", "exp_avg_sq") if (kept[name].shape, kept[name].dtype) != like]
+        if odd:
+            raise ValueError(f"moments do not fit the network: {odd[0]} of parameter {number} is not like it")

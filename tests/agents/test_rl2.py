@@ -395,6 +395,10 @@ def test_state_round_trip_and_a_misfit() -> None:
     other, _ = learner_for(family, hidden_size=9)
     with pytest.raises(ValueError, match="do not fit"):
         other.load_state_dict(first.state_dict())
+    state = first.state_dict()
+    state["optimizer"] = {0: {**state["optimizer"][0], "exp_avg": torch.zeros(3)}}
+    with pytest.raises(ValueError, match="moments do not fit the network: exp_avg of parameter 0"):
+        second.load_state_dict(state)
 
 
 @pytest.mark.parametrize(
