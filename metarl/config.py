@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from tyro.conf import arg
 
 from metarl import registry
@@ -182,7 +183,8 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     }
     for name, part in parts_of(config):
         settings = dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
-        plain[name] = {field.name: _plain(getattr(part, field.name)) for field in settings if field.init}
+        values = {field.name: getattr(part, field.name) for field in settings if field.init}
+        plain[name] = {key: _plain(value, f"{name}.{key}") for key, value in values.items()}
     return plain
 
 
@@ -263,10 +265,15 @@ def parts_of(config: RunConfig) -> list[tuple[str, Any]]:
     return [(name, getattr(config, name)) for name in TABLES]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, field: str) -> Any:
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return str(value.absolute()) if isinstance(value, Path) else value  # a run goes on in any working directory
+        return [_plain(item, field) for item in value]
+    if isinstance(value, Path):
+        return str(value.absolute())  # a run goes on in any working directory
+    value = value.item() if isinstance(value, np.generic) else value
+    fits = value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
+    require(fits, field, value, "a finite number, a text, true, false, None, a path or a list of these, to be saved")
+    return value
 
 
 def _require_int(field: str, value: object, *, low: int, high: int | None = None) -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from metarl import registry
@@ -227,3 +230,20 @@ def test_a_run_folders_configuration_is_loaded(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(InputError, match="is not a run folder"):
         load_config(tmp_path)
+
+
+@dataclass(frozen=True)
+class Own:
+    limit: Any
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, object(), {}, {1}, (1, [math.inf])])
+def test_a_setting_that_cannot_be_saved_is_named(value: Any) -> None:
+    config = dataclasses.replace(resolve("bandit", "maml"), task=Own(value))
+    with pytest.raises(InputError, match=r"^task.limit = .*: must be a finite number, a text, true, false, None, a"):
+        to_dict(config)
+
+
+def test_numbers_of_numpy_are_saved_as_numbers() -> None:
+    config = dataclasses.replace(resolve("bandit", "maml"), task=Own(np.int64(3)))
+    assert type(to_dict(config)["task"]["limit"]) is int
