@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from metarl.errors import InputError, one_line
+from metarl.tasks import are_listed
 
 
 class Purpose(enum.IntEnum):
@@ -75,9 +76,7 @@ class Seeds:
 
 def require_tasks(tasks: Any) -> None:
     """Raises `InputError` unless `tasks` is a list of tasks: a number, an array of no axis, a dict is one task."""
-    array = isinstance(tasks, np.ndarray) and tasks.ndim > 0
-    many = isinstance(tasks, Sequence) and not isinstance(tasks, (str, bytes)) and not hasattr(tasks, "_fields")
-    if not (array or many):
+    if not are_listed(tasks):
         raise InputError(f"tasks = {one_line(tasks)}: must be a list of tasks; write [task] for one task")
 
 

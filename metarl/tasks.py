@@ -72,10 +72,17 @@ def list_tasks(distribution: TaskDistribution[Task], split: Split) -> list[Task]
     return None if tasks is None else _listed(tasks, call, None)
 
 
+def are_listed(tasks: Any) -> bool:
+    """Whether `tasks` is a list of tasks, another sequence or an array; text, a named tuple or a dict is one task."""
+    if isinstance(tasks, np.ndarray):
+        return tasks.ndim > 0
+    one = isinstance(tasks, (str, bytes, bytearray)) or hasattr(tasks, "_fields")
+    return isinstance(tasks, Sequence) and not one
+
+
 def _listed(tasks: Any, call: str, num_tasks: int | None) -> list[Any]:
     """`tasks` as a list of `num_tasks`, or of any number above 0."""
-    is_array = isinstance(tasks, np.ndarray) and tasks.ndim > 0
-    counted = is_array or (isinstance(tasks, Sequence) and not isinstance(tasks, str))
+    counted = are_listed(tasks)
     fits = counted and (len(tasks) == num_tasks if num_tasks else len(tasks) > 0)
     if not fits:
         returned = f"{len(tasks)} tasks" if counted else f"{text_of(tasks, repr):.80}"

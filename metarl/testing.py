@@ -23,6 +23,7 @@ from metarl.tasks import (
     Split,
     Splits,
     TaskDistribution,
+    are_listed,
     distinct_tasks,
     horizon_of,
     parts_of,
@@ -128,7 +129,7 @@ def check_before_training(
 
 
 def _require_list(tasks: Any, where: str, allowed: str) -> None:
-    if not isinstance(tasks, (Sequence, np.ndarray)) or isinstance(tasks, str) or np.shape(tasks) == ():
+    if not are_listed(tasks):
         raise InputError(f"{where} = {one_line(repr(tasks))}: must be {allowed}")
 
 

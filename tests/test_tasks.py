@@ -7,9 +7,10 @@ import enum
 import json
 import pickle
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -17,8 +18,9 @@ import pytest
 import torch
 
 from metarl.cli import main
+from metarl.errors import InputError
 from metarl.tasks import EnvTaskDistribution, Split, distinct_tasks, parts_of, same_task
-from metarl.testing import check_task_distribution
+from metarl.testing import check_before_training, check_task_distribution
 
 NAN = float("nan")
 
@@ -167,6 +169,8 @@ class Points(EnvTaskDistribution[Any]):
         return Point()
 
     def set_task(self, env: Any, task: Any) -> None:
+        while isinstance(task, (tuple, list)):
+            task = task[0]
         env.goal = np.asarray(task["goal"] if isinstance(task, dict) else getattr(task, "goal", task))[:2]
 
 
@@ -209,6 +213,34 @@ def test_tasks_of_any_kind_are_checked_trained_on_resumed_and_evaluated(
     notes = [f"metarl: note: evaluation.num_tasks = 1: {why}", f"metarl: note: --tasks = 3: {why}"]
     assert noted == (notes if name == "Listed" else [])
     assert max(map(len, (*report["tasks"], *said.out.splitlines()))) < 350
+
+
+class Sized(NamedTuple):
+    goal: Any
+    name: str = "far"
+
+
+@dataclass
+class Drawn(Points):
+    """A sample is what `form` makes of a list of goals."""
+
+    form: Callable[[list[Any]], Any]
+
+    def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> Any:
+        return self.form(list(super().sample(num_tasks, rng)))
+
+
+@pytest.mark.parametrize(
+    "task", [Sized, lambda goal: (goal, "far"), lambda goal: [goal, goal[:1]], lambda goal: goal[:1]]
+)
+def test_a_task_may_be_a_sequence_of_uneven_parts(task: Callable[[Any], Any]) -> None:
+    check_before_training(Drawn(lambda goals: tuple(map(task, goals))), timeout=None)
+
+
+@pytest.mark.parametrize("form", [iter, lambda goals: np.array(8), lambda goals: dict(enumerate(goals)), str])
+def test_what_is_no_list_of_tasks_is_named(form: Callable[[Any], Any]) -> None:
+    with pytest.raises(InputError, match=r"^sample\(split='train'\) = .*: must be a list of 8 tasks"):
+        check_before_training(Drawn(form), timeout=None)
 
 
 class LongAndNotFinite(Mixed):
