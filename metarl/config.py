@@ -55,7 +55,7 @@ class TrainerConfig:
     num_threads: int = 0
     """Simulator threads, >= 0; 0 = all cores. Results do not depend on it."""
     checkpoint_every: Annotated[int, arg(aliases=["--checkpoint-every"])] = 50
-    """Iterations between checkpoints, >= 1; the last iteration is always saved."""
+    """Iterations between checkpoints, >= 1; the last iteration and those that are evaluated are always saved."""
     keep_last: int = 3
     """Newest checkpoints to keep, >= 1; the best one, by the evaluations during training, is kept besides."""
     max_nonfinite: int = 5

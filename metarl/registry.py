@@ -307,7 +307,9 @@ def _load(kind: Kind, name: str) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the module is foreign code: whatever stops it is the answer
-        raise InputError(f"{kind} = {name!r}: cannot import {module_name}: {raised(error)}") from error
+        absent = isinstance(error, ModuleNotFoundError) and error.name == module_name.partition(".")[0]
+        advice = "; metarl looks in the folder in which it is called, and in PYTHONPATH" if absent else ""
+        raise InputError(f"{kind} = {name!r}: cannot import {module_name}: {raised(error)}{advice}") from error
     try:
         return functools.reduce(getattr, attribute.split("."), module)
     except KeyboardInterrupt:

@@ -207,6 +207,20 @@ def test_signals_raise_once_and_the_first_one_can_wait() -> None:
             signals.stop_at_once()
 
 
+def test_a_third_signal_ends_the_process_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where what ends in between hangs."""
+    sent: list[Any] = []
+    with StopSignals() as signals:
+        signals.finish_first(lambda: None)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+        kill = os.kill
+        monkeypatch.setattr(os, "kill", lambda *_: sent.append(signal.getsignal(signal.SIGTERM)))
+        kill(os.getpid(), signal.SIGTERM)
+    assert sent == [signal.SIG_DFL]
+
+
 def test_sighup_stays_ignored_under_nohup_and_other_threads_have_no_handlers() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
