@@ -179,19 +179,18 @@ class ActionFit:
             columns = np.stack(np.unravel_index(rows, self._choices), axis=1) + self._first
         else:
             columns = self._centre + self._unit * rows.astype(np.float64)
-            columns = np.clip(np.where(self._whole, np.rint(columns), columns), self._low, self._high)
-        sizes = [math.prod(leaf.shape or ()) for leaf in self._leaves]
-        parts = np.split(columns, np.cumsum(sizes)[:-1], axis=1)
-        shaped = [
-            part.astype(leaf.dtype).reshape(len(rows), *(leaf.shape or ()))
-            for part, leaf in zip(parts, self._leaves, strict=True)
-        ]
-        # [0, ...] leaves an array where a number has no axes, as a Box wants it; a Discrete wants the number.
-        single = [
-            part[0] if isinstance(leaf, spaces.Discrete) else part[0, ...]
-            for part, leaf in zip(shaped, self._leaves, strict=True)
-        ]
-        return _rebuilt(self.given, iter(shaped if batch else single))
+            if self._whole.any():
+                columns = np.where(self._whole, np.rint(columns), columns)
+            columns = np.minimum(np.maximum(columns, self._low), self._high)
+        parts, start = [], 0
+        for leaf in self._leaves:
+            shape = leaf.shape or ()
+            end = start + math.prod(shape)
+            part = columns[:, start:end].astype(leaf.dtype).reshape(len(rows), *shape)
+            # A Discrete wants a number; [0, ...] leaves an array where a number has no axes, as a Box wants it.
+            parts.append(part if batch else part[0] if isinstance(leaf, spaces.Discrete) else part[0, ...])
+            start = end
+        return _rebuilt(self.given, iter(parts))
 
     def _choose(self, advice: str) -> list[str]:
         counts, first = zip(*(_values_of(leaf) for leaf in self._leaves), strict=True)
