@@ -20,6 +20,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from metarl import registry
+from metarl.capacity import require_capacity
 from metarl.config import (
     EvaluationConfig,
     RunConfig,
@@ -87,7 +88,9 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
     parsed = _parse_command_line(argv, base, resuming=resume is not None)
     require(parsed.task_name == base.task_name, "task", parsed.task_name, "the first argument: metarl train TASKS ...")
     parts = {name: _plain(getattr(parsed, name, getattr(base, name))) for name in TABLES}
-    return TrainArguments(dataclasses.replace(base, **parts), parsed.run_dir, parsed.resume, parsed.quiet)
+    config = dataclasses.replace(base, **parts)
+    require_capacity(config)
+    return TrainArguments(config, parsed.run_dir, parsed.resume, parsed.quiet)
 
 
 def split_task_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -296,6 +299,7 @@ def _plain(part: Any) -> Any:
 _REWORDED = (
     (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 = \2: must be an integer"),
     (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 = \2: must be a number"),
+    (r"Error parsing (\S+): Exceeds the limit \((\d+) digits\).*", r"\1: must be an integer of at most \2 digits"),
     (r"Error parsing (\S+): no type .*\{None\}\|INT .* from \[(.*?)\]\..*", r"\1 = \2: must be an integer"),
     (r"Error parsing (\S+): no type .*\{None\}\|FLOAT .* from \[(.*?)\]\..*", r"\1 = \2: must be a number"),
     (

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from metarl.errors import printable
-
 MAX_NAMED_TASKS = 8
 MAX_NAME_LENGTH = 24
 
@@ -119,7 +117,6 @@ def _controls(controls: Mapping[str, Any], score: str, first: str) -> Iterator[s
 
 def _short_names(names: Sequence[str]) -> tuple[Sequence[str], list[str]]:
     """Names that fit a table's head, and the lines that explain them where they are numbers."""
-    names = [printable(name) for name in names]
     if max(len(name) for name in names) <= MAX_NAME_LENGTH:
         return names, []
     numbers = [f"task {number}" for number in range(1, len(names) + 1)]

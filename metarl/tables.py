@@ -104,6 +104,7 @@ def read_toml(path: Path) -> dict[str, dict[str, Any]]:
         raise InputError(_located(path, str(error))) from error
     except (ValueError, RecursionError) as error:  # an integer of 5,000 digits, a date that is none, deep nesting
         reason = "is nested too deeply" if isinstance(error, RecursionError) else one_line(error)
+        reason = re.sub(r"Exceeds the limit \((\d+) digits\).*", r"has an integer of more than \1 digits", reason)
         raise InputError(f"{path}: {reason}") from error
     for name, table in tables.items():
         if not isinstance(table, dict):

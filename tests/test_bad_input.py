@@ -96,7 +96,7 @@ CASES = [
     Case("5", "train bandit --seed -1", f"trainer.seed = -1: {INTEGER} from 0 to 9223372036854775807"),
     Case("own", "train bandit --seed 1e400", f"--seed/--trainer.seed = '1e400': {INTEGER}"),
     Case("own", "train bandit --seed nan", f"--seed/--trainer.seed = 'nan': {INTEGER}"),
-    Case("own", f"train bandit --seed {5000 * '9'}", "--seed/--trainer.seed: .*5000 digits"),
+    Case("own", f"train bandit --seed {5000 * '9'}", "--seed/--trainer.seed: must be an integer of at most 4300"),
     Case("5", f"train bandit --seed {2**63}", f"trainer.seed = {2**63}: {INTEGER} from 0 to 9223372036854775807"),
     Case("own", "train bandit --seed ''", "--seed = '': must be printable text, and not empty"),
     Case("6", "train bandit --agent.inner-lr 0", "agent.inner_lr = 0.0: must be a positive number"),
@@ -136,7 +136,7 @@ CASES = [
     Case("22", "train bandit --config settings.yaml", "settings.yaml: is YAML; settings files are TOML"),
     Case("own", "train bandit --config range.toml", r"range.toml: agent.gamma = 2.0: must be in \[0, 1\]"),
     Case("own", "train bandit --config nan.toml", "nan.toml: agent.inner_lr = nan: must be a positive number"),
-    Case("own", "train bandit --config digits.toml", "digits.toml: Exceeds the limit .*digits"),
+    Case("own", "train bandit --config digits.toml", "digits.toml: has an integer of more than 4300 digits"),
     Case("own", "train bandit --config nested.toml", "nested.toml: is nested too deeply"),
     Case("own", "train bandit --config huge.toml", "huge.toml: agent.inner_lr = inf: must be a positive number"),
     Case("own", "train bandit --config large.toml", "large.toml: agent.inner_lr = 10+ \\.\\.\\.: must be a number"),
@@ -462,7 +462,10 @@ def _print_table() -> None:
         make_folder(Path(folder))
         print("| number | command | answer |\n|---|---|---|")
         for case in CASES:
-            cells = case.command.replace(f" {TINY}", ""), command_line(case.command).err.strip()
+            cells = (
+                case.command.replace(f" {TINY}", ""),
+                command_line(case.command).err.splitlines()[-1].replace(f"{folder}/", ""),
+            )
             texts = [
                 cell.replace("|", "\\|")
                 .replace("\n", "\\n")
