@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 from metarl.console import complain, complain_at_length
-from metarl.errors import InputError, RunError, one_line, raised, text_of
+from metarl.errors import InputError, RunError, described, one_line, raised, text_of
 from metarl.stopping import Stopped
 
 
@@ -42,7 +42,7 @@ def code_after(error: BaseException, *, helped: bool) -> int:
         complain(_of_the_system(error))
     else:  # an agent of the user's, or a fault of MetaRL's
         complain_at_length(error)
-        complain(one_line(f"{type(error).__name__}: {text_of(error)}"))
+        complain(one_line(described(error)))
     return 1
 
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from metarl.episodes import Trajectories
-from metarl.errors import one_line, require
+from metarl.errors import closing, one_line, require
 from metarl.foreign import Foreign
 from metarl.learner import Acted, Spaces
 from metarl.paths import Positions
@@ -93,7 +93,7 @@ class _Check:
         for place, i in enumerate(order):
             names = " and ".join(_differences(first, i, again, place))
             if names:
-                what = f"{names} under {one_line(self.tasks[i])} differ between two episodes with one seed"
+                what = f"{names} under {one_line(self.tasks[i])} differ between two episodes with the same seed"
                 return collector, first, f"{what}: {self._why(i)}"
         return collector, first, None
 
@@ -122,7 +122,7 @@ class _Check:
         if _differences(alone[0], 0, alone[1], 0):
             changed = outside.changed()
             kept = f"they change {changed}, which is kept outside of the environment and carried into the next episode"
-            return kept if changed else "reset ignores it"
+            return kept if changed else "reset ignores its seed"
         last = len(self.tasks) - 1
         for tasks, place in ((self.tasks, i), (self.tasks[::-1], last - i)):
             if not self.together and _differences(self._fresh(tasks), place, alone[0], 0):
@@ -158,10 +158,8 @@ class _Check:
             learner = _RandomLearner(collector.spaces, hold)
             return collector.query(tasks, learner, None, Seeds(seed, 0, (0,) * len(tasks)))
 
-        try:
+        with closing(collector.close):
             yield collector, collect
-        finally:
-            collector.close()
 
     def _lost(self) -> str | None:
         """A hint if two tasks leave environments that are alike in everything, so that none can act on its task."""

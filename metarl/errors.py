@@ -78,8 +78,23 @@ def users_code(
     except (InputError, RunError, KeyboardInterrupt):
         raise
     except BaseException as error:  # SystemExit too: the command must not end as if all were done
-        what = f"{method} raised {type(error).__name__}: {text_of(error)}"
-        raise environment_fault(what, task=task, seed=seed, step=step, whose=whose) from error
+        what = f"{method} raised {described(error)}"
+        fault = environment_fault(what, task=task, seed=seed, step=step, whose=whose)
+        if isinstance(error, StopIteration):  # contextlib drops a RuntimeError whose cause is the very StopIteration
+            raise fault from StopIteration(*error.args).with_traceback(error.__traceback__)
+        raise fault from error
+
+
+@contextlib.contextmanager
+def closing(close: Callable[[], object]) -> Iterator[None]:
+    """Calls `close` at the end. If it raises after another error, that other error is the one that is said."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(RunError):
+            close()
+        raise
+    close()
 
 
 def text_of(value: object, form: Callable[[object], str] = str) -> str:
@@ -90,6 +105,12 @@ def text_of(value: object, form: Callable[[object], str] = str) -> str:
         raise
     except BaseException as error:
         return f"<{type(value).__name__} without text: {form.__name__} raised {type(error).__name__}>"
+
+
+def described(error: BaseException) -> str:
+    """The type of `error`, and its text if it has one: "ValueError: no", "SystemExit"."""
+    text = text_of(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def printable(text: str) -> str:
@@ -119,7 +140,7 @@ def raised(error: BaseException) -> str:
     files = [frame for frame in frames[1:] if Path(frame.filename).is_absolute()]  # compiled code has none
     own = [frame for frame in files if not frame.filename.startswith(libraries)]
     place = f" ({_relative(own[-1].filename)}:{own[-1].lineno})" if own else ""
-    return one_line(f"{type(error).__name__}: {text_of(error)}") + printable(place)
+    return one_line(described(error)) + printable(place)
 
 
 def _relative(path: str) -> str:

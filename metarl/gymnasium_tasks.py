@@ -239,6 +239,20 @@ def spaces_of(env: TaskVectorEnv) -> Spaces:
     return Spaces(observations.shape[0], actions.shape[0], discrete=False)
 
 
+def wrong_environment(env: Any) -> str:
+    """What is wrong with what `make_env` returned, in words; "" for a gymnasium environment."""
+    if isinstance(env, gymnasium.Env):
+        return ""
+    advice = ""
+    if isinstance(env, type):
+        advice = f", as {env.__name__}() makes one"
+    elif isinstance(env, gymnasium.vector.VectorEnv):
+        advice = ", one environment. Return a vector environment of your own from make_vector_env"
+    elif callable(getattr(env, "step", None)):
+        advice = f". Let {type(env).__name__} inherit from it: `class {type(env).__name__}(gymnasium.Env)`"
+    return f"make_env returned {text_of(env, repr):.80}: must be a gymnasium.Env{advice}"
+
+
 class _TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Gives the environment its task before every reset, and says with what task, seed and step it failed.
 
@@ -258,8 +272,9 @@ class _TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.ended = False
         self.infos: Mapping[Any, Any] = {}
         env = self._call("make_env", tasks.make_env)
-        if not isinstance(env, gymnasium.Env):
-            self._fail(f"make_env returned {text_of(env, repr):.80}: must be a gymnasium.Env")
+        wrong = wrong_environment(env)
+        if wrong:
+            self._fail(wrong)
         super().__init__(env)
         self.spaces = self._call("make_env", self._present_spaces)
         self.fit = Fit(*self.spaces, env.metadata or {})

@@ -14,9 +14,10 @@ import torch
 from metarl.agent_checks import check_agent as check_agent
 from metarl.environment_checks import check_environments
 from metarl.episodes import Examples
-from metarl.errors import EnvironmentFaultError, InputError, one_line, require
+from metarl.errors import EnvironmentFaultError, InputError, closing, one_line, require
 from metarl.examples import ExampleSpaces, ExampleTaskDistribution
 from metarl.foreign import TIMEOUT_S, Foreign
+from metarl.gymnasium_tasks import wrong_environment
 from metarl.seeds import Seeds
 from metarl.tasks import (
     EnvTaskDistribution,
@@ -153,9 +154,17 @@ def _check_spaces(distribution: EnvTaskDistribution[Any], seed: int, call: Forei
             return
     with call.environment("make_env"):
         env = distribution.make_env()
-    require(callable(getattr(env, "reset", None)), "make_env()", env, "a gymnasium environment")
-    try:
-        limit = getattr(env.spec, "max_episode_steps", None)
+        wrong = wrong_environment(env)
+        if wrong:
+            raise InputError(wrong)
+
+    def close() -> None:
+        with call.environment("close"):
+            env.close()
+
+    with closing(close):
+        with call.environment("make_env"):
+            limit = getattr(env.spec, "max_episode_steps", None)
         allowed = (
             f"at most {limit}, where the environment's own TimeLimit ends a trajectory (see its max_episode_steps)"
         )
@@ -166,13 +175,11 @@ def _check_spaces(distribution: EnvTaskDistribution[Any], seed: int, call: Forei
                 distribution.set_task(env, task)
             with call.environment("reset", task=task, seed=seed):
                 env.reset(seed=seed)
-            spaces = (env.observation_space, env.action_space)
+                spaces = (env.observation_space, env.action_space)
+                same = first is None or spaces == first[1]
             first = first or (task, spaces)
-            same = f"equal to those of {one_line(first[0])}: {first[1]}"
-            require(spaces == first[1], f"observation and action space of {one_line(task)}", spaces, same)
-    finally:
-        with call.environment("close"):
-            env.close()
+            allowed = f"equal to those of {one_line(first[0])}: {first[1]}"
+            require(same, f"observation and action space of {one_line(task)}", spaces, allowed)
 
 
 def _check_sampling(distribution: TaskDistribution[Any], split: Split, seed: int, call: Foreign) -> list[str]:

@@ -164,8 +164,8 @@ class OnAWrapper(Walks):
         (MultipliesInTheDistribution, "they change distribution.factor, which is kept outside of the environment"),
         (SharesTheClass, DISTURBED),
         (SharesTheModule, DISTURBED),
-        (IgnoresTheSeed, ": reset ignores it"),
-        (DrawsInTheStep, ": reset ignores it"),
+        (IgnoresTheSeed, ": reset ignores its seed"),
+        (DrawsInTheStep, ": reset ignores its seed"),
         (Lost, "gave equal episodes: the task does not reach the environment"),
         (
             OnAWrapper,

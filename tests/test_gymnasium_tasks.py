@@ -22,6 +22,7 @@ from metarl import checkpoint
 from metarl.errors import EnvironmentFaultError, InputError
 from metarl.gymnasium_tasks import GymnasiumTasks
 from metarl.tasks import EnvTaskDistribution, Split
+from metarl.testing import check_before_training
 from metarl.tracking import read_metrics
 
 METARL = str(Path(sys.executable).with_name("metarl"))
@@ -216,15 +217,35 @@ def test_a_simulation_that_broke_is_left_alone_until_the_next_reset() -> None:
     assert [env.elapsed for env in family.made] == [1, 1]
 
 
-def test_an_environment_is_one_of_gymnasiums() -> None:
-    class Nothing(Hills):
-        def make_env(self) -> Any:
-            return "CartPole-v1"
+class OfOldGym:
+    """Has the methods, but is no gymnasium.Env."""
 
-    with pytest.raises(
-        EnvironmentFaultError, match=r"^the environment's make_env returned 'CartPole-v1': must be a gym"
-    ):
+    def reset(self) -> Any: ...
+    def step(self, action: Any) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ("CartPole-v1", "'CartPole-v1': must be a gymnasium.Env"),
+        (Hill, "<class '.*Hill'>: must be a gymnasium.Env, as Hill() makes one"),
+        (OfOldGym(), "<.*OfOldGym object .*: must be a gymnasium.Env. Let OfOldGym inherit from it: `class "),
+        (gymnasium.make_vec("CartPole-v1", num_envs=2), ".*, one environment. Return a vector environment of your own"),
+    ],
+)
+def test_an_environment_is_one_of_gymnasiums(made: Any, said: str) -> None:
+    class Nothing(Hills):
+        def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Slope]:
+            return [Slope(value) for value in rng.random(num_tasks).tolist()]
+
+        def make_env(self) -> Any:
+            return made
+
+    said = f"make_env returned {said.replace('()', '[(][)]')}"
+    with pytest.raises(EnvironmentFaultError, match=f"^the environment's {said}"):
         play(Nothing())
+    with pytest.raises(InputError, match=f"^{said}"):
+        check_before_training(Nothing(), timeout=None)
 
 
 def test_an_environment_that_has_ended_is_left_alone_until_the_next_reset() -> None:

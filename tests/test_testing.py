@@ -21,7 +21,7 @@ from metarl.errors import EnvironmentFaultError
 from metarl.examples import ExampleSpaces, ExampleTaskDistribution
 from metarl.gymnasium_tasks import GymnasiumTasks
 from metarl.tasks import EnvTaskDistribution, Scene, Split, TaskDistribution
-from metarl.testing import check_task_distribution
+from metarl.testing import check_before_training, check_task_distribution
 
 FILES_OF_ONES_OWN = ("image-folder", "mini-imagenet", "omniglot")
 DATA = Path(os.environ.get("METARL_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -401,7 +401,7 @@ def test_what_foreign_code_raises_is_the_cause_even_if_it_hangs(broken: type[Tas
 
 def test_a_forgotten_seed_is_told() -> None:
     (line,) = check_task_distribution(ForgetsItsSeed())
-    assert line.endswith("reset ignores it")
+    assert line.endswith("reset ignores its seed")
 
 
 @dataclass
@@ -422,3 +422,37 @@ def test_long_trajectories_are_cut_short() -> None:
     HORIZONS.clear()
     assert check_task_distribution(Recorded()) == []
     assert set(HORIZONS[1:]) == {50}  # the first environment is not stepped
+
+
+class NoSpaces(gymnasium.Env[Any, Any]):
+    """Its spaces are found out in `reset`, which has a fault; `close` needs what `reset` makes."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    @property
+    def action_space(self) -> Any:
+        raise KeyError("robot")
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return None
+
+    def close(self) -> None:
+        raise AttributeError("no window")
+
+
+class WithoutSpaces(EnvTaskDistribution[float]):
+    horizon = 2
+
+    def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[float]:
+        return rng.random(num_tasks).tolist()
+
+    def make_env(self) -> Any:
+        return NoSpaces()
+
+    def set_task(self, env: Any, task: float) -> None:
+        pass
+
+
+def test_spaces_that_raise_are_said_with_their_task_even_if_close_raises_too() -> None:
+    with pytest.raises(EnvironmentFaultError, match=r"reset raised KeyError: 'robot' \(task 0\.\d+, seed 0, step 0\)$"):
+        check_before_training(WithoutSpaces(), timeout=None)

@@ -151,6 +151,7 @@ def run(
 
 RAISED = [
     (SystemExit(0), "SystemExit: 0"),
+    (StopIteration(), "StopIteration"),
     (Wild("free"), "Wild: free"),
     (asyncio.CancelledError("late"), "CancelledError: late"),
     (ValueError("two\n  lines"), "ValueError: two lines"),
