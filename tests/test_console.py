@@ -232,7 +232,8 @@ def test_an_interrupt_that_a_module_took_for_its_own_failure_is_one(
 
 def test_an_interrupt_in_the_first_second_leaves_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "tyro.py").write_text("import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)")
-    done = subprocess.run([sys.executable, "-m", "metarl", "list"], capture_output=True, text=True, timeout=60)
+    command, env = [sys.executable, "-m", "metarl", "list"], {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "metarl: stopped by SIGINT\n")
 
 
