@@ -10,6 +10,7 @@ import io
 import os
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -231,6 +232,7 @@ def errors_in_one_line(command: str, known: Sequence[str] = ()) -> Iterator[None
         while cause is not None and not isinstance(cause, InputError):
             cause = cause.__context__
         raise cause or InputError(_one_line(words.getvalue(), command, known)) from None
+    sys.stderr.write(words.getvalue())  # what tasks said while they were made
 
 
 @contextlib.contextmanager

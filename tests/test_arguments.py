@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from metarl import registry
-from metarl.arguments import parse_train
+from metarl.arguments import errors_in_one_line, parse_train
 from metarl.config import to_dict
 from metarl.errors import InputError
 
@@ -266,3 +266,9 @@ def test_a_resumed_run_imports_only_code_that_the_command_line_names(run: Path) 
     command = f"metarl train arguments_family:Family --resume {run}"
     assert str(error.value).endswith(f"given by you, since a name in a run folder imports no code: {command}")
     assert parse_train(["arguments_family:Family", "--resume", str(run)]).config.agent.inner_lr == 0.7
+
+
+def test_what_tasks_say_while_they_are_made_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    with errors_in_one_line("metarl train"):
+        print("3 entries are left out", file=sys.stderr)
+    assert capsys.readouterr().err == "3 entries are left out\n"
