@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     """Runs one command and says what ended it, if anything did; returns the exit code."""
     try:
+        Path.cwd()  # it may be deleted; MKL would end the process without a word on it
         with StopSignals() as signals, beginning_here():
             return _dispatch(arguments, signals)
     except BaseException as error:
