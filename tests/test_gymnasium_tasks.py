@@ -137,14 +137,21 @@ def test_what_a_distribution_raises_comes_with_what_was_called(
     assert raised.value.__cause__ is error
 
 
+def test_what_closing_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    envs = play(Hills())
+    monkeypatch.setattr(Hill, "close", raising(SystemExit(0)))
+    with pytest.raises(EnvironmentFaultError, match=r"close raised SystemExit: 0 \(task .*0.25\), seed 11, step 4\)$"):
+        envs.close()
+
+
 def test_what_a_reset_raises() -> None:
     with pytest.raises(EnvironmentFaultError, match=r"reset raised OSError: no \(task .*0.25\), seed 11, step 0\)$"):
         play(Hills(after(0, raising(OSError("no")))))
 
 
-def test_bad_input_stays_what_it_is() -> None:
-    error = InputError("task.slope = 3: must be in [0, 1]")
-    with pytest.raises(InputError) as raised:
+@pytest.mark.parametrize("error", [InputError("task.slope = 3: must be in [0, 1]"), KeyboardInterrupt()], ids=repr)
+def test_bad_input_and_a_stop_stay_what_they_are(error: BaseException) -> None:
+    with pytest.raises(type(error)) as raised:
         play(Hills(after(2, raising(error))))
     assert raised.value is error
 

@@ -105,6 +105,7 @@ def test_what_is_ignored_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
         told({"success": "no", "diverged": np.ones(3)}, SUCCESS)
         told({"diverged": np.ones(3)}, DIVERGED)
         told_by_all({"success": np.array([0.0, 0.5])}, SUCCESS, 2)
+        told_by_all({"success": np.array([True, None], object)}, SUCCESS, 2)  # the second one is silent
     assert [record.getMessage() for record in caplog.records] == [
         f"an environment's info[{name!r}] holds {what}: ignored; must be one boolean, 0 or 1"
         for name, what in (

@@ -81,6 +81,9 @@ class Valleys(EnvTaskDistribution[Any]):
     kind: ClassVar[Callable[[float], Any]] = float
     calls: ClassVar[dict[str, int]] = {}
 
+    def __init__(self) -> None:
+        self.happen("init")
+
     @classmethod
     def happen(cls, where: str) -> Any:
         now = cls.calls.get(where, 0)
@@ -270,7 +273,7 @@ def test_tasks_without_text_train_and_fail_like_any_other(
     assert "raised Wild: (task <Goal without text: str raised SystemExit>, seed " in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("where", ["make_env", "step"])
+@pytest.mark.parametrize("where", ["init", "make_env", "step"])
 def test_a_working_directory_that_changes_moves_no_files(
     where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -289,7 +292,9 @@ def test_a_working_directory_that_changes_moves_no_files(
     assert runs.load("run", trusted=True).num_adaptation_steps == 1
     os.chdir(tmp_path)
     Valleys.calls.clear()
-    runs.train(load_config(Path("run"), trusted=True), Path("again"))
+    config = load_config(Path("run"), trusted=True)
+    os.chdir(tmp_path)
+    runs.train(config, Path("again"))
     os.chdir(tmp_path)
     assert Path("again/adaptation.json").read_bytes() == Path("run/adaptation.json").read_bytes()
     assert run(where, 0, lambda: os.chdir(elsewhere), monkeypatch, command="train {task} {tiny}") == 0
