@@ -345,7 +345,10 @@ class _TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             except NotOfItsSpaceError as error:
                 self._fail(f"{where} returned {error}")
         space = self.spaces[0]
-        array = observation if isinstance(observation, np.ndarray) else self._call(where, np.asarray, observation)
+        array = observation if isinstance(observation, np.ndarray) else self._call(where, _array_of, observation)
+        if array.shape != space.shape and array.dtype.kind in "OU":
+            kind = f"the observation {text_of(observation, repr):.80}"
+            self._fail(f"{where} returned {kind}: must be an array of shape {space.shape}, the observation space's")
         if array.shape != space.shape:
             self._fail(
                 f"{where} returned an observation of shape {array.shape}: must be {space.shape}, "
@@ -373,3 +376,13 @@ class _TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def _fail(self, what: str) -> NoReturn:
         raise environment_fault(what, task=self.task, seed=self._seed, step=self._steps)
+
+
+def _array_of(observation: Any) -> NDArray[Any]:
+    """`observation` as an array; of one object where its parts are of uneven length."""
+    try:
+        return np.asarray(observation)
+    except ValueError:
+        array = np.empty((), object)
+        array[()] = observation
+        return array

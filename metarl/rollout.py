@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarl.episodes import Trajectories, to_device
-from metarl.errors import ENVIRONMENT, EnvironmentFaultError, users_code
+from metarl.errors import ENVIRONMENT, EnvironmentFaultError, InputError, RunError, users_code
 from metarl.gymnasium_tasks import fit_of, spaces_of, vector_env_of
 from metarl.learner import Actor, Spaces
 from metarl.nonfinite import check_step
@@ -70,7 +70,8 @@ class RolloutCollector:
         self._environment_timeout = environment_timeout
         self._watch = watch
         self._envs: dict[int, TaskVectorEnv] = {}
-        self.spaces = spaces_of(self._env(1))
+        with torchs_defaults_kept():
+            self.spaces = spaces_of(self._env(1))
         self.action_space = self._env(1).single_action_space
         self._fit = fit_of(self._env(1))
 
@@ -121,7 +122,8 @@ class RolloutCollector:
         rounds = []
         with torch.no_grad(), one_torch_thread():
             while True:
-                rounds.append(self._round(tasks, learner, acting, rngs))
+                with torchs_defaults_kept():
+                    rounds.append(self._round(tasks, learner, acting, rngs))
                 acting = rounds[-1].state
                 if not bool(rounds[-1].mask.any()):
                     raise EnvironmentFaultError("every simulation diverged in its first step: nothing to learn from")
@@ -301,6 +303,29 @@ def one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def torchs_defaults_kept() -> Iterator[None]:
+    """Raises `EnvironmentFaultError` if users' code has changed torch's default dtype or device, which MetaRL uses."""
+    try:
+        yield
+    except (InputError, RunError):
+        raise
+    except Exception:  # what a network says of float64 does not lead to its origin
+        _require_torchs_defaults()
+        raise
+    _require_torchs_defaults()
+
+
+def _require_torchs_defaults() -> None:
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    for name, value, kept in (("dtype", dtype, torch.float32), ("device", device.type, "cpu")):
+        if value != kept:
+            raise EnvironmentFaultError(
+                f"torch.get_default_{name}() is {value}: must stay {kept}. The code of the tasks or environments calls "
+                f"torch.set_default_{name}: give its own tensors a {name} instead"
+            )
 
 
 def _step(env: TaskVectorEnv, actions: NDArray[Any], *, step: int) -> Stepped:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -163,6 +164,7 @@ class Trainer:
                 self.curve = self.evaluate()
             return self.curve
 
+    @torch.enable_grad()  # users' code may have switched gradients off
     def train_iteration(self) -> Progressed:
         """One meta-batch of episodes and one meta-update, which is undone if anything about it is not finite."""
         started = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -166,7 +167,7 @@ OBSERVATION = "an observation of shape {}: must be (2,), the observation space's
         ((np.zeros(3), 1.0), OBSERVATION.format("(3,)")),
         ((np.zeros((1, 2)), 1.0), OBSERVATION.format("(1, 2)")),
         (([0.0, 0.0, 0.0], 1.0), OBSERVATION.format("(3,)")),
-        ((None, 1.0), OBSERVATION.format("()")),
+        ((None, 1.0), "the observation None: must be an array of shape (2,), the observation space's"),
         ((np.zeros(2, complex), 1.0), "an observation of dtype complex128: must be numbers, float32"),
         ((np.zeros(2, object), 1.0), "an observation of dtype object: must be numbers, float32"),
         ((["a", "b"], 1.0), "an observation of dtype <U1: must be numbers, float32"),
@@ -224,8 +225,15 @@ def test_a_simulation_that_broke_is_left_alone_until_the_next_reset() -> None:
     assert [env.elapsed for env in family.made] == [1, 1]
 
 
+@pytest.mark.parametrize("observation", [None, "left", {"x": 1}, (np.zeros(2), {}), [[1.0], [1.0, 2.0]], object()])
+def test_an_observation_that_is_no_array_is_shown(observation: Any) -> None:
+    shown = re.escape(f"reset returned the observation {observation!r:.80}: must be an array of shape (2,)")
+    with pytest.raises(EnvironmentFaultError, match=shown):
+        play(Hills(lambda step: (observation, 0.0)))
+
+
 class OfOldGym:
-    """Has the methods, but is no gymnasium.Env."""
+    """It has the methods, but is no gymnasium.Env."""
 
     def reset(self) -> Any: ...
     def step(self, action: Any) -> Any: ...

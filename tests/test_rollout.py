@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from metarl.agents.maml import MAML, MAMLConfig
 from metarl.envs.half_cheetah import HalfCheetahDir, HalfCheetahDirEnv
 from metarl.envs.vector import TaskBatchEnv
 from metarl.episodes import Trajectories
+from metarl.errors import EnvironmentFaultError
 from metarl.learner import Acted, Spaces
 from metarl.rollout import RolloutCollector, one_torch_thread
 from metarl.seeds import Seeds
@@ -591,3 +593,46 @@ def test_environments_are_kept_between_collections_and_closed_once() -> None:
     assert [env.closings for env in family.made] == [1, 1, 1]
     collector.query([2.0], learner, torch.zeros(1), Seeds.first(1))
     assert len(family.made) == 4
+
+
+@pytest.mark.parametrize(
+    ("where", "change", "said"),
+    [
+        (
+            "make_env",
+            lambda: torch.set_default_dtype(torch.float64),
+            "dtype() is torch.float64: must stay torch.float32",
+        ),
+        ("reset", lambda: torch.set_default_dtype(torch.float64), "dtype() is torch.float64: must stay torch.float32"),
+        ("step", lambda: torch.set_default_device("meta"), "device() is meta: must stay cpu"),
+    ],
+)
+def test_code_that_changes_torchs_defaults_is_named(where: str, change: Callable[[], None], said: str) -> None:
+    class Changing(CartPoleEnv):
+        def reset(self, **settings: Any) -> Any:
+            if where == "reset":
+                change()
+            return super().reset(**settings)
+
+        def step(self, action: Any) -> Any:
+            if where == "step":
+                change()
+            return super().step(action)
+
+    class Changes(PoleLengths):
+        def make_env(self) -> Any:
+            if where == "make_env":
+                change()
+            return Changing()
+
+    def collect() -> None:
+        collector = RolloutCollector(Changes(), num_trajectories=2)
+        learner = MAML(MAMLConfig(hidden_sizes=(2,)), collector.spaces, generator=torch.Generator().manual_seed(0))
+        collector.query([0.5], learner, learner.begin(1), Seeds.first(1))
+
+    try:
+        with pytest.raises(EnvironmentFaultError, match=re.escape(f"torch.get_default_{said}")):
+            collect()
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)

@@ -229,6 +229,17 @@ def test_every_iteration_has_tasks_and_luck_of_its_own() -> None:
     assert len({round(value, 4) for value in watching.luck}) == 5 * 4
 
 
+def test_an_update_may_take_gradients_even_if_users_code_has_switched_them_off() -> None:
+    class Asking(Guesser):
+        def meta_update(self, episodes: Episodes[Tensor, Examples]) -> dict[str, float]:
+            return {**super().meta_update(episodes), "recording": float(torch.is_grad_enabled())}
+
+    trainer = make()
+    trainer.learner = Asking()
+    with torch.no_grad():
+        assert trainer.train_iteration().scalars["train/recording"] == 1.0
+
+
 def test_a_run_in_two_parts_is_the_run_in_one() -> None:
     whole, parts = Recorder([]), Recorder([])
     make(whole, iterations=5).run()

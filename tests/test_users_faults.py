@@ -270,7 +270,7 @@ def test_tasks_without_text_train_and_fail_like_any_other(
     assert run("", 0, raises(Wild()), monkeypatch) == 0
     assert [row["iteration"] for row in read_metrics(Path("run"))] == [1, 2, 3]
     assert run("step", 3, raises(Wild()), monkeypatch, command="train {task} --agent {agent} {tiny}") == 1
-    assert "raised Wild: (task <Goal without text: str raised SystemExit>, seed " in capfd.readouterr().err
+    assert "raised Wild (task <Goal without text: str raised SystemExit>, seed " in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("where", ["init", "make_env", "step"])
