@@ -27,6 +27,7 @@ from metarl.config import (
     RunConfig,
     TrainerConfig,
     from_dict,
+    own_encoder,
     parts_of,
     read_saved,
     resolve,
@@ -81,7 +82,8 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
         require(
             chosen, "--resume", resume, "without --preset and --config: a run keeps its settings, only flags change"
         )
-        base = _resumed(Path(resume), task_name, agent_name, task_values(argv))
+        names = {"task": task_name, "agent": agent_name, "agent.encoder": _find_value(argv, "--agent.encoder")}
+        base = _resumed(Path(resume), names, task_values(argv))
     else:
         config_file = None if file is None else Path(file)
         agent_name = DEFAULT_AGENT if agent_name is None else agent_name
@@ -157,13 +159,15 @@ def _refuse_early(argv: Sequence[str]) -> None:
                     raise
 
 
-def _resumed(run_dir: Path, task_name: str | None, agent_name: str | None, paths: Mapping[str, str]) -> RunConfig:
+def _resumed(run_dir: Path, names: Mapping[str, str | None], paths: Mapping[str, str]) -> RunConfig:
+    """The configuration of a run that goes on; `names` are those that the command line gives."""
     plain = read_saved(run_dir)
-    for field, given in (("task", task_name), ("agent", agent_name)):
-        saved = plain.get(f"{field}_name")
-        require(given in (None, saved), field, given, f"{saved!r}, as in the run {run_dir}")
+    saved = {"task": plain.get("task_name"), "agent": plain.get("agent_name"), "agent.encoder": own_encoder(plain)}
+    for field, given in names.items():
+        same = given in (None, saved[field]) or (field == "agent.encoder" and saved[field] is None)
+        require(same, field, given, f"{saved[field]!r}, as in the run {run_dir}")
         allowed = f"given by you, since a name in a run folder imports no code: {resume_command(run_dir)}"
-        require(given is not None or ":" not in str(saved), field, saved, allowed)
+        require(given is not None or ":" not in str(saved[field]), field, saved[field], allowed)
     return from_dict(plain, trusted=True, paths=paths)
 
 

@@ -212,6 +212,9 @@ def from_dict(plain: Mapping[str, Any], *, trusted: bool = False, paths: Mapping
     require(trusted or task_name in registry.names("task"), "task_name", task_name, allowed)
     agents = {*registry.names("agent"), *registry.names("learner")}
     require(trusted or agent_name in agents, "agent_name", agent_name, allowed)
+    encoder = own_encoder(plain)
+    allowed = "one of MetaRL's, or module:Class with --trust (from Python, trusted=True), which imports code"
+    require(trusted or encoder is None, "agent.encoder", encoder, allowed)
     task_class = registry.load_task(task_name)
     agent_class = registry.load_agent_for(task_class, task_name, agent_name)
     preset = convert(plain.get("preset"), str | None, "preset")
@@ -306,6 +309,13 @@ def read_saved(run_dir: Path) -> dict[str, Any]:
     return plain
 
 
+def own_encoder(plain: Mapping[str, Any]) -> str | None:
+    """The encoder of the user's own that a saved configuration names as module:Class, if it does."""
+    agent = plain.get("agent")
+    encoder = str(agent.get("encoder", "")) if isinstance(agent, Mapping) else ""
+    return encoder if ":" in encoder else None
+
+
 def resume_command(run_dir: Path) -> str:
     """The command line, for a shell, that goes on with the run in `run_dir`.
 
@@ -314,4 +324,6 @@ def resume_command(run_dir: Path) -> str:
     plain = read_saved(run_dir)
     task, agent = (str(plain.get(f"{kind}_name", "")) for kind in ("task", "agent"))
     own = [*([task] if ":" in task else []), *(["--agent", agent] if ":" in agent else [])]
-    return shlex.join(["metarl", "train", *own, "--resume", str(shown(run_dir))])
+    encoder = own_encoder(plain)
+    flags = [] if encoder is None else ["--agent.encoder", encoder]
+    return shlex.join(["metarl", "train", *own, "--resume", str(shown(run_dir)), *flags])

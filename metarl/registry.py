@@ -301,7 +301,7 @@ def _load(kind: Kind, name: str) -> Any:
         dotted = ".".join(PurePath(module_name).with_suffix("").parts)
         raise InputError(f"{kind} = {name!r}: must be module:Class, not a file's name; write {dotted}:{attribute}")
     if name not in names(kind):
-        _search_working_directory(module_name)
+        search_working_directory(module_name)
     try:
         module = importlib.import_module(module_name)
     except KeyboardInterrupt:
@@ -321,7 +321,7 @@ def _load(kind: Kind, name: str) -> Any:
         raise InputError(f"{kind} = {name!r}: {module_name}:{attribute} raised {raised(error)}") from error
 
 
-def _search_working_directory(module_name: str) -> None:
+def search_working_directory(module_name: str) -> None:
     """Lets Python find the user's own modules in the working directory, after all other places.
 
     MetaRL's own modules come first: they look for optional packages (torch: opt_einsum), which must not be found there.

@@ -9,7 +9,7 @@ import pytest
 
 from metarl import registry
 from metarl.arguments import errors_in_one_line, parse_train
-from metarl.config import to_dict
+from metarl.config import load_config, to_dict
 from metarl.errors import InputError
 
 MODULE = '''
@@ -272,3 +272,18 @@ def test_what_tasks_say_while_they_are_made_is_not_lost(capsys: pytest.CaptureFi
     with errors_in_one_line("metarl train"):
         print("3 entries are left out", file=sys.stderr)
     assert capsys.readouterr().err == "3 entries are left out\n"
+
+
+def test_an_own_encoder_of_a_run_folder_is_imported_on_demand_only(run: Path) -> None:
+    """Resuming needs its name on the command line, everything else needs trust; the printed command gives it."""
+    plain = json.loads((run / "config.json").read_text())
+    plain["agent"]["encoder"] = "no.such.module:Net"
+    (run / "config.json").write_text(json.dumps(plain))
+    with pytest.raises(InputError) as error:
+        parse_train(["--resume", str(run)])
+    command = f"metarl train --resume {run} --agent.encoder no.such.module:Net"
+    assert str(error.value).endswith(f"given by you, since a name in a run folder imports no code: {command}")
+    with pytest.raises(InputError, match=r"^agent.encoder = 'mine:Net': must be 'no.such.module:Net', as in the run"):
+        parse_train(["--resume", str(run), "--agent.encoder", "mine:Net"])
+    with pytest.raises(InputError, match=r"^agent.encoder = 'no.such.module:Net': must be one of .*--trust"):
+        load_config(run)

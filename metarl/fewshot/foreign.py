@@ -18,6 +18,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from metarl.errors import InputError, RunError, raised
 from metarl.fewshot.batch_norm import with_own_batch_norm
 from metarl.inner_loop import Parameters, lifted
+from metarl.registry import search_working_directory
 
 NUM_TASKS, NUM_EXAMPLES = 2, 4
 
@@ -85,6 +86,7 @@ def made_by(name: str, input_shape: Sequence[int], *, generator: torch.Generator
 
 def _make(name: str, input_shape: tuple[int, ...]) -> nn.Module:
     module_name, _, attribute = name.partition(":")
+    search_working_directory(module_name)
     kind = getattr(importlib.import_module(module_name), attribute)
     _refuse(isinstance(kind, nn.Module), "a class or a function that makes a module, not a module")
     made = kind(input_shape)

@@ -6,6 +6,7 @@ import logging
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -272,3 +273,12 @@ def test_an_interrupt_stays_one(new_learner: Any, new_batches: Any, monkeypatch:
 def test_a_lazy_batch_norm_starts_from_its_own_averages() -> None:
     made = made_by("mine:Lazy", (6,), generator=torch.Generator().manual_seed(0))
     assert made.layer[1].initial.tolist() == [[0.0] * 4, [1.0] * 4]  # type: ignore[index,union-attr]
+
+
+def test_a_module_in_the_working_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lying_here.py").write_text(
+        "from torch import nn\n\n\ndef net(shape):\n    return nn.Linear(*shape, 2)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert isinstance(made_by("lying_here:net", (6,), generator=torch.Generator().manual_seed(0)), nn.Linear)
