@@ -59,13 +59,14 @@ def require_capacity(config: RunConfig, *, observation_size: int = 1) -> None:
     if evaluation.min_live_steps is not None:
         at_once = {"trainer.meta_batch_size": min(tasks, evaluation.num_tasks)}
         _require({"evaluation.min_live_steps": evaluation.min_live_steps} | at_once, bytes_per_step)
-    horizon = config.task.horizon
+    horizon = getattr(config.task, "horizon", None)
     if type(horizon) is not int:  # of a user's own family, which is checked elsewhere
         return
     collections = {name: value for name, (value, *_) in settings.items() if name.partition(".")[2] in UPDATE}
     length = next((name for name in ("task.horizon", "task.num_pulls") if name in settings), "horizon")
     both = {length: horizon} | together
-    _require({"agent.num_trajectories": config.agent.num_trajectories} | both | collections, bytes_per_step)
+    if "num_trajectories" in {field.name for field in dataclasses.fields(config.agent)}:  # an own agent may lack it
+        _require({"agent.num_trajectories": config.agent.num_trajectories} | both | collections, bytes_per_step)
     if evaluation.num_trajectories is not None:
         both |= {"trainer.meta_batch_size": min(tasks, evaluation.num_tasks)}
         _require({"evaluation.num_trajectories": evaluation.num_trajectories} | both, bytes_per_step)
