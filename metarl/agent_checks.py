@@ -1,4 +1,4 @@
-"""Checks for an RL agent or a few-shot learner of one's own: run by `metarl check-agent`, and on every built-in one."""
+"""Checks of an RL agent or few-shot learner. `metarl check-agent` runs them; tests run them on all built-in ones."""
 
 from __future__ import annotations
 
@@ -33,17 +33,20 @@ SUBSET = [2, 0]
 def check_agent(
     kind: type[Any], *, config: Any = None, tasks: Mapping[str, TaskDistribution[Any]] | None = None, seed: int = 0
 ) -> list[str]:
-    """What is wrong with the class of an RL agent or few-shot learner, one line each; an empty list if nothing is.
+    """Lists the faults of the class of an RL agent or few-shot learner, one line each; empty if there are none.
 
-    Checks that methods and attributes are there; that results have the task axis first and the numbers of a task depend
-    on no other task; that arguments stay as they are and the global random generators unused; that `state_dict` is a
-    copy of everything that a resumed run needs, by saving, loading and going on; and that `parameters` holds all that
-    is trained.
+    The checks:
+        - All methods and attributes exist.
+        - Results have the task axis first, and the result for a task does not depend on the other tasks.
+        - Methods do not change their arguments and do not use the global random generators.
+        - `state_dict` is a copy of everything that a resumed run needs. It is saved and loaded, and training goes on.
+        - `parameters` holds everything that is trained.
 
     Args:
         kind: the class; it is an RL agent if it has `act` or `observe`.
         config: its settings; None for the defaults of `kind.Config`.
-        tasks: by name, those that it is run on; None for small built-in ones. It may refuse some with `InputError`.
+        tasks: the task distributions to run it on, by name; None = small built-in ones. The class may refuse some of
+            them with `InputError`.
         seed: of all random numbers.
 
     Raises:
@@ -58,7 +61,7 @@ def check_agent(
     except (Exception, SystemExit) as error:
         return [f"Config() raised {raised(error)}: give every setting a default"]
     if acting and not hasattr(config, "num_trajectories"):
-        return ["Config lacks num_trajectories: how many trajectories of each task are collected"]
+        return ["Config lacks num_trajectories, the number of trajectories to collect for each task"]
     refusals: list[str] = []
     chosen = (_acting_tasks() if acting else _example_tasks()) if tasks is None else tasks
     for name, distribution in chosen.items():
@@ -72,7 +75,7 @@ def check_agent(
         if problems:
             return list(dict.fromkeys(problems))
     if len(refusals) == len(chosen):
-        return [f"refuses all tasks that it was tried on ({'; '.join(refusals)}): name some that suit it with --task"]
+        return [f"refuses all tasks that it was tried on ({'; '.join(refusals)}); name a suitable one with --task"]
     return []
 
 
@@ -92,7 +95,7 @@ def _example_tasks() -> dict[str, TaskDistribution[Any]]:
 
 
 def _problems_on(bench: _Bench) -> list[str]:
-    """The first check's problems that finds any: later ones build on it."""
+    """The problems that the first failing check finds. Later checks need the earlier ones to pass."""
     first: list[Any] = []
     for check in (_attribute_faults, _adaptation_faults, _update_faults, _resume_faults):
         try:
@@ -125,10 +128,10 @@ class _Bench:
         return RolloutCollector(tasks, num_trajectories=self.config.num_trajectories, num_threads=1)
 
     def new(self, seed: int | None = None) -> Any:
-        """A learner with the weights of `seed`, None for the bench's own.
+        """A learner whose weights are drawn with `seed`; None = the bench's seed.
 
         Raises:
-            InputError: it refuses the tasks.
+            InputError: the learner refuses the tasks.
         """
         spaces = self.collector.spaces
         rng = torch.Generator().manual_seed(self.seed if seed is None else seed)
@@ -150,7 +153,7 @@ class _Bench:
         return tasks, Seeds.first(NUM_TASKS, seed=self.seed, iteration=iteration, evaluation=evaluation)
 
     def update(self, learner: Watched, iteration: int) -> dict[str, float]:
-        """One iteration of training; what it logs."""
+        """Runs one iteration of training and returns what it logs."""
         in_update, steps = getattr(learner, "adapts_in_update", False), learner.num_adaptation_steps
         drawn = self.drawn(iteration)
         episodes = run_episodes(learner, self.collector, *drawn, num_steps=steps, adapting=not in_update)
@@ -158,7 +161,7 @@ class _Bench:
         return metrics
 
     def scores(self, learner: Any) -> list[Tensor]:
-        """Before and after one adaptation step, on tasks and random numbers that are always the same."""
+        """The scores before and after one adaptation step. All calls use the same tasks and random numbers."""
         episodes = run_episodes(Watched(learner), self.collector, *self.drawn(0, evaluation=True), num_steps=1)
         return list(episodes.scores)
 
@@ -179,7 +182,7 @@ def _attribute_faults(_: _Bench, learner: Any) -> Iterator[str]:
 
 
 def _adaptation_faults(bench: _Bench, learner: Any) -> Iterator[str]:
-    """One step by hand; then again differentiably, and for two of the tasks alone."""
+    """Takes one step. Repeats it with differentiable=True, and with only two of the tasks."""
     own, (tasks, seeds) = copied(learner.state_dict()), bench.drawn(0)
     watched = Watched(learner)
     start = watched.begin(NUM_TASKS)
@@ -189,14 +192,14 @@ def _adaptation_faults(bench: _Bench, learner: Any) -> Iterator[str]:
     asked = bench.collector.query(tasks, watched, adapted, seeds)
     score = watched.score(adapted, watched.prepare(asked))
     if changed := differences(own, learner.state_dict()):
-        yield f"act, observe, adapt or score changed the learner's own {changed}: keep what a task teaches in the state"
+        yield f"act, observe, adapt or score changed the learner's own {changed}: keep a task's values in the state"
     yield from watched.faults
     if changed or watched.faults:
         return
-    with contextlib.suppress(ValueError, NotImplementedError):  # how a learner says that it has no derivative
+    with contextlib.suppress(ValueError, NotImplementedError):  # a learner without a derivative raises one of these
         again = learner.adapt(learner.begin(NUM_TASKS), batch, step=0, differentiable=True)
         if changed := differences(adapted, again, exactly=False):
-            yield f"adapt gives other numbers with differentiable=True ({changed}): only the graph may differ"
+            yield f"adapt gives different numbers with differentiable=True ({changed}): only the graph may differ"
     few = [tree_map(_of_subset, part) for part in (data, asked, adapted, score)]
     alone = watched.adapt(watched.begin(len(SUBSET)), watched.prepare(few[0]), step=0)
     for method, left, right in (
@@ -205,11 +208,11 @@ def _adaptation_faults(bench: _Bench, learner: Any) -> Iterator[str]:
     ):
         if changed := differences(left, right, exactly=False):
             where = f" ({changed})" if method == "adapt" else ""
-            yield f"{method} gives a task other numbers beside other tasks or in another order{where}"
+            yield f"{method}: the numbers of a task depend on the other tasks or on their order{where}"
 
 
 def _update_faults(bench: _Bench, learner: Any) -> Iterator[str]:
-    """Two updates, twice with equal seeds but other states of the global generators."""
+    """Takes two updates, twice: with equal seeds, but with different states of the global generators."""
     before, trainable = copied(dict(learner.parameters)), copied(_trainable(learner))
     scores = bench.scores(bench.new())
     ends = []
@@ -222,13 +225,13 @@ def _update_faults(bench: _Bench, learner: Any) -> Iterator[str]:
             yield from watched.faults
     if changed := differences(before, start) or differences(ends[0], ends[1]):
         advice = "draw from the generator that the constructor is given, or from one seeded by it"
-        yield f"two runs of one seed differ ({changed}): {advice}"
+        yield f"two runs with one seed differ ({changed}): {advice}"
     after, known = _trainable(learner), list(dict(learner.parameters).values())
     moved = [name for name, value in after.items() if name in trainable and not same(value, trainable[name])]
     if left_out := [name for name in moved if not any(same(after[name], value) for value in known)]:
         yield f"parameters lacks {listed(left_out)}, which training changes: evaluation and checksums rely on it"
     elif not differences(before, dict(learner.parameters)) and differences(scores, bench.scores(learner)):
-        yield "parameters stayed as they were, but training changed the scores: parameters lacks what is trained"
+        yield "training changed the scores, but no tensor in parameters: add the trained tensors to parameters"
 
 
 def _resume_faults(bench: _Bench, learner: Any) -> Iterator[str]:
@@ -250,7 +253,7 @@ def _resume_faults(bench: _Bench, learner: Any) -> Iterator[str]:
         yield f"load_state_dict does not restore {changed}"
         return
     if differences(bench.scores(learner), bench.scores(other)):
-        yield "a loaded learner scores otherwise: state_dict lacks something that the constructor draws at random"
+        yield "a loaded learner has different scores: state_dict lacks something that the constructor draws at random"
     watched = Watched(learner)
     ends: list[Any] = [[], []]
     for iteration in (2, 3):
@@ -261,7 +264,7 @@ def _resume_faults(bench: _Bench, learner: Any) -> Iterator[str]:
         such = f" (such as the state of {', '.join(optimizers)})" if optimizers else ""
         yield f"a resumed run differs from an uninterrupted one: state_dict lacks something that meta_update uses{such}"
     if changed := differences(copy, kept):
-        yield f"state_dict() is no copy: later updates changed {changed} in it; clone its tensors"
+        yield f"state_dict() is not a copy: later updates changed {changed} in it; clone its tensors"
     if changed := differences(given, state):
         yield f"load_state_dict keeps what it is given: later updates changed {changed} in it; clone its tensors"
 
@@ -271,7 +274,7 @@ def _of_subset(value: Tensor) -> Tensor:
 
 
 def _trainable(learner: Any) -> dict[str, Tensor]:
-    """The tensors with gradients in the learner's modules, optimisers and containers, by place."""
+    """The tensors that require gradients in the learner's modules, optimisers and containers, by name."""
     found: dict[str, Tensor] = {}
     for name, value in vars(learner).items():
         if isinstance(value, nn.Module):

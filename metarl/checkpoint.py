@@ -130,7 +130,7 @@ def load(path: Path, *, config: Mapping[str, Any] | None = None) -> Checkpoint:
         state = _read_state(path, contents[STATE])
     except CheckpointError:
         raise
-    except Exception as error:  # files made to do harm can make their readers raise anything
+    except Exception as error:  # a malicious file can make its reader raise anything
         raise CheckpointError(f"{path}: cannot be read: {one_line(repr(error))}") from error
     return Checkpoint(manifest["iteration"], state, manifest)
 
@@ -335,9 +335,9 @@ def _read(path: Path, name: str) -> bytes:
 def _read_state(path: Path, data: bytes) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tensors that no learner saves
+            warnings.simplefilter("ignore")  # about kinds of tensors that no learner saves
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # a file made to do harm can make the reader raise anything
+    except Exception as error:  # a malicious file can make its reader raise anything
         reason = "holds more than tensors and plain data" if isinstance(error, pickle.UnpicklingError) else repr(error)
         raise CheckpointError(f"{path}: {STATE} cannot be loaded: {one_line(reason.splitlines()[0])}") from error
     if not isinstance(state, dict):
@@ -353,7 +353,7 @@ def _read_state(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def _unusual(tensor: Tensor) -> str:
-    """What makes `tensor` one that no learner saves, or nothing."""
+    """Why no learner saves a tensor such as `tensor`; "" for a plain one."""
     if tensor.is_quantized:
         return "quantised"
     if tensor.layout is not torch.strided:

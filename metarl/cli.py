@@ -1,9 +1,12 @@
 """The command line: `metarl train | evaluate | plot | video | list | check-tasks | check-agent`.
 
-Exit codes: 0 done, 2 bad input (one line on standard error), 130, 143 and 129 after SIGINT, SIGTERM and SIGHUP
-(training finishes its iteration and saves it, all else ends at once; a second signal ends training at once too), 1 what
-ends a run otherwise (one line, after the traceback of what a user's environment raised), standard output that could not
-be written (a run is finished and kept), and anything unforeseen (with a traceback).
+Exit codes:
+    0: done.
+    1: another error. It is one line; for errors in a user's code and unforeseen errors, a traceback comes first.
+       Also: standard output could not be written. A run is still finished and kept.
+    2: bad input, in one line on standard error.
+    130, 143, 129: stopped by SIGINT, SIGTERM or SIGHUP. Training first finishes and saves its iteration; a second
+       signal stops it at once. All other commands stop at once.
 """
 
 from __future__ import annotations
@@ -64,13 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.flush()
         if out.lost is None:
             return code
-        if out.lost.errno != errno.EPIPE:  # a reader that left (`| head`) wants no more
-            complain(f"standard output cannot be written: {out.lost.strerror}; what was to be printed is lost")
+        if out.lost.errno != errno.EPIPE:  # EPIPE: the reader has closed the pipe, such as `| head`; no message
+            complain(f"standard output cannot be written: {out.lost.strerror}; the rest of the output is lost")
         return code or 1
 
 
 def _run(arguments: list[str]) -> int:
-    """Runs one command and says what ended it, if anything did; returns the exit code."""
+    """Runs one command and returns its exit code. An error becomes a message on standard error."""
     try:
         Path.cwd()  # it may be deleted; MKL would end the process without a word on it
         with StopSignals() as signals, beginning_here():
@@ -238,13 +241,13 @@ def evaluate(
     from metarl.evaluation import coverage
     from metarl.transfer import Target, describe_transfer, target_family
 
-    values = {} if on is not None else task_values(task_flags)  # those of `on` are another family's
+    values = {} if on is not None else task_values(task_flags)  # with `on`, they belong to another family
     target, saved = None, load_config(run_dir, trusted=trust, paths=values)
     paths = {name: value for name, value in values.items() if name in path_settings(type(saved.task))}
     if on is not None or task_flags:
         family = target_family(saved, on, trusted=trust)
         task = parse_task_flags(family.task, task_flags)
-        moved = on is None and values == paths  # data that lies elsewhere is no other data
+        moved = on is None and values == paths  # the data was only moved
         target = None if moved else Target(family.name, task)
     trainer = runs.load_trainer(
         run_dir, checkpoint=checkpoint, trusted=trust, seed=seed, on=target, paths=paths, **given
@@ -362,7 +365,7 @@ def list_names(json_output: Annotated[bool, tyro.conf.arg(name="json")] = False)
 
 
 def check_tasks(name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MOD:CLASS")]) -> int:
-    """Checks a task distribution: what is wrong is named in one line each, and so is what is worth knowing.
+    """Checks a task distribution. Prints one line for each fault and one for each note.
 
     Args:
         name: a registered task family, or module:Class of your own.
@@ -384,9 +387,9 @@ def check_tasks(name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar
 def check_agent(
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MOD:CLASS")], task: str | None = None
 ) -> int:
-    """Checks an RL agent or few-shot learner on small tasks: what is wrong is named in one line each.
+    """Checks an RL agent or few-shot learner on small tasks. Prints one line for each fault.
 
-    Where a registered name is both, such as maml, both are checked.
+    If a registered name has both, such as maml, both are checked.
 
     Args:
         name: a registered agent or learner, or module:Class of your own.

@@ -1,4 +1,4 @@
-"""The part of `metarl.testing` that takes episodes: do they depend on task and seed alone, and does the task matter?"""
+"""Checks of `metarl.testing` that collect episodes: they depend on task and seed only, and the task has an effect."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from metarl.tasks import EnvTaskDistribution, Scene, same_task
 NUM_TASKS = 8
 NUM_TRAJECTORIES = 2
 MAX_STEPS = 50
-# Where short episodes under random actions do not show the task, others may: longer, and with actions that last.
+# If short episodes under random actions do not show the task, longer ones with repeated actions are tried.
 FEWER_TASKS = 4
 MORE_TRAJECTORIES = 16
 MORE_STEPS = 1000
@@ -44,14 +44,14 @@ def check_environments(
     call: Foreign,
     on_note: Callable[[str], None],
 ) -> list[str]:
-    """What is wrong with the environments of `distribution`, one line each.
+    """Lists the faults of the environments of `distribution`, one line each.
 
     Args:
         distribution: the family.
         tasks: some of its tasks, all different, at least one.
         seed: of the episodes, >= 0.
-        call: how foreign code is called.
-        on_note: told what is no fault but worth knowing.
+        call: calls the user's code.
+        on_note: called with each note: one line that is useful to know but not a fault.
 
     Raises:
         InputError: a scene cannot be drawn.
@@ -81,12 +81,12 @@ class _Check:
         return type(self.distribution).make_vector_env is not EnvTaskDistribution.make_vector_env
 
     def repeats(self) -> tuple[RolloutCollector, Trajectories, str | None]:
-        """Who collected episodes, the episodes, and why they depend on something else than task and seed, or None.
+        """Collects all episodes twice. Returns the collector, the episodes, and the fault if the two differ, or None.
 
-        Every environment meets two tasks, one after the other: what one leaves behind is seen under the next.
+        Every environment runs two tasks in turn, so state that is carried over from the first shows in the second.
         """
         order = list(range(len(self.tasks)))
-        if not self.together:  # where many step at once, the last bits may depend on the place
+        if not self.together:  # in a vector environment, the last bits may depend on the position
             order.reverse()
         with self._collecting() as (collector, collect):
             first, again = collect(self.tasks), collect([self.tasks[i] for i in order])
@@ -98,7 +98,7 @@ class _Check:
         return collector, first, None
 
     def finds_no_task(self, on_note: Callable[[str], None]) -> str | None:
-        """Says so if the task does not reach the environment, and notes it where no episode shows that it does."""
+        """Returns the fault if the task does not reach the environment. Notes it if no episode shows that it does."""
         full = _with_horizon(self.distribution, MORE_STEPS)
         for hold in (1, 10, full.horizon):
             with self._collecting(full, num_trajectories=MORE_TRAJECTORIES, hold=hold) as (_, collect):
@@ -110,13 +110,13 @@ class _Check:
             return f"{both} gave equal episodes: the task does not reach the environment{lost}"
         on_note(
             f"could not show that the task reaches the environment: {both} gave equal episodes under random actions "
-            f"({full.horizon} steps). That is right for a reward that random actions never meet; otherwise nothing "
-            "reads what set_task changes"
+            f"({full.horizon} steps). That is no fault if random actions never reach the reward; otherwise the "
+            "environment ignores what set_task changes"
         )
         return None
 
     def _why(self, i: int) -> str:
-        """What makes episodes of task `i` differ; fresh environments tell a seed that is ignored from carried state."""
+        """Why two episodes of task `i` differ. Fresh environments separate an ignored seed from carried state."""
         outside = _Outside(self.distribution)
         alone = [self._fresh([self.tasks[i]]) for _ in range(2)]
         if _differences(alone[0], 0, alone[1], 0):
@@ -127,12 +127,12 @@ class _Check:
         for tasks, place in ((self.tasks, i), (self.tasks[::-1], last - i)):
             if not self.together and _differences(self._fresh(tasks), place, alone[0], 0):
                 return (
-                    "tasks that are met at the same time disturb each other. Keep a task in its environment, not on a "
-                    "class, in a module or in the distribution"
+                    "tasks that run at the same time disturb each other. Keep a task in its environment, not in a "
+                    "class, a module or the distribution"
                 )
         return (
-            "state is carried from one task or episode into the next; in fresh environments they are equal. Let "
-            "set_task and reset set every value anew: `env.mass *= task` multiplies what the last task left"
+            "state is carried from one task or episode into the next; fresh environments give equal episodes. Set "
+            "every value anew in set_task and reset: `env.mass *= task` multiplies the mass of the last task"
         )
 
     def _fresh(self, tasks: Sequence[Any]) -> Trajectories:
@@ -148,7 +148,7 @@ class _Check:
         num_trajectories: int = NUM_TRAJECTORIES,
         hold: int = 1,
     ) -> Iterator[tuple[RolloutCollector, Callable[..., Trajectories]]]:
-        """Takes episodes of tasks in environments that are fresh at first, all tasks with equal random numbers."""
+        """A collector with fresh environments, and a function that collects; all tasks get equal random numbers."""
         short = _with_horizon(self.distribution, MAX_STEPS) if distribution is None else distribution
         self.call.on_call("make_env")
         collector = RolloutCollector(short, num_trajectories=num_trajectories, environment_timeout=self.call.timeout)
@@ -162,7 +162,7 @@ class _Check:
             yield collector, collect
 
     def _lost(self) -> str | None:
-        """A hint if two tasks leave environments that are alike in everything, so that none can act on its task."""
+        """A hint if two tasks leave all attributes of their environments equal, so that the task can have no effect."""
         envs, added = [], set()
         for task in self.tasks[:2]:
             env: Any
@@ -221,7 +221,7 @@ def _layers(env: Any) -> Iterator[Any]:
 
 
 class _Outside:
-    """What a family keeps outside of its environments: attributes of its classes, of their modules, its own."""
+    """Data that a family keeps outside its environments: attributes of classes, modules and the distribution."""
 
     def __init__(self, distribution: EnvTaskDistribution[Any]) -> None:
         self._distribution = distribution
@@ -243,13 +243,13 @@ class _Outside:
         for home, values in homes.items():
             for name, value in values.items():
                 if not name.startswith("__") and not callable(value):
-                    with contextlib.suppress(Exception):  # what cannot be copied, such as a module, is no data
+                    with contextlib.suppress(Exception):  # skip what cannot be copied, such as a module
                         data[f"{home}.{name}"] = copy.deepcopy(value)
         return data
 
 
 def _classes_in(home: Any, module: str) -> Iterator[type]:
-    """The classes that a module defines, those inside of classes too."""
+    """The classes that a module defines, including nested ones."""
     inside = f"{home.__qualname__}." if isinstance(home, type) else ""
     for kind in list(vars(home).values()):
         if isinstance(kind, type) and kind.__module__ == module and kind.__qualname__.startswith(inside):
@@ -258,7 +258,7 @@ def _classes_in(home: Any, module: str) -> Iterator[type]:
 
 
 def _is_own(module: Any) -> bool:
-    """Whether a module is the user's: neither Python's, nor installed, nor MetaRL's."""
+    """Whether a module is the user's own: not installed, and not part of Python or MetaRL."""
     file, name = getattr(module, "__file__", None), getattr(module, "__name__", "")
     if not isinstance(file, str) or not Path(file).is_absolute() or name.partition(".")[0] == "metarl":
         return False
@@ -272,7 +272,7 @@ def _check_scene(
     call: Foreign,
     positions_of: Positions,
 ) -> None:
-    """Raises `InputError` unless the task can be drawn, or says that it is not to be."""
+    """Raises `InputError` unless `scene` returns None or a scene that can be drawn."""
     where = f"scene({one_line(task)})"
     scene = call(where, distribution.scene, task)
     if scene is None:
@@ -305,7 +305,7 @@ def _tells_apart(data: Trajectories) -> bool:
 
 
 def _differences(left: Trajectories, i: int, right: Trajectories, j: int) -> list[str]:
-    """What differs between the episodes of task i on the left and task j on the right, live steps alone."""
+    """What differs between the episodes of task i on the left and task j on the right; only live steps count."""
     names = {"observations": "observations", "rewards": "rewards", "mask": "lengths", "terminated": "ends"}
     found = []
     for name, told in names.items():
@@ -335,11 +335,11 @@ def _with_horizon(distribution: EnvTaskDistribution[Any], most: int) -> EnvTaskD
 
 
 class _RandomLearner:
-    """Acts by the noise alone, as far as a collector needs it.
+    """A learner that acts at random. It has only what a collector needs.
 
     Args:
         spaces: of the environments.
-        hold: steps that each action lasts: one that lasts leads further.
+        hold: steps for which each action is repeated; repeated actions move the agent further.
     """
 
     def __init__(self, spaces: Spaces, hold: int) -> None:

@@ -43,8 +43,8 @@ def environment_fault(
         what: such as "step raised ValueError: ...".
         task: the environment's; None where it has none yet.
         seed: of its reset, or None.
-        step: steps since then, the present one included; 0 in the reset. None where there is no reset.
-        whose: what `what` is a method of.
+        step: steps since the reset, including the present one; 0 in the reset. None where there is no reset.
+        whose: `ENVIRONMENT` or `DISTRIBUTION`: the owner of the method in `what`.
     """
     place = [] if task is None else [f"task {one_line(task, max_length=200)}"]
     place += [] if seed is None else [f"seed {seed}"]
@@ -62,9 +62,9 @@ def users_code(
     step: int | None = None,
     whose: str = DISTRIBUTION,
 ) -> Iterator[None]:
-    """Runs a method that a user wrote: whatever it raises becomes an `EnvironmentFaultError` that says where.
+    """Runs a user's method. Any error in it becomes an `EnvironmentFaultError` with task, seed and step.
 
-    Bad input, errors that MetaRL raises itself, and Ctrl-C pass as they are.
+    Bad input, MetaRL's own errors and Ctrl-C pass unchanged.
 
     Args:
         method: its name.
@@ -77,17 +77,17 @@ def users_code(
         yield
     except (InputError, RunError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # SystemExit too: the command must not end as if all were done
+    except BaseException as error:  # SystemExit too: it must not end the command with exit code 0
         what = f"{method} raised {described(error)}"
         fault = environment_fault(what, task=task, seed=seed, step=step, whose=whose)
-        if isinstance(error, StopIteration):  # contextlib drops a RuntimeError whose cause is the very StopIteration
+        if isinstance(error, StopIteration):  # contextlib drops an error whose cause is this same object
             raise fault from StopIteration(*error.args).with_traceback(error.__traceback__)
         raise fault from error
 
 
 @contextlib.contextmanager
 def closing(close: Callable[[], object]) -> Iterator[None]:
-    """Calls `close` at the end. If it raises after another error, that other error is the one that is said."""
+    """Calls `close` at the end. If the block and `close` both raise, the error of the block is reported."""
     try:
         yield
     except BaseException:
@@ -98,7 +98,7 @@ def closing(close: Callable[[], object]) -> Iterator[None]:
 
 
 def text_of(value: object, form: Callable[[object], str] = str) -> str:
-    """`form(value)`, `str` or `repr`; other text where a user's `__str__` or `__repr__` raises."""
+    """`form(value)`, where `form` is `str` or `repr`; a replacement text if the user's method raises."""
     try:
         return form(value)
     except KeyboardInterrupt:
@@ -114,7 +114,7 @@ def described(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    r"""`text` with escapes for what a terminal would interpret, or change the order of: \x1b, \n, \u202e, \ud800."""
+    r"""`text` with unprintable characters escaped, since a terminal may interpret them: \x1b, \n, \u202e, \ud800."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

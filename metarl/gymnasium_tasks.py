@@ -1,4 +1,4 @@
-"""Gymnasium environments with tasks as one vector environment; their faults are said with task, seed and step."""
+"""Gymnasium environments with tasks as one vector environment; errors name the task, seed and step."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class GymnasiumTasks:
         timeout: seconds that one call of one environment may take, > 0; None for no limit.
 
     Attributes:
-        envs: the environments, as the tasks' `make_env` made them, each in a wrapper.
+        envs: the environments that the tasks' `make_env` made, each in a wrapper.
 
     Raises:
         EnvironmentFaultError: here and in every other method, if an environment raises, hangs, or returns what is no
@@ -62,7 +62,7 @@ class GymnasiumTasks:
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Resets the environments; no infos: `envs[i].infos` are those of environment i."""
+        """Resets the environments. Returns no infos: `envs[i].infos` holds those of environment i."""
         seeds = [seed] * self.num_envs if seed is None else seed
         if isinstance(seeds, (int, np.integer)):
             seeds = [seeds + i for i in range(self.num_envs)]
@@ -74,8 +74,8 @@ class GymnasiumTasks:
         return self._observations.copy(), {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Steps those that have not ended. The infos are `diverged` and, where any environment tells it, `success`
-        with gymnasium's mask `_success`; `envs[i].infos` has all that environment i told."""
+        """Steps the environments that have not ended. The infos are `diverged` and, if any environment gives it,
+        `success` with gymnasium's mask `_success`. `envs[i].infos` holds all infos of environment i."""
         space = self.single_action_space
         if isinstance(space, gymnasium.spaces.Box):
             actions = np.clip(actions, space.low, space.high).astype(space.dtype)
@@ -132,8 +132,8 @@ class TaskInObservation(EnvTaskDistribution[Any]):
                 raise InputError(f"task = {type(self.tasks).__name__}: {error}") from error
         allowed = (self._num_features,) if self._num_features else features.shape[:1]
         if features.shape != allowed or not features.size or not np.isfinite(features).all():
-            length = self._num_features or "of one length for all tasks"
-            what = f"task_features returned {text_of(features, repr):.80}: must be a vector of finite numbers, {length}"
+            length = f", of length {self._num_features}" if self._num_features else " with one length for all tasks"
+            what = f"task_features returned {text_of(features, repr):.80}: must be a vector of finite numbers{length}"
             raise environment_fault(what, task=task, seed=None, step=None, whose=DISTRIBUTION)
         return features
 
@@ -221,7 +221,7 @@ def vector_env_of(
 
 
 def fit_of(env: TaskVectorEnv) -> Fit | None:
-    """How the spaces of `env`, which `vector_env_of` made, were fitted to a policy; None if they are as they were."""
+    """How `vector_env_of` converted the spaces of `env` for a policy; None if it did not convert them."""
     if isinstance(env, _TellingEnv):
         return fit_of(env._env)
     if isinstance(env, GymnasiumTasks):
@@ -240,12 +240,12 @@ def spaces_of(env: TaskVectorEnv) -> Spaces:
 
 
 def wrong_environment(env: Any) -> str:
-    """What is wrong with what `make_env` returned, in words; "" for a gymnasium environment."""
+    """What is wrong with the result of `make_env`; "" for a gymnasium environment."""
     if isinstance(env, gymnasium.Env):
         return ""
     advice = ""
     if isinstance(env, type):
-        advice = f", as {env.__name__}() makes one"
+        advice = f", such as {env.__name__}()"
     elif isinstance(env, gymnasium.vector.VectorEnv):
         advice = ", one environment. Return a vector environment of your own from make_vector_env"
     elif callable(getattr(env, "step", None)):
@@ -254,12 +254,12 @@ def wrong_environment(env: Any) -> str:
 
 
 class _TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Gives the environment its task before every reset, and says with what task, seed and step it failed.
+    """Sets the environment's task before every reset. Its errors name the task, seed and step.
 
     Attributes:
-        task: from the next reset on.
+        task: the task from the next reset on.
         ended: whether a trajectory is over.
-        infos: what the environment told in its last reset or step, as it told it.
+        infos: the infos of the last reset or step, unchanged.
     """
 
     def __init__(self, tasks: EnvTaskDistribution[Any], limit: TimeLimit) -> None:
@@ -284,7 +284,7 @@ class _TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         present = self._call("make_env" if self._steps is None else "reset", self._present_spaces)
         for name, now, before in zip(("observation_space", "action_space"), present, spaces, strict=True):
             if now is not before and now != before:
-                self._fail(f"{name} = {now}: must stay what that of the first environment was, {before}")
+                self._fail(f"{name} = {now}: must equal that of the first environment, {before}")
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self.ended = False
@@ -298,7 +298,7 @@ class _TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self._observed(observation, "reset"), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Its infos are `diverged` and `success`, None where the environment does not tell."""
+        """Returns only two infos: `diverged`, and `success`, which is None if the environment does not give it."""
         self._steps = (self._steps or 0) + 1
         taken = self.fit.action(action) if self.fit.action.changes else action
         answer = self._call("step", self.env.step, taken)
@@ -338,7 +338,7 @@ class _TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         return flag
 
     def _observed(self, observation: Any, where: str) -> NDArray[Any]:
-        """The observation in the dtype of its space, or flat where the space is not."""
+        """The observation in the dtype of its space, flattened if the space is not flat."""
         if self.fit.observation.changes:
             try:
                 return self.fit.observation(observation)

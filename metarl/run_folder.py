@@ -67,7 +67,7 @@ def claimed(run_dir: Path) -> Iterator[None]:
 
 
 def decisive_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that the results depend on, by dotted name; where data lies is none of them."""
+    """The settings that decide the results, by dotted name; paths of data are not among them."""
     names = ("task_name", "agent_name", "trainer.seed", "trainer.meta_batch_size")
     tables = {"task": config.task, "agent": config.agent}
     paths = {f"{table}.{name}" for table, part in tables.items() for name in path_settings(type(part))}
@@ -82,14 +82,14 @@ def decisive_settings(config: RunConfig) -> dict[str, Any]:
 def best_iteration(run_dir: Path, learner: Learner[Any, Any, Any]) -> int | None:
     """The iteration with the best score on validation tasks, among those with a checkpoint.
 
-    In a run without validation scores, the score on test tasks counts instead. Of equal ones the earliest. None without
-    an evaluation.
+    In a run without validation scores, the score on test tasks counts instead. Among equal scores, the earliest wins.
+    None without an evaluation.
     """
     return _best(scores_by_iteration(read_metrics(run_dir), learner), checkpoint.list_checkpoints(run_dir))
 
 
 def scores_by_iteration(rows: Sequence[Mapping[str, Any]], learner: Learner[Any, Any, Any]) -> dict[int, float]:
-    """Of the iterations that were evaluated, the score that `best_iteration` compares; a higher one is better."""
+    """The score of each evaluated iteration that `best_iteration` compares; higher is better."""
     validated = any(VALIDATION in row for row in rows)
     scores: dict[int, float] = {}
     for row in rows:
@@ -103,7 +103,7 @@ def scores_by_iteration(rows: Sequence[Mapping[str, Any]], learner: Learner[Any,
 
 
 def _evaluated_part(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What `scores_by_iteration` reads of a row, for it to be kept in memory; empty without an evaluation."""
+    """The part of a row that `scores_by_iteration` reads, kept in memory; empty without an evaluation."""
     scores = {tag: value for tag, value in row.items() if tag == VALIDATION or tag.startswith("meta_test/step_")}
     return {"iteration": row["iteration"], **scores} if scores else {}
 
@@ -128,7 +128,7 @@ class RunFolder(Callback):
     """Keeps a run's folder: config, metrics, TensorBoard events, checkpoints.
 
     Checkpoints are saved every `checkpoint_every` iterations, before each evaluation, and at the end. The newest
-    `keep_last` stay and the best one. Once something could not be written, nothing more is.
+    `keep_last` and the best one are kept. After a failed write, nothing more is written.
     """
 
     def __init__(self, run_dir: Path, config: RunConfig) -> None:
@@ -206,7 +206,7 @@ class RunFolder(Callback):
             raise
 
     def _save(self, trainer: Trainer, tracker: Tracker) -> None:
-        tracker.sync()  # a checkpoint that is there has the rows of its iterations
+        tracker.sync()  # rows first: a checkpoint must not lack the rows of its iterations
         checkpoint.save(
             self._run_dir,
             trainer.iteration,

@@ -1,6 +1,6 @@
-"""Spaces of environments as a policy needs them: one flat vector to observe, one flat vector or one choice to act.
+"""Converts spaces for a policy: it observes one flat vector, and its action is one flat vector or one choice.
 
-What is done is recorded in words (`Fit.notes`); `metarl.fitted_envs` does it. Where an environment's
+`Fit.notes` describes the conversion in words; `metarl.fitted_envs` applies it. If an environment's
 `metadata["own_units"]` is true, nothing is rescaled.
 """
 
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from metarl.errors import InputError, one_line, require
 
 MOST_CHOICES = 4096
-"""Choices of one discrete action, and values of a discrete observation that is encoded one-hot."""
+"""The most choices of one discrete action, and the most values of a discrete observation that is encoded one-hot."""
 MANY_INPUTS = 4096
-"""From so many observed numbers on, the record says that the policy has no convolutions."""
+"""From this many observed numbers on, the note says that the policy has no convolutions."""
 _DISCRETE = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-_NO_BOUND = {"f": 1e18, "i": 2.0**31 - 1.0, "u": 2.0**31 - 1.0}  # the limits of a dtype say that there is no bound
+_NO_BOUND = {"f": 1e18, "i": 2.0**31 - 1.0, "u": 2.0**31 - 1.0}  # bounds this large mean: no bound
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -32,13 +32,13 @@ class PolicyBox(spaces.Box):
 
 
 class NotOfItsSpaceError(ValueError):
-    """What an environment observed is not of its observation space; says what and how."""
+    """An observation does not belong to its observation space. The message says why."""
 
 
 class ObservationFit:
-    """Observations as flat vectors, in the order of `gymnasium.spaces.utils.flatten` and mostly with its numbers.
+    """Observations as flat vectors, in the order of `gymnasium.spaces.utils.flatten`, with two differences in value.
 
-    Two things differ. Integers of a Box with finite bounds are rescaled to [-1, 1]. A discrete observation of more
+    Integers of a Box with finite bounds are rescaled to [-1, 1]. A discrete observation of more
     than `MOST_CHOICES` values is one number in [-1, 1] instead of one-hot.
 
     Args:
@@ -52,7 +52,7 @@ class ObservationFit:
         note: what is done, in words; "" for nothing.
 
     Raises:
-        InputError: the space has no fixed number of numbers; says what to do.
+        InputError: the space has no fixed size. The message says what to do.
     """
 
     def __init__(self, given: spaces.Space[Any], *, rescale: bool = True) -> None:
@@ -62,12 +62,12 @@ class ObservationFit:
         for leaf in leaves:
             if not isinstance(leaf, (spaces.Box, *_DISCRETE)):
                 raise InputError(
-                    f"observation_space = {one_line(given)}: {type(leaf).__name__} has no fixed number of numbers; in "
+                    f"observation_space = {one_line(given)}: {type(leaf).__name__} has no fixed size; in "
                     "make_env, wrap the environment in a gymnasium.ObservationWrapper that turns it into a Box"
                 )
         self._parts = [_Observed(leaf, rescale) for leaf in leaves]
         size = sum(len(part.unit) for part in self._parts)
-        require(size > 0, "observation_space", given, "one that holds a number at least")
+        require(size > 0, "observation_space", given, "one that holds at least one number")
         flat = isinstance(given, spaces.Box) and len(given.shape) == 1
         self.changes = not (flat and given.dtype in (np.float32, np.float64))
         self.space: spaces.Space[Any] = given
@@ -91,7 +91,7 @@ class ObservationFit:
 
         Args:
             observations: one of the space; with `batch`, those of n environments in gymnasium's form.
-            batch: whether there are n.
+            batch: whether `observations` are those of n environments.
 
         Returns:
             [size], or [n, size].
@@ -115,7 +115,7 @@ class ObservationFit:
         return flat if batch else flat[0]
 
     def in_own_units(self, flat: Array) -> Array:
-        """Flat observations [..., size] without the rescaling; numbers that follow them on the last axis stay."""
+        """Undoes the rescaling of flat observations [..., size]. Further numbers on the last axis stay unchanged."""
         if not self._rescaled.any():
             return flat
         size = len(self._unit)
@@ -125,11 +125,11 @@ class ObservationFit:
 
 
 class ActionFit:
-    """Actions of a policy as the environment takes them.
+    """Converts a policy's actions into those of the environment.
 
-    A Box of any shape, or several in a Tuple or Dict, is one flat vector. Finite bounds are rescaled so that they are
-    -1 and 1 to the policy. A half-open range begins at -1, and its unit is the bound's size, or 1 where that is more.
-    Discrete parts are one choice among all their combinations.
+    A Box of any shape, or a Tuple or Dict of Boxes, becomes one flat vector. Finite bounds become -1 and 1 for the
+    policy. A lower bound alone becomes -1, an upper bound alone 1; the unit is then max(1, |bound|). Discrete parts
+    become one choice among all their combinations.
 
     Args:
         given: the environment's space.
@@ -137,12 +137,12 @@ class ActionFit:
 
     Attributes:
         given: the environment's space.
-        space: what the policy chooses from, a flat Box or a Discrete from 0 on.
+        space: the policy's action space, a flat Box or a Discrete that starts at 0.
         changes: whether actions are changed, beyond being clipped.
         note: what is done, in words; "" for nothing.
 
     Raises:
-        InputError: the space cannot be served; says what to do.
+        InputError: the space is not supported. The message says what to do.
     """
 
     def __init__(self, given: spaces.Space[Any], *, rescale: bool = True) -> None:
@@ -159,17 +159,17 @@ class ActionFit:
         else:
             kinds = ", ".join(dict.fromkeys(type(leaf).__name__ for leaf in self._leaves)) or "nothing"
             raise InputError(
-                f"action_space = {one_line(given)}: must be Box alone or discrete alone, not {kinds}; {advice}"
+                f"action_space = {one_line(given)}: must hold only Box or only discrete parts, not {kinds}; {advice}"
             )
         self.changes = self.space is not given
         self.note = f"action {one_line(given, max_length=150)}: {'; '.join(done)}" if done else ""
 
     def __call__(self, actions: Array, *, batch: bool = False) -> Any:
-        """What the environment is given.
+        """The actions for the environment.
 
         Args:
             actions: of `space`; with `batch`, [n, ...] of n environments.
-            batch: whether there are n; the result then has gymnasium's form for vector environments.
+            batch: whether `actions` are those of n environments; the result then has gymnasium's vector form.
 
         Returns:
             Of the space `given`, clipped to its bounds.
@@ -187,7 +187,7 @@ class ActionFit:
             shape = leaf.shape or ()
             end = start + math.prod(shape)
             part = columns[:, start:end].astype(leaf.dtype).reshape(len(rows), *shape)
-            # A Discrete wants a number; [0, ...] leaves an array where a number has no axes, as a Box wants it.
+            # A Discrete takes a number. A Box takes an array even without axes, which [0, ...] keeps.
             parts.append(part if batch else part[0] if isinstance(leaf, spaces.Discrete) else part[0, ...])
             start = end
         return _rebuilt(self.given, iter(parts))
@@ -199,7 +199,7 @@ class ActionFit:
         total = math.prod(self._choices)
         if not 1 <= total <= MOST_CHOICES:
             raise InputError(
-                f"action_space = {one_line(self.given)}: has {total} combinations, which as one choice is more than "
+                f"action_space = {one_line(self.given)}: has {total} combinations; one choice can have at most "
                 f"{MOST_CHOICES}; {advice} with one number for each of the {len(self._choices)} choices"
             )
         if isinstance(self.given, spaces.Discrete):
@@ -214,7 +214,7 @@ class ActionFit:
         boxes = [leaf for leaf in self._leaves if isinstance(leaf, spaces.Box)]
         self._low = np.concatenate([np.asarray(box.low, np.float64).ravel() for box in boxes])
         self._high = np.concatenate([np.asarray(box.high, np.float64).ravel() for box in boxes])
-        require(len(self._low) > 0, "action_space", self.given, "one that holds a number at least")
+        require(len(self._low) > 0, "action_space", self.given, "one that holds at least one number")
         self._whole = np.concatenate([np.full(math.prod(box.shape), box.dtype.kind in "iub") for box in boxes])
         low, high = (np.concatenate(ends) for ends in zip(*map(_bounds, boxes), strict=True))
         self._unit, self._centre = np.ones(len(low)), np.zeros(len(low))
@@ -237,7 +237,7 @@ class ActionFit:
         if (rescaled & finite).any():
             done.append("rescaled from [-1, 1]")
         if one_sided.any():
-            done.append("where there is one bound, it is at -1 or 1 and the unit is max(1, |bound|)")
+            done.append("a bound without an opposite one is at -1 or 1, with the unit max(1, |bound|)")
         if fixed.any():
             done.append(f"{int(fixed.sum())} of {len(low)} cannot vary: their bounds are equal")
         if self._whole.any():
@@ -249,7 +249,7 @@ class ActionFit:
 
 
 class Fit:
-    """How a policy meets the spaces of an environment.
+    """How the spaces of an environment are converted for a policy.
 
     Args:
         observation_space: of one environment.
@@ -257,12 +257,12 @@ class Fit:
         metadata: the environment's; `own_units`, if true, leaves numbers in the environment's units.
 
     Attributes:
-        observation: of observations.
-        action: of actions.
-        notes: what is done, one line each; empty where the spaces are as a policy needs them.
+        observation: the conversion of observations.
+        action: the conversion of actions.
+        notes: one line for each conversion; empty if nothing is converted.
 
     Raises:
-        InputError: a space cannot be served; says what to do.
+        InputError: a space is not supported. The message says what to do.
     """
 
     def __init__(
@@ -275,12 +275,12 @@ class Fit:
 
     @property
     def changes(self) -> bool:
-        """Whether anything is done."""
+        """Whether anything is converted."""
         return self.observation.changes or self.action.changes
 
 
 class _Observed:
-    """One part of an observation, which holds no others, as numbers [size]: own = unit * number + centre."""
+    """A part of an observation without parts of its own, as numbers [size]: value = unit * number + centre."""
 
     def __init__(self, space: spaces.Space[Any], rescale: bool) -> None:
         self.space = space
@@ -316,26 +316,26 @@ class _Observed:
                     raise _not_of(self.space, column)
                 columns.append(one_hot if count <= MOST_CHOICES else column[:, np.newaxis])
             numbers = np.concatenate(columns, axis=1)
-        with np.errstate(over="ignore"):  # what is not finite as float32 is refused where all observations are
+        with np.errstate(over="ignore"):  # the check of all observations refuses what is not finite
             return ((numbers - self.centre) / self.unit).astype(np.float32)
 
 
 def own_units(space: spaces.Space[Any]) -> spaces.Space[Any]:
-    """`space`, whose actions are in the policy's units already, marked so where it is a Box."""
+    """`space`, a Box as a `PolicyBox`: its actions are in the policy's units already."""
     if not isinstance(space, spaces.Box):
         return space
     return PolicyBox(space.low, space.high, dtype=cast(Any, space.dtype))
 
 
 def _bounds(box: spaces.Box) -> tuple[Floats, Floats]:
-    """Lower and upper bounds as vectors, infinite where the number only says that there is none."""
+    """Lower and upper bounds as vectors; infinite where there is no bound (`_NO_BOUND`)."""
     none = _NO_BOUND.get(box.dtype.kind, math.inf)
     low, high = np.asarray(box.low, np.float64).ravel(), np.asarray(box.high, np.float64).ravel()
     return np.where(low <= -none, -np.inf, low), np.where(high >= none, np.inf, high)
 
 
 def _values_of(space: spaces.Space[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of each number of a discrete space: how many values it has, and the first."""
+    """The number of values and the first value, for each number of a discrete space."""
     if isinstance(space, spaces.Discrete):
         return np.array([space.n], np.int64), np.array([space.start], np.int64)
     if isinstance(space, spaces.MultiDiscrete):
@@ -366,7 +366,7 @@ def _leaves(space: spaces.Space[Any]) -> Iterator[spaces.Space[Any]]:
 
 
 def _values(space: spaces.Space[Any], value: Any) -> Iterator[Any]:
-    """What `value` of `space` has in the place of each leaf."""
+    """The part of `value` for each leaf of `space`."""
     if isinstance(space, spaces.Dict):
         if not isinstance(value, Mapping) or not space.spaces.keys() <= value.keys():
             kind = f"keys {', '.join(map(str, value))}" if isinstance(value, Mapping) else type(value).__name__

@@ -1,8 +1,8 @@
-"""What an environment's answer means: numbers, booleans, and the infos that MetaRL reads.
+"""Reads what environments return: numbers, booleans, and three infos.
 
-Of the infos, MetaRL reads three names. `diverged`: the step broke the simulation. `success`: the step met the task's
-aim. `is_success`: the same in the words of stable-baselines3, read where there is no usable `success`. Each is one
-boolean; 0, 1 and an array of one such element count too. Anything else under these names is logged once and ignored.
+`diverged`: the step broke the simulation. `success`: the step reached the task's goal. `is_success`: the name of
+stable-baselines3 for it, read if there is no usable `success`. Each is one boolean; 0, 1 and an array of one such
+element count too. Anything else under these names is logged once and ignored.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Stepped(NamedTuple):
-    """What a step of n environments led to.
+    """The result of one step of n environments.
 
     Attributes:
         observations: [n, observation_size], not checked yet.
@@ -37,8 +37,8 @@ class Stepped(NamedTuple):
         terminated: [n].
         truncated: [n].
         diverged: [n], whether the step broke the simulation.
-        success: [n], whether the step met the task's aim.
-        tells_success: [n], whether the environment said anything of it.
+        success: [n], whether the step reached the task's goal.
+        tells_success: [n], whether the infos hold a usable value for it.
         infos: as the environments gave them.
     """
 
@@ -55,7 +55,7 @@ class Stepped(NamedTuple):
 def reset_all(
     env: TaskVectorEnv, *, seed: Sequence[int | None], options: dict[str, Any] | None = None
 ) -> tuple[Any, Mapping[Any, Any]]:
-    """Resets `env`; its observations, not checked yet, and infos.
+    """Resets `env`. Returns the observations, which are not checked yet, and the infos.
 
     Raises:
         EnvironmentFaultError: the environment raised, or returned something else.
@@ -69,7 +69,7 @@ def reset_all(
 
 
 def step_all(env: TaskVectorEnv, actions: NDArray[Any], *, step: int | None) -> Stepped:
-    """Steps `env` and reads its answer; `step` is for the error alone.
+    """Steps `env` and reads the result. `step` is used only in error messages.
 
     Raises:
         EnvironmentFaultError: the environment raised, or returned something else.
@@ -83,7 +83,7 @@ def step_all(env: TaskVectorEnv, actions: NDArray[Any], *, step: int | None) -> 
         over = [_flags(values, env.num_envs) for values in ends]
         for name, flags in zip(STEP_ANSWER[2:4], over, strict=True):
             if flags is None:
-                what = f"step returned a {name} that is no array of {env.num_envs} booleans"
+                what = f"step returned a wrong {name}: must be an array of {env.num_envs} booleans"
                 raise environment_fault(what, task=None, seed=None, step=step)
         diverged, _ = told_by_all(infos, DIVERGED, env.num_envs)
         success, tells = told_by_all(infos, SUCCESS, env.num_envs)
@@ -91,18 +91,18 @@ def step_all(env: TaskVectorEnv, actions: NDArray[Any], *, step: int | None) -> 
 
 
 def wrong_answer(answer: Any, names: Sequence[str]) -> str:
-    """What is wrong with what `reset` or `step` returned, in words; "" for one value for each name, the last a dict."""
+    """What is wrong with a result of `reset` or `step`; "" if it has a value for each name and the last is a dict."""
     many = isinstance(answer, (tuple, list))
     if not many or len(answer) != len(names):
         returned = f"{len(answer)} values" if many else f"one {type(answer).__name__}"
-        return f"{returned}: must be {len(names)} values, {', '.join(names)}, as gymnasium's environments do"
+        return f"{returned}: must be {len(names)} values, {', '.join(names)}, as in gymnasium"
     if not isinstance(answer[-1], Mapping):
         return f"the info {text_of(answer[-1], repr):.80}: must be a dict"
     return ""
 
 
 def number(value: Any) -> float | None:
-    """`value` as a number; None unless it is one that a float can hold, or an array of one such element."""
+    """`value`, or the element of an array of one, as a float; None if that is impossible."""
     if isinstance(value, Real):
         try:
             return float(value)
@@ -113,7 +113,7 @@ def number(value: Any) -> float | None:
 
 
 def truth(value: Any) -> bool | None:
-    """`value` as a boolean; None unless it is one boolean, 0 or 1, or an array of one such element."""
+    """`value` as a boolean, from a boolean, 0, 1 or an array of one such element; None for anything else."""
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     known = number(value)
@@ -121,7 +121,7 @@ def truth(value: Any) -> bool | None:
 
 
 def told(infos: Mapping[Any, Any], names: Sequence[str]) -> bool | None:
-    """What one environment's infos tell under the first of `names` that holds a boolean; None if none does."""
+    """The first boolean that one environment's infos hold under `names`; None if there is none."""
     for name in names:
         if name in infos:
             value = infos[name]
@@ -133,10 +133,10 @@ def told(infos: Mapping[Any, Any], names: Sequence[str]) -> bool | None:
 
 
 def told_by_all(infos: Mapping[Any, Any], names: Sequence[str], num_envs: int) -> tuple[Bools, Bools]:
-    """`told` of environments that step together, whose infos are arrays.
+    """`told` for a vector environment, whose infos are arrays.
 
     Returns:
-        What they tell, and which of them tell anything, both [num_envs].
+        The booleans, and which environments have one, both [num_envs].
     """
     values, known = np.zeros((2, num_envs), bool)
     for name in names:
@@ -148,7 +148,7 @@ def told_by_all(infos: Mapping[Any, Any], names: Sequence[str], num_envs: int) -
             continue
         array, there = array.reshape(num_envs), mask_of(infos, name, num_envs)
         if array.dtype == object:
-            there = there & np.array([value is not None for value in array])  # None: that environment is silent
+            there = there & np.array([value is not None for value in array])  # None: this environment gives no value
             truths = [truth(value) for value in array]
             usable = np.array([value is not None for value in truths])
             array = np.array([bool(value) for value in truths])
@@ -165,7 +165,7 @@ def told_by_all(infos: Mapping[Any, Any], names: Sequence[str], num_envs: int) -
 
 
 def mask_of(infos: Mapping[Any, Any], name: str, num_envs: int) -> Bools:
-    """Which environments' infos have `name`, as gymnasium tells it: under `_name`, all of them without it."""
+    """Which environments have the info `name`: gymnasium's mask `_name`; all of them if there is no mask."""
     mask = _flags(infos.get(f"_{name}", True), num_envs)
     return np.ones(num_envs, bool) if mask is None else mask
 
@@ -194,5 +194,5 @@ def _kind(value: Any) -> str:
 
 @functools.cache
 def _ignored(name: str, what: str) -> None:
-    """Says it once."""
+    """Warns once."""
     _logger.warning("an environment's info[%r] holds %s: ignored; must be one boolean, 0 or 1", name, what)

@@ -33,7 +33,7 @@ from metarl.tasks import (
 
 NUM_TASKS = 8
 NUM_DRAWN = 200
-FEW_TASKS = 40  # a family of so many tasks shows nearly all of them in `NUM_DRAWN` draws
+FEW_TASKS = 40  # `NUM_DRAWN` draws show nearly all tasks of a family of this size
 SPLITS: tuple[Split, Split] = ("train", "test")
 
 
@@ -45,19 +45,21 @@ def check_task_distribution(
     on_call: Callable[[str], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> list[str]:
-    """What is wrong with a task distribution, one line each; an empty list if nothing is.
+    """Lists the faults of a task distribution, one line each; empty if there are none.
 
-    Checks the number of tasks, that the generator alone decides them, that tasks are plain data with finite parameters,
-    what `splits` claims; and of environments, that episodes depend on the task and the seed alone, that numbers are
-    finite, that the task reaches the environment, and that `scene` and `positions`, where there are any, can be drawn;
-    of examples, that they depend on the task and its slot's seed alone, are what `spaces` says, and differ by task.
+    The checks:
+        - Sampling gives the requested number of tasks, and they depend only on the generator.
+        - Tasks are plain data with finite parameters, and `splits` is true.
+        - Episodes depend only on the task and the seed, and all numbers are finite.
+        - The task reaches the environment. `scene` and `positions`, if there are any, can be drawn.
+        - Examples depend only on the task and its slot's seed, have the sizes in `spaces`, and differ between tasks.
 
     Args:
         distribution: what is checked.
         seed: of everything that is drawn, >= 0.
         timeout: seconds that one call of the distribution or an environment may take, > 0; None for no limit.
-        on_call: told what is called, before each call.
-        on_note: told in one line each what is no fault but worth knowing.
+        on_call: called with the name of each call before it is made.
+        on_note: called with each note: one line that is useful to know but not a fault.
 
     Raises:
         EnvironmentFaultError: the distribution or an environment raised, or took too long; the cause is what it raised.
@@ -78,7 +80,7 @@ def check_task_distribution(
     except InputError as error:
         return [str(error)]
     except EnvironmentFaultError as error:
-        if error.__cause__ is not None:  # what foreign code raised is worth its traceback
+        if error.__cause__ is not None:  # keep the traceback of an error in the user's code
             raise
         return [str(error)]
     return problems
@@ -123,8 +125,8 @@ def check_before_training(
         where = f"all_tasks({split!r})"
         finite = call(where, distribution.all_tasks, split)
         if finite is not None:
-            _require_list(finite, where, "None, or a list of one task at least")
-            require(len(finite) > 0, where, finite, "None, or one task at least")
+            _require_list(finite, where, "None, or a list of at least one task")
+            require(len(finite) > 0, where, finite, "None, or at least one task")
     if isinstance(distribution, EnvTaskDistribution):
         _check_spaces(distribution, seed, call)
 
@@ -198,7 +200,7 @@ def _check_sampling(distribution: TaskDistribution[Any], split: Split, seed: int
     if not same_task(tasks, again):
         one, two = next(pair for pair in zip(tasks, again, strict=True) if not same_task(*pair))
         what = f"{where} gave {one_line(one)}, then {one_line(two)} from equal generators"
-        problems.append(f"{what}: draw from `rng` alone")
+        problems.append(f"{what}: draw from `rng` only")
     finite = call(f"all_tasks({split!r})", distribution.all_tasks, split)
     if same_task(tasks, other) and (finite is None or len(finite) > 1):
         problems.append(f"{where} gave the same {NUM_TASKS} tasks from two different generators: it ignores `rng`")
@@ -229,7 +231,9 @@ def _check_splits(
     train, test = few["train"], few["test"]
     same = len(train) == len(test) <= FEW_TASKS and all(any(same_task(one, other) for other in test) for one in train)
     if same and distribution.splits != "identical":
-        on_note("training and test have the same tasks: set splits = 'identical', so that results say adaptation alone")
+        on_note(
+            "training and test have the same tasks: set splits = 'identical', so that results claim adaptation only"
+        )
     return []
 
 
@@ -252,7 +256,7 @@ def _check_examples(distribution: ExampleTaskDistribution[Any], seed: int, call:
     support, query = distribution.support(tasks, seeds), distribution.query(tasks, seeds)
     if all(torch.equal(part[0], part[1]) for data in (support, query) for part in (data.inputs, data.targets)):
         both = f"{one_line(tasks[0])} and {one_line(tasks[1])}"
-        return [f"{both} gave equal examples: the task does not reach them"]
+        return [f"{both} gave equal examples: the task has no effect on them"]
     return []
 
 

@@ -1,4 +1,4 @@
-"""Watches the calls of a learner: what they return, and what they change that is not theirs."""
+"""Watches the calls of a learner: checks their results, and finds arguments and generators that they change."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Watched:
 
 
 def _result_faults(name: str, result: Any, arguments: Sequence[Any]) -> Iterator[str]:
-    """What of the `result` of a method cannot be used."""
+    """Lists what is wrong with the `result` of a method."""
     if name in ("begin", "adapt", "observe"):
         size = arguments[0] if name == "begin" else _num_tasks(arguments[0])
         for place, value in leaves(result).items():
@@ -90,7 +90,7 @@ def _result_faults(name: str, result: Any, arguments: Sequence[Any]) -> Iterator
             return
         for key, value in result.items():
             if not isinstance(value, numbers.Real):
-                yield f"meta_update returned {key} = {one_line(repr(value))}: must be a float, as float(...) makes one"
+                yield f"meta_update returned {key} = {one_line(repr(value))}: must be a float; write float(...)"
             elif not math.isfinite(value):
                 yield f"meta_update returned {key} = {value} on a small sound task: the trainer would undo the update"
 
@@ -109,7 +109,7 @@ def copied(tree: Any) -> Any:
 
 
 def leaves(tree: Any, name: str = "") -> dict[str, Any]:
-    """What a nested structure holds, by place: "parameters.weight"."""
+    """The leaves of a nested structure, by name, such as "parameters.weight"."""
     parts: dict[str, Any]
     if isinstance(tree, Mapping):
         parts = {str(key): value for key, value in tree.items()}
@@ -126,7 +126,7 @@ def leaves(tree: Any, name: str = "") -> dict[str, Any]:
 
 
 def differences(left: Any, right: Any, names: Sequence[str] = (), *, exactly: bool = True) -> str:
-    """The places in which two structures differ, the first few by name; "" if in none."""
+    """The names of the first few leaves in which two structures differ; "" if there are none."""
     if names:
         left, right = (dict(zip(names, part, strict=False)) for part in (left, right))
     mine, other = leaves(left), leaves(right)
@@ -155,7 +155,7 @@ def global_generators() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def seeded_globally(seed: int) -> Iterator[None]:
-    """Other states of the global generators inside, the former ones again afterwards."""
+    """Seeds the global generators inside the block, and restores their states afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     try:
         random.seed(seed)

@@ -68,7 +68,7 @@ def test_a_run_is_finished_and_kept_whatever_becomes_of_standard_output(
     assert sys.stdout is ended
     assert Path("run/adaptation.json").is_file()
     said = (
-        f"metarl: standard output cannot be written: .*{reason}.*; what was to be printed is lost\n" if reason else ""
+        f"metarl: standard output cannot be written: .*{reason}.*; the rest of the output is lost\n" if reason else ""
     )
     assert re.fullmatch(said, capsys.readouterr().err)
 

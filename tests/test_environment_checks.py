@@ -12,8 +12,8 @@ from gymnasium.wrappers import TimeLimit
 from metarl.tasks import EnvTaskDistribution, Split
 from metarl.testing import check_task_distribution
 
-CARRIED = "state is carried from one task or episode into the next; in fresh environments they are equal"
-DISTURBED = "tasks that are met at the same time disturb each other"
+CARRIED = "state is carried from one task or episode into the next; fresh environments give equal episodes"
+DISTURBED = "tasks that run at the same time disturb each other"
 MODULE = {"factor": 1.0}
 
 

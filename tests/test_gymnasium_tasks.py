@@ -205,7 +205,7 @@ def test_spaces_stay_what_they_were(name: str) -> None:
             if env.resets:
                 setattr(env, name, spaces.Box(-NEVER, NEVER, (3,), np.float32))
 
-    said = rf"{name} = Box\(.*: must stay what that of the first environment was, Box\(.*\(task .*, seed 11, step 0\)$"
+    said = rf"{name} = Box\(.*: must equal that of the first environment, Box\(.*\(task .*, seed 11, step 0\)$"
     with pytest.raises(EnvironmentFaultError, match=said):
         play(Growing(), steps=0).reset(seed=[11, 12])
 
@@ -243,7 +243,7 @@ class OfOldGym:
     ("made", "said"),
     [
         ("CartPole-v1", "'CartPole-v1': must be a gymnasium.Env"),
-        (Hill, "<class '.*Hill'>: must be a gymnasium.Env, as Hill() makes one"),
+        (Hill, "<class '.*Hill'>: must be a gymnasium.Env, such as Hill()"),
         (OfOldGym(), "<.*OfOldGym object .*: must be a gymnasium.Env. Let OfOldGym inherit from it: `class "),
         (gymnasium.make_vec("CartPole-v1", num_envs=2), ".*, one environment. Return a vector environment of your own"),
     ],

@@ -285,12 +285,12 @@ def test_an_info_that_is_no_dict_is_the_environments_fault(infos: Any, together:
         (
             "step",
             lambda answer: (*answer[:2], None, *answer[3:]),
-            "step returned a terminated that is no array of 4 bool",
+            "step returned a wrong terminated: must be an array of 4 bool",
         ),
         (
             "step",
             lambda answer: (*answer[:3], np.full(4, 0.5), {}),
-            "step returned a truncated that is no array of 4 bool",
+            "step returned a wrong truncated: must be an array of 4 bool",
         ),
         ("step", lambda answer: sys.exit(0), "step raised SystemExit: 0 (step 1)"),
         ("reset", lambda answer: sys.exit(0), "reset raised SystemExit: 0 (step 0)"),

@@ -109,7 +109,7 @@ class Lines(ExampleTaskDistribution[Shift]):
         ("labels", "support: targets must be int64 labels"),
         ("finite", "support: targets must be finite numbers [num_tasks, num_examples, 1]"),
         ("order", "support of a task depends on other things than the task and its slot's seed"),
-        ("task", "gave equal examples: the task does not reach them"),
+        ("task", "gave equal examples: the task has no effect on them"),
     ],
 )
 def test_what_is_wrong_with_examples_is_named(flaw: str, told: str | None) -> None:
@@ -307,8 +307,8 @@ class PositionsRaise(Drawn):
         (PositionsNotFinite, ["positions(observations of shape (2, 5, 2)) = 'an array with nan"]),
         (TooMany, ["sample(split='test') = '9 tasks': must be a list of 8 tasks, as asked for"]),
         (IgnoresGenerator, ["sample(split='train') gave the same 8 tasks from two", "sample(split='test') gave the"]),
-        (OwnGenerator, ["draw from `rng` alone", "draw from `rng` alone"]),
-        (GlobalGenerator, ["draw from `rng` alone", "draw from `rng` alone"]),
+        (OwnGenerator, ["draw from `rng` only", "draw from `rng` alone"]),
+        (GlobalGenerator, ["draw from `rng` only", "draw from `rng` alone"]),
         (NotFinite, ["sample(split='train') = Shift(size=inf): must be a task with finite parameters; size = inf"]),
         (NestedNotFinite, ["must be a task with finite parameters; sizes = -inf"]),
         (NotPicklable, ["cannot be pickled", "cannot be pickled"]),

@@ -210,7 +210,7 @@ def test_what_is_raised_comes_with_its_traceback_and_one_line(
         assert "(task 0." in last
 
 
-ANSWER = "must be 5 values, observation, reward, terminated, truncated, info, as gymnasium's environments do"
+ANSWER = "must be 5 values, observation, reward, terminated, truncated, info, as in gymnasium"
 SEEN = np.zeros(2, np.float32)
 RETURNED = [
     ("sample", AT_THE_THIRD_ITERATION, [0.5], "sample(2, split='train') returned 1 tasks: must be a list of 2 tasks"),
@@ -251,7 +251,7 @@ def test_a_wrong_answer_is_said_in_one_line(
 ) -> None:
     if where == "reset":  # as environments of the old gym do
         monkeypatch.setattr(Valley, "reset", lambda env, **_: answer)
-        said = "reset returned one ndarray: must be 2 values, observation, info, as gymnasium's environments do"
+        said = "reset returned one ndarray: must be 2 values, observation, info, as in gymnasium"
     agent = "oracle" if where == "task_features" else "maml"
     assert run(where, when, lambda: answer, monkeypatch, agent=agent) == 1
     *_, last = capfd.readouterr().err.splitlines()
