@@ -30,7 +30,7 @@ class RandomInit(AdaptivePolicy):
     Config: type[RandomInitConfig] = RandomInitConfig
 
     def meta_update(self, episodes: Episodes[Parameters, PolicyBatch]) -> dict[str, float]:
-        """Learns nothing but the statistics of the observations, where they are normalised."""
+        """Learns only the statistics of the observations, if they are normalised."""
         self.see(episodes)
         return {}
 

@@ -80,8 +80,8 @@ class RL2Config:
     chunk_steps: int = 12_500
     """Steps of data per pass at most (one trial at least); the passes of a minibatch run side by side."""
     normalize_observations: bool = False
-    """Subtract the running mean of the observations, divide by their standard deviation, and clip to [-10, 10]. For
-    observations that are much larger or smaller than 1. The statistics change only after a meta-update."""
+    """Subtract the running mean of the observations, divide by their standard deviation, and clip to [-10, 10]. Use
+    it if observations are much larger or smaller than 1. The statistics change only after a meta-update."""
 
     def __post_init__(self) -> None:
         kinds = ("lstm", "gru", "transformer", "mann")
@@ -318,7 +318,7 @@ class RL2:
         metrics |= {"explained_variance": float(1.0 - unexplained), "learning_rate": config.learning_rate * left}
         if not self.spaces.discrete:
             metrics["std"] = float(self.parameters["log_std"].exp().mean())
-        if self.normalizer is not None:  # last: the update replays what was seen through the statistics as they were
+        if self.normalizer is not None:  # last: the update needs the statistics of the collection
             for part in (*episodes.support, episodes.query):
                 self.normalizer.update(part.observations, part.mask)
         return metrics
@@ -506,10 +506,10 @@ def _after_one(values: Tensor) -> Tensor:
 
 
 def _require_moments(moments: Mapping[int, Mapping[str, Any]], parameters: Sequence[Tensor]) -> None:
-    """Raises ValueError unless Adam's saved `moments`, by number of the parameter, are like `parameters`."""
+    """Raises ValueError unless Adam's saved `moments`, by parameter number, have the shapes of `parameters`."""
     for number, kept in moments.items():
         like = (parameters[number].shape, parameters[number].dtype)
         float(kept["step"])
         odd = [name for name in ("exp_avg", "exp_avg_sq") if (kept[name].shape, kept[name].dtype) != like]
         if odd:
-            raise ValueError(f"moments do not fit the network: {odd[0]} of parameter {number} is not like it")
+            raise ValueError(f"moments do not fit the network: {odd[0]} of parameter {number}: another shape or dtype")

@@ -60,10 +60,10 @@ class TaskVecEnv(VecEnv):
 
     A sub-environment that ends is reset in the same step; `infos[i]["terminal_observation"]` is what it ended with and
     `infos[i]["TimeLimit.truncated"]` whether it would have gone on: at the horizon, or where the simulation broke. The
-    step that breaks it pays 0 and ends with the observation before it. Actions are clipped by the environments. A
-    family that knows success tells it at an episode's end: `infos[i]["is_success"]`, whether any step of the episode
-    was one (`metarl.stepping` says what counts). What else an environment tells is handed on as it is, but for an
-    `episode` that is not of SB3's or gymnasium's own wrappers.
+    step that breaks it pays 0 and ends with the observation before it. Actions are clipped by the environments. If
+    a family defines success, `infos[i]["is_success"]` says at an episode's end whether any of its steps was a success
+    (see `metarl.stepping`). Other infos are passed on unchanged. Only an `episode` that is not from a wrapper of SB3 or
+    gymnasium is removed.
 
     As in SB3's own, sub-environment i is seeded with seed + i at a `reset` after `seed`, and otherwise goes on from
     where it is: equal seeds give equal bits, for any number of threads. It draws its tasks itself, a fresh one at every
@@ -73,7 +73,7 @@ class TaskVecEnv(VecEnv):
     Args:
         distribution: any; spaces that are not flat are made so (`metarl.spaces`).
         num_envs: sub-environments, >= 1.
-        tasks: a list with one task for each. Or one task for all that is no list, as with `task`. None draws them.
+        tasks: a list with one task for each sub-environment, or one task for all that is not a list. None draws them.
         task: one task for all, of any type.
         split: which tasks are drawn.
         seed: >= 0; later ones by `seed`.
@@ -262,7 +262,7 @@ class TaskVecEnv(VecEnv):
         return _Step(self._last, rewards, terminated, truncated, infos)
 
     def _infos(self, infos: Mapping[Any, Any]) -> Infos:
-        """What each sub-environment told, in a new dict of its own."""
+        """The infos of each sub-environment, each in a new dict."""
         if isinstance(self._env, GymnasiumTasks):
             return [dict(env.infos) for env in self._env.envs]
         return _per_env(infos, self.num_envs)
@@ -334,7 +334,7 @@ class TrialVecEnv(TaskVecEnv):
 class _Predictor:
     """What both predictors share: shapes, random numbers, and the bounds of actions."""
 
-    environment = ""  # of whose observations it predicts
+    environment = ""  # whose observations it takes
 
     def __init__(self, spaces: Spaces, action_space: Any, seed: int | np.random.Generator) -> None:
         call = f"{type(self).__name__}(learner, env.action_space)"
@@ -380,7 +380,7 @@ class _Predictor:
 
 
 def _require_learner(learner: Any, kind: type[Any], allowed: str) -> None:
-    """Refuses what is no `kind`, and says what to write for what people have at hand."""
+    """Refuses a `learner` that is not of `kind`. The message says what to write instead."""
     advice = ""
     if isinstance(learner, (str, Path)):
         advice = f"; write metarl.load({str(learner)!r})"
@@ -526,9 +526,9 @@ def _attribute(target: Any, name: str) -> Any:
 
 
 def _per_env(infos: Mapping[Any, Any], num_envs: int) -> Infos:
-    """The infos of environments that step together, one dict per sub-environment with what it told.
+    """The infos of a vector environment, as one dict for each sub-environment.
 
-    What is no sequence of one value for each is told to all.
+    A value that is not a sequence with one entry for each goes to all of them.
     """
     rows: Infos = [{} for _ in range(num_envs)]
     for name, values in infos.items():
@@ -542,7 +542,7 @@ def _per_env(infos: Mapping[Any, Any], num_envs: int) -> Infos:
 
 
 def _one_each(tasks: Any, num_envs: int, distribution: EnvTaskDistribution[Any]) -> list[Any]:
-    """`num_envs` tasks, given as a list of them, or as one task for all that is no list.
+    """`num_envs` tasks, from a list of them, or from one task for all that is not a list.
 
     Raises:
         InputError: a list of another length; one task that is a list; several tasks that are no list.
@@ -562,7 +562,7 @@ def _one_each(tasks: Any, num_envs: int, distribution: EnvTaskDistribution[Any])
 
 
 def _alike(task: Any, like: Any) -> bool:
-    """Whether `task` is built as the task `like` is."""
+    """Whether `task` has the same form as the task `like`."""
     if isinstance(like, np.ndarray):
         return isinstance(task, np.ndarray) and task.shape == like.shape
     if isinstance(like, (list, tuple)):

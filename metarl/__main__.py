@@ -1,4 +1,4 @@
-"""What the command `metarl` starts, and `python -m metarl`."""
+"""The entry point of the command `metarl` and of `python -m metarl`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> int:
-    """Runs the command line; an interrupt while it is imported, which takes a second, ends it without a traceback."""
+    """Runs the command line. Ctrl-C during its import, which takes a second, ends it without a traceback."""
     try:
         from metarl.cli import main as run
 
@@ -17,6 +17,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if not sys.flags.safe_path:  # metarl.registry searches the working directory for code that the user names, no more
+    if not sys.flags.safe_path:  # only metarl.registry searches the working directory
         del sys.path[0]
     sys.exit(main())

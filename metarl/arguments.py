@@ -109,7 +109,7 @@ def split_task_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def task_values(argv: Sequence[str]) -> dict[str, str]:
-    """What follows each `--task.*` flag in `argv`, by setting, before the real parsing."""
+    """The value of each `--task.*` flag in `argv`, by setting, before the real parsing."""
     flags = {token.partition("=")[0] for token in argv if token.startswith("--task.")}
     return {flag.removeprefix("--task.").replace("-", "_"): _find_value(argv, flag) or "" for flag in flags}
 
@@ -166,7 +166,7 @@ def _resumed(run_dir: Path, names: Mapping[str, str | None], paths: Mapping[str,
     for field, given in names.items():
         same = given in (None, saved[field]) or (field == "agent.encoder" and saved[field] is None)
         require(same, field, given, f"{saved[field]!r}, as in the run {run_dir}")
-        allowed = f"given by you, since a name in a run folder imports no code: {resume_command(run_dir)}"
+        allowed = f"given by you, since code named in a run folder is not imported: {resume_command(run_dir)}"
         require(given is not None or ":" not in str(saved[field]), field, saved[field], allowed)
     return from_dict(plain, trusted=True, paths=paths)
 
@@ -241,7 +241,7 @@ def errors_in_one_line(command: str, known: Sequence[str] = ()) -> Iterator[None
 
 @contextlib.contextmanager
 def _wide_enough() -> Iterator[None]:
-    """Tells tyro of at least 80 columns: in fewer it breaks words in two."""
+    """Makes tyro assume at least 80 columns. With fewer, it breaks words in two."""
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(max(80, shutil.get_terminal_size().columns))
     try:

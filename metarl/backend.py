@@ -1,4 +1,4 @@
-"""Imports matplotlib whatever MPLBACKEND says: pictures go into files, and for these no backend is needed."""
+"""Imports matplotlib even if MPLBACKEND is wrong: pictures go into files, which needs no backend."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ finally:
     if _wanted is not None:
         os.environ["MPLBACKEND"] = _wanted
 if _wanted:
-    with contextlib.suppress(ValueError):  # it names none that there is
+    with contextlib.suppress(ValueError):  # MPLBACKEND names an unknown backend
         matplotlib.rcParams["backend"] = _wanted

@@ -1,4 +1,4 @@
-"""Requests that can never fit into the machine's memory, refused before anything is made for them."""
+"""Refuses runs that cannot fit into the machine's memory, before anything is created."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from metarl.errors import InputError
 from metarl.files import total_memory
 from metarl.tasks import EnvTaskDistribution
 
-# Settings of built-in families and agents with which something of each task grows, and the power by which it does.
+# Settings of built-in families and agents, and the power of each with which the memory of a task grows.
 LINEAR = (
     "horizon",
     "num_arms",
@@ -30,18 +30,18 @@ SQUARE = ("num_states", "size", "view", "image_size", "num_filters")
 GROWTH = dict.fromkeys((*LINEAR, *SHOTS, *UPDATE, "hidden_sizes"), 1) | dict.fromkeys(SQUARE, 2)
 
 NUMBER = 4  # bytes of a float32
-ITEM = 32  # bytes of a number in a task, or of one of anything of which there are several numbers
+ITEM = 32  # bytes of a number in a task, or of an item that has several numbers
 STEP = 20  # bytes of a step besides its observation: action, reward, log-probability and masks
 
 
 def require_capacity(config: RunConfig, *, observation_size: int = 1) -> None:
-    """Raises `InputError` where the least that `config` needs at once is more than the machine's memory.
+    """Raises `InputError` if `config` needs more memory than the machine has.
 
-    It is a lower bound: what passes may still be too much.
+    The need is a lower bound: a run that passes may still need too much.
 
     Args:
         config: of the run.
-        observation_size: numbers in an observation, where it is known.
+        observation_size: numbers in an observation; 1 if unknown.
     """
     tasks = config.trainer.meta_batch_size
     built_in = {*registry.TASKS}, {*registry.AGENTS, *registry.LEARNERS}
@@ -73,7 +73,7 @@ def require_capacity(config: RunConfig, *, observation_size: int = 1) -> None:
 
 
 def _settings(table: str, part: Any) -> dict[str, tuple[int, ...]]:
-    """Those of GROWTH that `part` has."""
+    """The settings of `part` that are in GROWTH."""
     found = {}
     for field in dataclasses.fields(part) if dataclasses.is_dataclass(part) else ():
         value = getattr(part, field.name)
@@ -84,7 +84,7 @@ def _settings(table: str, part: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _require(factors: dict[str, int], size: int, *, power: int = 1) -> None:
-    """Raises `InputError` that names the largest of `factors` if their product times `size` bytes cannot be held."""
+    """Raises `InputError` if the product of `factors`, times `size` bytes, exceeds the memory; names the largest."""
     need, memory = math.prod(factors.values()) ** power * size, total_memory()
     if need <= memory:
         return
@@ -94,4 +94,4 @@ def _require(factors: dict[str, int], size: int, *, power: int = 1) -> None:
     beside = f" with {', '.join(f'{other} = {value}' for other, value in others.items())}" if others else ""
     bound = f"at most {most}{beside}" if most else f"smaller{beside}"
     has = f"this machine has {memory // 10**9} GB of memory"
-    raise InputError(f"{name} = {factors[name]}: must be {bound}: {has}, and it needs {need // 10**9} GB at least")
+    raise InputError(f"{name} = {factors[name]}: must be {bound}: {has}, and the run needs at least {need // 10**9} GB")

@@ -33,7 +33,7 @@ MOST = 10**6
 MOST_THREADS = 4096
 
 SPACES = "spaces"
-"""The entry of `config.json` with what is done to the environments' actions and observations: a record, no setting."""
+"""The entry of `config.json` that records how actions and observations are converted. It is not a setting."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class TrainerConfig:
     num_threads: int = 0
     """Simulator threads, >= 0; 0 = all cores. Results do not depend on it."""
     checkpoint_every: Annotated[int, arg(aliases=["--checkpoint-every"])] = 50
-    """Iterations between checkpoints, >= 1; the last iteration and those that are evaluated are always saved."""
+    """Iterations between checkpoints, >= 1; the last iteration and evaluated iterations are always saved."""
     keep_last: int = 3
     """Newest checkpoints to keep, >= 1; the best one, by the evaluations during training, is kept besides."""
     max_nonfinite: int = 5
@@ -90,9 +90,9 @@ class EvaluationConfig:
     num_adaptation_steps: int = 3
     """Last step of the curve, >= 0; it may go beyond the steps of meta-training."""
     validation_tasks: int | None = None
-    """Validation episodes, >= 0, at each evaluation of a run with `every`: their score chooses `--checkpoint best`.
-    Their tasks are of the training split; "identical" splits share all tasks, so only the random numbers differ.
-    None = num_tasks, which at most doubles the time of an evaluation; 0 = none."""
+    """Validation episodes at each evaluation of a run with `every`, >= 0. Their score chooses `--checkpoint best`.
+    Their tasks come from the training split. With "identical" splits, only their random numbers differ from the test's.
+    None = num_tasks, which at most doubles the time of an evaluation; 0 = no validation."""
     num_trajectories: int | None = None
     """Trajectories per adaptation step, >= 1; None = the agent's own number."""
     min_live_steps: int | None = None
@@ -194,7 +194,7 @@ def from_dict(plain: Mapping[str, Any], *, trusted: bool = False, paths: Mapping
     Args:
         plain: what `to_dict` returned, perhaps read from a run folder that came from elsewhere.
         trusted: also accept names of the form module:Class, which import code.
-        paths: new values of the task's settings that are paths, for data that was moved; other names are ignored.
+        paths: new values of the task's path settings, if its data was moved; other names are ignored.
 
     Raises:
         InputError: as `from_table`; or a name that is not registered while `trusted` is false.
@@ -272,7 +272,7 @@ def _plain(value: Any, field: str) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item, field) for item in value]
     if isinstance(value, Path):
-        return str(value.absolute())  # a run goes on in any working directory
+        return str(value.absolute())  # so that the run can be resumed from any working directory
     value = value.item() if isinstance(value, np.generic) else value
     fits = value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
     require(fits, field, value, "a finite number, a text, true, false, None, a path or a list of these, to be saved")
@@ -317,9 +317,9 @@ def own_encoder(plain: Mapping[str, Any]) -> str | None:
 
 
 def resume_command(run_dir: Path) -> str:
-    """The command line, for a shell, that goes on with the run in `run_dir`.
+    """The shell command that resumes the run in `run_dir`.
 
-    It names what is of the user's own: a name in a run folder imports no code.
+    It names the user's own classes, since code named in a run folder is not imported.
     """
     plain = read_saved(run_dir)
     task, agent = (str(plain.get(f"{kind}_name", "")) for kind in ("task", "agent"))

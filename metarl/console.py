@@ -1,6 +1,6 @@
-"""Standard output and error as a command meets them: closed, full, left by their reader, of few letters.
+"""Standard output and error that may be closed, full, without a reader, or limited to ASCII.
 
-Text from tasks, files and settings is shown, never interpreted: `say` prints it with escapes.
+`say` and `complain` escape text from tasks, files and settings, so that a terminal does not interpret it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def complain_at_length(error: BaseException) -> None:
 
 
 class Stream:
-    """A standard stream that outlives its end: after the first error, what is written is dropped.
+    """A standard stream that never raises: after its first error, all output is dropped.
 
     Args:
         stream: the real one; None if it was closed before the command began.
@@ -48,7 +48,7 @@ class Stream:
         self._closed = stream is None
         self._stream: Any = io.StringIO() if stream is None else stream
         self._errors = getattr(stream, "errors", None)
-        self._reconfigure("backslashreplace")  # an ASCII terminal is shown an escape of what it lacks
+        self._reconfigure("backslashreplace")  # an ASCII terminal gets escapes for other characters
 
     def write(self, text: str) -> int:
         if self._closed and self.lost is None:
@@ -68,7 +68,7 @@ class Stream:
         return getattr(self._stream, name)
 
     def _reconfigure(self, errors: str | None) -> None:
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # one that tests put here may not have it
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # a stream of a test may not have it
             self._stream.reconfigure(errors=errors)
 
     def _try(self, action: Callable[[], object]) -> None:

@@ -1,4 +1,4 @@
-"""What is said of an error that ended a command, and the exit code after it."""
+"""The message and the exit code for an error that ended a command."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from metarl.stopping import Stopped
 
 
 def code_after(error: BaseException, *, helped: bool) -> int:
-    """Says what ended a command, in one line, and returns its exit code. What nobody foresaw has its traceback above.
+    """Prints one line on what ended a command, and returns its exit code. Unforeseen errors print a traceback first.
 
     Args:
         error: what ended it.
-        helped: whether it was asked for its help, which ends it with SystemExit.
+        helped: whether the command got `--help`, which ends it with SystemExit.
     """
     if isinstance(error, SystemExit):
         if helped and error.code == 0:
@@ -47,7 +47,7 @@ def code_after(error: BaseException, *, helped: bool) -> int:
 
 
 def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
-    """The interrupt that `error` is, or stands for: a module written in C turns one into an ImportError."""
+    """`error` if it is an interrupt, or the interrupt behind it: a C module turns one into an ImportError."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error
@@ -68,6 +68,6 @@ def _of_the_system(error: OSError) -> str:
 
 def _without_memory(error: BaseException) -> str:
     acting = "agent.num_trajectories, task.horizon, agent.hidden_sizes"
-    given = "or of few-shot tasks task.train_ways, task.train_queries, agent.num_filters"
+    given = "or for few-shot tasks task.train_ways, task.train_queries, agent.num_filters"
     advice = f"lower trainer.meta_batch_size, {acting}, {given}"
     return f"out of memory: {one_line(error)}; {advice}"

@@ -174,8 +174,8 @@ def evaluate(
         seed: evaluation has random numbers of its own, separate from training's, and the same whatever was trained.
         batch_size: episodes at a time; None for all.
         on_batch: called with (episodes done, episodes in all).
-        split: "train" for validation tasks, from the training split, with random numbers of their own. Of a finite
-            training split with more than `num_tasks` tasks, `num_tasks` are drawn.
+        split: "train" evaluates on validation tasks: from the training split, with random numbers of their own. If a
+            finite training split has more than `num_tasks` tasks, `num_tasks` of them are drawn.
     """
     require(isinstance(distribution, TaskDistribution), "distribution", distribution, "a task distribution, not a task")
     if split == "train" and isinstance(distribution, ExampleTaskDistribution):
@@ -231,12 +231,12 @@ def evaluate(
 
 
 def coverage(distribution: TaskDistribution[Any], num_tasks: int) -> tuple[int, str]:
-    """How many episodes `evaluate` takes when it is asked for `num_tasks`, and the reason if that is another number."""
+    """The number of episodes that `evaluate` runs for `num_tasks`, and the reason if the two differ."""
     finite = list_tasks(distribution, "test")
     if finite is None:
         return num_tasks, ""
     count = len(finite) * _replicates(num_tasks, finite)
-    reason = f"{count} episodes are taken: the family has {len(finite)} test tasks, and each is met equally often"
+    reason = f"{count} episodes are run: the family has {len(finite)} test tasks, and each is run equally often"
     return count, reason if count != num_tasks else ""
 
 

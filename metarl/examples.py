@@ -85,7 +85,7 @@ class ExampleTaskDistribution(TaskDistribution[Task]):
         """What is asked of each task."""
 
     def for_validation(self) -> ExampleTaskDistribution[Task]:
-        """The tasks from whose training split validation tasks are drawn: with as many classes as test tasks have."""
+        """The distribution for validation: its training tasks have as many classes as test tasks."""
         return self
 
     def baseline(self, support: Examples, query: Examples) -> Tensor | None:

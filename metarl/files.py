@@ -1,7 +1,7 @@
 """Reading and writing of files, and keeping a folder for one process.
 
-Reading takes regular files only: a named pipe or an endless device would make it wait. Writing leaves no half of a file
-when a process is killed or the disk is full, and replaces regular files only.
+Only regular files are read: a named pipe or an endless device would make the reader wait. Writing never leaves half a
+file, even if the process is killed or the disk is full. It replaces only regular files.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class WriteError(RunError):
 
 
 def read_file(path: Path, *, largest: int | None = None) -> bytes:
-    """What the regular file `path` holds.
+    """The content of the regular file `path`.
 
     Args:
         path: the file, or a link to it.
-        largest: bytes that it may have; None = as many as the machine has memory.
+        largest: the most bytes that it may have; None = the machine's memory.
 
     Raises:
-        OSError: there is none, it is something else, too large or not readable. Nothing waits for a named pipe.
+        OSError: the file is missing, not regular, too large or not readable. Reading never waits for a named pipe.
     """
     limit = total_memory() if largest is None else largest
     try:
@@ -58,10 +58,11 @@ def read_file(path: Path, *, largest: int | None = None) -> bytes:
 
 
 def parse_json(data: bytes) -> Any:
-    """The value that JSON text stands for.
+    """The value of a JSON text.
 
     Raises:
-        ValueError: it is no JSON, nested too deeply, has a name twice in an object, or a number that is not finite.
+        ValueError: it is not JSON, is nested too deeply, repeats a name in an object, or holds a number that is not
+            finite.
     """
     try:
         return json.loads(data, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
@@ -84,7 +85,7 @@ def _finite(text: str) -> float:
 
 
 def total_memory() -> int:
-    """Bytes of memory that the machine has; very many where the system does not tell."""
+    """The machine's memory in bytes; a huge number if the system does not give it."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
@@ -103,7 +104,7 @@ def require_replaceable(path: Path) -> None:
 
 
 def require_output(path: Path, field: str) -> None:
-    """Raises `InputError` if no file can be written to `path`, the value of `field`: before minutes are spent on it."""
+    """Raises `InputError` if `path`, the value of `field`, cannot be written. Call it before the slow work."""
     require(path.parent.is_dir() and not path.is_dir(), field, str(path), "a file in a folder that exists")
     try:
         require_replaceable(path)
@@ -130,7 +131,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Replaces `path` with `data`; whoever reads it meanwhile, or after a crash, sees the old content or the new.
 
     Raises:
-        OSError: the disk is full, the folder is missing or read-only, or `path` is not a regular file; it is as it was.
+        OSError: the disk is full, the folder is missing or read-only, or `path` is not a regular file. It is unchanged.
     """
     require_replaceable(path)
     descriptor, name = tempfile.mkstemp(prefix=f"{UNFINISHED}{path.name}.", dir=path.parent)
@@ -214,7 +215,7 @@ _began_in: ContextVar[Path | None] = ContextVar("began_in", default=None)
 
 @contextlib.contextmanager
 def beginning_here() -> Iterator[None]:
-    """In its block, `shown` means the present working directory, also after a user's code has changed it."""
+    """Inside the block, `shown` uses the present working directory, even if a user's code changes it."""
     here = None
     with contextlib.suppress(OSError):  # the working directory is gone
         here = Path.cwd()
@@ -226,7 +227,7 @@ def beginning_here() -> Iterator[None]:
 
 
 def shown(path: Path) -> Path:
-    """`path` as one writes it in the working directory: relative if it is in there."""
+    """`path` relative to the working directory if it is inside; otherwise unchanged."""
     with contextlib.suppress(OSError):  # the working directory is gone
         folder = _began_in.get() or Path.cwd()
         return path.relative_to(folder) if path.is_relative_to(folder) else path

@@ -1,4 +1,4 @@
-"""Environments whose spaces are as a policy needs them, in wrappers that `metarl.spaces` describes."""
+"""Wrappers that convert the spaces of environments for a policy, as `metarl.spaces` describes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from metarl.tasks import TaskVectorEnv
 
 
 def fitted(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """`env` in a `FittedEnv`, or as it is where its spaces are as a policy needs them."""
+    """`env` in a `FittedEnv`, or `env` itself if its spaces need no conversion."""
     wrapped = FittedEnv(env)
     return wrapped if wrapped.fit.changes else env
 
 
 class FittedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """`env` with a flat float Box to observe, and a flat Box or a Discrete from 0 on to act.
+    """`env` with a flat float Box of observations, and a flat Box or a Discrete from 0 on of actions.
 
     Raises:
-        InputError: a space cannot be served; says what to do.
+        InputError: a space is not supported. The message says what to do.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
@@ -41,7 +41,7 @@ class FittedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 class FittedVectorEnv:
-    """What `FittedEnv` does, for environments that step together: batches of `env` are changed by `fit`."""
+    """`FittedEnv` for a vector environment: `fit` converts whole batches of `env`."""
 
     def __init__(self, env: TaskVectorEnv, fit: Fit) -> None:
         self.num_envs = env.num_envs
@@ -65,7 +65,7 @@ class FittedVectorEnv:
         self._env.close()
 
     def _fitted(self, answer: Any, where: str) -> Any:
-        """`answer` with flat observations; one that is no answer at all is left to who asked."""
+        """`answer` with flat observations. A malformed answer is returned as it is; the caller checks it."""
         if not isinstance(answer, tuple) or not answer:
             return answer
         try:

@@ -1,4 +1,4 @@
-"""Whether a state that was read is one of the learner that is to take it."""
+"""Checks that a saved state fits the learner that loads it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from metarl.errors import one_line
 
 
 def require_fit(path: Path, saved: Any, own: Any, name: str = "state") -> None:
-    """Compares a state that was read with the state of the learner that is to take it, as far as both have a part.
+    """Compares a saved state with that of the learner that loads it. Parts that only one has are not compared.
 
     Raises:
-        CheckpointError: a part is of another kind, shape or dtype; names it.
+        CheckpointError: a part has another type, shape or dtype. The message names it.
     """
     if isinstance(own, Mapping) and isinstance(saved, Mapping):
         for key in [key for key in own if key in saved]:
@@ -31,12 +31,12 @@ def require_fit(path: Path, saved: Any, own: Any, name: str = "state") -> None:
 
 
 def require_counts(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Raises CheckpointError unless `manifest` tells the steps and the seconds of the run up to it."""
+    """Raises CheckpointError if `manifest` lacks the environment steps or the seconds of the run so far."""
     extra = manifest.get("extra", {})
     steps, seconds = extra.get("env_steps"), extra.get("wall_s")
     counted = type(steps) is int and 0 <= steps < 2**63
     if not (counted and type(seconds) in (int, float) and 0.0 <= seconds < math.inf):
-        raise CheckpointError(f"{path}: its manifest tells no env_steps or no wall_s: no run saved it")
+        raise CheckpointError(f"{path}: its manifest lacks env_steps or wall_s: no run saved it")
 
 
 def of_another_learner(path: Path, reason: str) -> CheckpointError:

@@ -1,4 +1,4 @@
-"""Calls of what users wrote, for the checks: under a time limit, and with what goes wrong said in one line."""
+"""Calls users' code for the checks, with a time limit and with one line for each error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Foreign:
 
     Args:
         timeout: seconds that one call may take, > 0; None for no limit.
-        on_call: told what is called, before each call.
+        on_call: called with the name of each call before it is made.
     """
 
     def __init__(self, timeout: float | None = TIMEOUT_S, on_call: Callable[[str], None] | None = None) -> None:
@@ -29,7 +29,7 @@ class Foreign:
         self._limit = TimeLimit(timeout)
 
     def __call__(self, method: str, function: Callable[..., Result], *arguments: object, **settings: object) -> Result:
-        """What `function`, a task distribution's, returns; `method` is what it is called in messages."""
+        """Calls `function`, a method of a task distribution. `method` is its name in messages."""
         with self._running(method, whose=DISTRIBUTION):
             return function(*arguments, **settings)
 

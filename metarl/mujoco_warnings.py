@@ -12,7 +12,7 @@ _logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def caught() -> Iterator[list[str]]:
-    """Collects MuJoCo's warnings, with the handler from before restored at the end; they are logged as information."""
+    """Collects MuJoCo's warnings and logs them at level INFO. The former handler is restored at the end."""
     import mujoco  # only where environments are stepped one by one
 
     texts: list[str] = []

@@ -167,7 +167,7 @@ def check_step(
         observation_size: that there must be.
         tasks: in equal blocks of sub-environments.
         seeds: one per sub-environment, of its reset, None where that had none.
-        step: since the reset, from 1; [num_envs] where that differs.
+        step: steps since the reset, from 1; [num_envs] if they differ between environments.
 
     Returns:
         The observations, with zeros for what is not finite of those that are not live.

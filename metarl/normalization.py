@@ -35,7 +35,7 @@ class Moments(NamedTuple):
 
 
 class Normalizer:
-    """Normalises observations by the moments of all that `update` has seen; before its first call it changes nothing.
+    """Normalises observations by the moments of all that `update` got. Before its first call, nothing changes.
 
     (observation - mean) / sqrt(variance + 1e-8), clipped to [-10, 10]. The moments stay on the CPU.
 
@@ -51,14 +51,14 @@ class Normalizer:
         self.moments = Moments(torch.zeros((), dtype=torch.float64), nothing, nothing.clone())
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Inputs [..., observation_size or more], whose first numbers are the observation: what follows stays."""
+        """Normalises the observation at the start of inputs [..., observation_size or more]. The rest stays."""
         if self.moments.total == 0.0:
             return inputs
         mean, scale = (part.to(inputs.device, inputs.dtype) for part in self._affine())
         return _normalized(inputs, mean, scale)
 
     def update(self, observations: Tensor, mask: Tensor) -> None:
-        """Adds the live steps, task after task: the bits do not depend on who computes how much at once.
+        """Adds the live steps, task after task, so that the bits do not depend on the number of tasks at once.
 
         Args:
             observations: [N, ..., observation_size].
@@ -80,31 +80,31 @@ class Normalizer:
         self.moments = Moments(**loaded(self.moments._asdict(), state, what="moments of the observations"))
 
     def _affine(self) -> tuple[Tensor, Tensor]:
-        """What is subtracted, and what is then multiplied by."""
+        """The mean to subtract, and the factor to multiply by."""
         total, mean, squares = self.moments
         return mean, (squares / total + EPSILON).rsqrt()
 
 
 def state_of(normalizer: Normalizer | None) -> dict[str, Any]:
-    """What a learner's `state_dict` holds of its normaliser."""
+    """The normaliser's part of a learner's `state_dict`."""
     return {} if normalizer is None else {STATE: normalizer.state_dict()}
 
 
 def load_state_of(normalizer: Normalizer | None, state: Mapping[str, Any]) -> None:
-    """The inverse, for a learner's whole `state`.
+    """Loads the normaliser's part of a learner's whole `state`.
 
     Raises:
-        ValueError: only one of the two normalises observations, or theirs are of other sizes.
+        ValueError: only one of learner and state has a normaliser, or their observation sizes differ.
     """
     if (normalizer is None) == (STATE in state):
-        has = "without" if normalizer is None else "with"
-        raise ValueError(f"agent.normalize_observations: the learner is {has} it, the saved state is not")
+        has = "false" if normalizer is None else "true"
+        raise ValueError(f"agent.normalize_observations: {has} for the learner, but not for the saved state")
     if normalizer is not None:
         normalizer.load_state_dict(state[STATE])
 
 
 class NormalizedPolicy(nn.Module):
-    """A policy with the normalisation of its first inputs; further ones, such as a context, reach it as they are."""
+    """A policy with normalised observations. Further inputs, such as a context, are not normalised."""
 
     mean: Tensor
     scale: Tensor

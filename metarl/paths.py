@@ -44,7 +44,7 @@ class PathRecorder:
         tasks: the distinct tasks.
         num_replicates: episodes of each, which come one after another; the first is drawn.
         num_steps: the last adaptation step.
-        positions: where the agent is, for the observations in the data; None for the distribution's own.
+        positions: gives the agent's positions from observations; None = the distribution's method.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class PathRecorder:
             with users_code("positions", task=task):
                 way = np.asarray(self._positions(seen[kept]), np.float64)
             if way.shape != (len(kept), 2) or not np.isfinite(way).all():
-                what = f"positions returned an array of shape {way.shape}: must be finite numbers, {(len(kept), 2)}"
+                what = f"positions returned an array of shape {way.shape}: must be finite, of shape {(len(kept), 2)}"
                 raise environment_fault(what, task=task, seed=None, step=None, whose=DISTRIBUTION)
             ways.append(way)
         return ways

@@ -165,7 +165,7 @@ def learning_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
 
 
 def check_path(path: Path) -> None:
-    """Raises `InputError` unless `path` ends as a picture does and is a regular file, or one that can be made."""
+    """Raises `InputError` unless `path` has a picture's suffix and is a regular file or does not exist."""
     require(path.suffix in SUFFIXES, "picture", str(path), f"a file ending in {', '.join(SUFFIXES)}")
     with writing(path):
         require_replaceable(path)
@@ -184,7 +184,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def write_picture(data: bytes, path: Path) -> None:
-    """Writes what `rendered` made; raises as `save_figure`."""
+    """Writes a picture made by `rendered`. Raises the same errors as `save_figure`."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data)
@@ -194,7 +194,7 @@ def rendered(figure: Figure, kind: str, *, dpi: float | None = None) -> bytes:
     """`figure` as the content of a file of `kind`, "png", "pdf" or "svg", with `dpi` pixels per inch (None = 200)."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of names in other scripts; they show as boxes
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # names in other scripts; they show as boxes
         figure.savefig(buffer, format=kind, dpi=dpi or _STYLE["savefig.dpi"])
     return buffer.getvalue()
 

@@ -54,8 +54,8 @@ class PolicyConfig:
     chunk_steps: int = 2000
     """Steps of data per pass at most (one task at least), so that activations stay in the cache."""
     normalize_observations: bool = False
-    """Subtract the running mean of the observations, divide by their standard deviation, and clip to [-10, 10]. For
-    observations that are much larger or smaller than 1. The statistics change only after a meta-update."""
+    """Subtract the running mean of the observations, divide by their standard deviation, and clip to [-10, 10]. Use
+    it if observations are much larger or smaller than 1. The statistics change only after a meta-update."""
 
     def __post_init__(self) -> None:
         for name in ("inner_lr", "initial_std", "min_std", "later_step_scale", "output_gain"):
@@ -110,7 +110,7 @@ class PolicyBatch(NamedTuple):
 class AdaptivePolicy(ABC):
     """A learner but for its `meta_update`. Its adapted state is one set of policy parameters per task.
 
-    The last thing that a `meta_update` does is `see(episodes)`.
+    A `meta_update` must end with `see(episodes)`.
 
     Args:
         config: settings.
@@ -120,7 +120,7 @@ class AdaptivePolicy(ABC):
     Attributes:
         has_step_size: whether `with_step_scale` changes what it does.
         first_order: whether the inner gradient counts as a constant where an adaptation is differentiated.
-        normalizer: of the observations; None where they are taken as they are.
+        normalizer: of the observations; None if they are not normalised.
     """
 
     unit: Unit = "gradient steps"
@@ -221,8 +221,10 @@ class AdaptivePolicy(ABC):
         )
 
     def see(self, episodes: Episodes[Parameters, PolicyBatch]) -> None:
-        """Updates the statistics of the observations, at the end of a meta-update: all that was collected before it and
-        all that it replays were seen through the same ones."""
+        """Updates the statistics of the observations, at the end of a meta-update.
+
+        So the update uses the same statistics as the collection of its data.
+        """
         if self.normalizer is not None:
             for batch in (*episodes.support, episodes.query):
                 self.normalizer.update(batch.observations, batch.mask)

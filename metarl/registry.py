@@ -94,10 +94,10 @@ def names(kind: Kind) -> dict[str, str]:
 
 
 def _entry_points(group: str) -> list[metadata.EntryPoint]:
-    """Those of all installed packages; a package whose list is damaged is left out, with a warning."""
+    """The entry points of all installed packages. A damaged package is left out, with a warning."""
     try:
         return list(metadata.entry_points(group=group))
-    except Exception:  # one damaged file, and Python gives the entry points of no package
+    except Exception:  # after one damaged file, Python lists no entry points at all
         found: list[metadata.EntryPoint] = []
         for package in metadata.distributions():
             try:
@@ -163,11 +163,11 @@ def load_learner(name: str) -> type[Any]:
 
 
 def load_unchecked(name: str, task: type[TaskDistribution[Any]] | None = None) -> list[type[Any]]:
-    """The classes called `name`: an RL agent, a few-shot learner, or one of each; what they lack is not looked at.
+    """The classes called `name`: an RL agent, a few-shot learner, or one of each. Missing methods are not checked.
 
     Args:
         name: registered, or module:Class.
-        task: leaves only the kind that it needs; None for both.
+        task: a family, for only the kind that it needs; None for both.
 
     Raises:
         InputError: unknown, not importable, or no class.
@@ -306,9 +306,9 @@ def _load(kind: Kind, name: str) -> Any:
         module = importlib.import_module(module_name)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # the module is foreign code: whatever stops it is the answer
+    except BaseException as error:  # a user's module may raise anything
         absent = isinstance(error, ModuleNotFoundError) and error.name == module_name.partition(".")[0]
-        advice = "; metarl looks in the folder in which it is called, and in PYTHONPATH" if absent else ""
+        advice = "; metarl searches the working directory and PYTHONPATH" if absent else ""
         raise InputError(f"{kind} = {name!r}: cannot import {module_name}: {raised(error)}{advice}") from error
     try:
         return functools.reduce(getattr, attribute.split("."), module)
@@ -324,7 +324,7 @@ def _load(kind: Kind, name: str) -> Any:
 def search_working_directory(module_name: str) -> None:
     """Lets Python find the user's own modules in the working directory, after all other places.
 
-    MetaRL's own modules come first: they look for optional packages (torch: opt_einsum), which must not be found there.
+    MetaRL's own modules are imported first: their optional packages (torch: opt_einsum) must not come from there.
     """
     top = module_name.partition(".")[0]
     with contextlib.suppress(OSError, ValueError):  # no such folder any more; a name that no module can have
@@ -351,7 +351,7 @@ def _load_class(kind: Kind, name: str) -> type[Any]:
 
 
 def missing_parts(kind: type[Any], *, acting: bool) -> list[str]:
-    """What a class lacks of an RL agent, if `acting`, or of a few-shot learner."""
+    """The parts that a class lacks to be an RL agent, if `acting`, or a few-shot learner."""
     methods = ACTING_METHODS if acting else LEARNER_METHODS
     missing = [method for method in methods if not callable(getattr(kind, method, None))]
     if not hasattr(getattr(kind, "Config", None), "__dataclass_fields__"):

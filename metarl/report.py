@@ -91,7 +91,7 @@ def _gains(report: Mapping[str, Any], finite: bool) -> Iterator[str]:
     if len(report["steps"]) < 2:
         return
     gain, step, what = report["gain"], 1, "step 1 over step 0"
-    if report["unit"] != "gradient steps":  # a memory or a comparison uses all experience up to the last step
+    if report["unit"] != "gradient steps":  # RL2 and metric learners use all experience up to the last step
         step = len(report["steps"]) - 1
         what = f"step {report['steps'][step]} over step 0"
     if report["unit"] == "trajectories":

@@ -92,8 +92,8 @@ def standardize(values: Tensor, mask: Tensor, *, epsilon: float = 1e-8) -> Tenso
 def baseline_features(observations: Tensor) -> Tensor:
     """Features of the linear baseline: o, o^2, t/100, (t/100)^2, (t/100)^3, 1, with o clipped to [-10, 10].
 
-    Observations of more than `LONG_OBSERVATION` numbers, such as pictures, are left out: with more features than steps
-    a regression meets every return, and no advantage is left.
+    Observations of more than `LONG_OBSERVATION` numbers, such as pictures, are left out: with more features than steps,
+    the regression fits every return exactly, and all advantages are zero.
 
     Args:
         observations: [..., H, observation_size].

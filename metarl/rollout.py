@@ -77,12 +77,14 @@ class RolloutCollector:
 
     @property
     def space_notes(self) -> tuple[str, ...]:
-        """What is done to the environments' actions and observations, one line each; empty for nothing."""
+        """How actions and observations are converted, one line each; empty if they are not."""
         return () if self._fit is None else self._fit.notes
 
     def positions(self, observations: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
-        """The tasks' `positions` for observations of this collector, which may be rescaled; it is given them as flat
-        vectors in the environments' own units."""
+        """The tasks' `positions` for observations of this collector, as flat vectors.
+
+        Rescaled observations are first converted back to the environments' own units.
+        """
         own = observations if self._fit is None else self._fit.observation.in_own_units(observations)
         return self.tasks.positions(own)
 

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def draw(run_dirs: Sequence[Path], out: Path) -> list[Path]:
-    """Draws one run's adaptation curve, and its ways where there are any, or several runs' learning curves.
+    """Draws one run's adaptation curve and its trajectories, if any, or the learning curves of several runs.
 
     Args:
         run_dirs: one run folder or more.
-        out: the picture; that of the ways, FILE.paths.png, stands beside it.
+        out: the picture's file. The picture of trajectories is FILE.paths.png beside it.
 
     Returns:
-        The files that were written: all of them, or none where one cannot be drawn.
+        The written files. If one picture cannot be drawn, none is written.
 
     Raises:
         InputError: a file cannot be read, drawn or written.
@@ -47,10 +47,10 @@ def draw(run_dirs: Sequence[Path], out: Path) -> list[Path]:
 
 
 def _drawn(source: Path, draw: Callable[[], Figure], path: Path) -> bytes:
-    """The picture, for the file `path`, that `draw` makes of what the file `source` of a run folder holds.
+    """The picture that `draw` makes of the file `source` of a run folder, in the format of `path`.
 
     Raises:
-        InputError: it holds what cannot be drawn.
+        InputError: `source` cannot be drawn.
     """
     try:
         with warnings.catch_warnings():

@@ -196,11 +196,11 @@ def restore(trainer: Trainer, run_dir: Path, *, config: RunConfig, which: str | 
 
 
 def _say_other_spaces(trainer: Trainer, run_dir: Path) -> None:
-    """Warns where the run's actions and observations were not changed as they are now."""
+    """Warns if actions and observations are now converted differently than in training."""
     saved, now = read_saved(run_dir).get(SPACES, []), list(trainer.space_notes or ())
     if saved != now:
         then, still = ("; ".join(notes) or "nothing changed" for notes in (saved, now))
-        text = "%s: actions or observations reach the environment otherwise than in training. In training: %s. Now: %s"
+        text = "%s: actions or observations are converted differently than in training. In training: %s. Now: %s"
         _logger.warning(text, run_dir, then, still)
 
 
@@ -389,8 +389,8 @@ def _chosen(
         require(best is not None, "checkpoint", which, f"one of {there}: none of them was evaluated (evaluation.every)")
         if not any(VALIDATION in row for row in read_metrics(run_dir)):
             _logger.warning(
-                "%s: no validation scores, so iteration %s was chosen by its score on test tasks; that score is too "
-                "optimistic where several were compared; --evaluation.every N in training measures validation scores",
+                "%s: no validation scores, so iteration %s was chosen by its score on test tasks; the best of several "
+                "test scores is too optimistic; --evaluation.every N in training measures validation scores",
                 *(run_dir, best),
             )
         which = str(best)

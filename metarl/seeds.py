@@ -75,7 +75,7 @@ class Seeds:
 
 
 def require_tasks(tasks: Any) -> None:
-    """Raises `InputError` unless `tasks` is a list of tasks: a number, an array of no axis, a dict is one task."""
+    """Raises `InputError` unless `tasks` is a list of tasks. A number, a dict or an array without axes is one task."""
     if not are_listed(tasks):
         raise InputError(f"tasks = {one_line(tasks)}: must be a list of tasks; write [task] for one task")
 
@@ -88,4 +88,6 @@ def require_slots(tasks: Any, seeds: Any) -> None:
         raise InputError(f"seeds = {one_line(seeds)}: must be a metarl.Seeds with one slot per task: {example}")
     if len(tasks) != len(seeds.slots):
         there = f"{len(tasks)} tasks and seeds of {len(seeds.slots)} slots"
-        raise InputError(f"tasks: {there}; must be as many. Write [task] for one task, and {example} for the seeds")
+        raise InputError(
+            f"tasks: {there}; must be equal numbers. Write [task] for one task, and {example} for the seeds"
+        )

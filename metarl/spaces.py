@@ -237,7 +237,7 @@ class ActionFit:
         if (rescaled & finite).any():
             done.append("rescaled from [-1, 1]")
         if one_sided.any():
-            done.append("a bound without an opposite one is at -1 or 1, with the unit max(1, |bound|)")
+            done.append("with only one bound, it is at -1 or 1 and the unit is max(1, |bound|)")
         if fixed.any():
             done.append(f"{int(fixed.sum())} of {len(low)} cannot vary: their bounds are equal")
         if self._whole.any():

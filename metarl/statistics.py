@@ -84,11 +84,11 @@ def crossed_interval(values: Array, rng: np.random.Generator, *, level: float = 
     84 to 98 % on average, 69 % at least: three seeds are too few to resample. (`scripts/simulate_coverage.py`)
 
     With one task and one replicate, only seeds vary: the interval is Student's t of the seeds, and says nothing of
-    other tasks. One seed has the percentile bootstrap of its tasks or replicates, and says nothing of other seeds.
+    other tasks. For one seed it is the percentile bootstrap of its tasks or replicates. It says nothing of other seeds.
 
     Args:
-        values: [..., S, T, R]: S seeds, T tasks, R replicates of each task. With R = 1, the tasks are a sample of more;
-            with R > 1, they are all that there are.
+        values: [..., S, T, R]: S seeds, T tasks, R replicates of each task. With R = 1, the tasks are a sample of the
+            family; with R > 1, they are the whole family.
         rng: draws the resamples of a single seed.
         level: coverage in (0, 1).
 

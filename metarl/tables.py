@@ -142,7 +142,7 @@ def _match(value: Any, hint: Any) -> tuple[bool, Any]:
         return value is None, None
     if hint is float:
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
-        number = number or (isinstance(value, float) and not math.isfinite(value))  # what uses it says what is allowed
+        number = number or (isinstance(value, float) and not math.isfinite(value))  # checked where it is used
         return number, float(value) if number else None
     if hint is Path:
         return isinstance(value, str), Path(value) if isinstance(value, str) else None

@@ -110,12 +110,12 @@ class TaskVectorEnv(Protocol):
 
     `set_tasks` takes one task per sub-environment and holds from the next `reset`. After a sub-environment has ended,
     what it returns until the next `reset` is ignored. `infos["diverged"]`, where present, is a bool array [num_envs]:
-    the step broke the simulation and its observation and reward mean nothing. `infos["success"]` (or `"is_success"`),
-    where a family has it, is there in every step: bool [num_envs], whether the aim was met in it; a trajectory is a
-    success if any of its live steps was. Other infos are not read (`metarl.stepping`). Where
-    `metadata["autoreset_mode"]` is gymnasium's `DISABLED`, `reset` understands the option `reset_mask`, bool
-    [num_envs], and resets only those: stable-baselines3 needs it, collection does not. Spaces are
-    treated as those of `make_env`; `metadata["own_units"]`, if true, leaves actions and observations in their units.
+    the step broke the simulation and its observation and reward mean nothing. `infos["success"]` (or `"is_success"`)
+    is bool [num_envs]: whether the step reached the goal. A family that has it gives it in every step. A trajectory is
+    a success if any of its live steps was. Other infos are not read (`metarl.stepping`). If
+    `metadata["autoreset_mode"]` is gymnasium's `DISABLED`, `reset` takes the option `reset_mask`, bool [num_envs], and
+    resets only those sub-environments. stable-baselines3 needs it; collection does not. Spaces are converted as those
+    of `make_env`. If `metadata["own_units"]` is true, nothing is rescaled.
     """
 
     num_envs: int
@@ -164,9 +164,9 @@ class EnvTaskDistribution(TaskDistribution[Task]):
     def make_env(self) -> gymnasium.Env[Any, Any]:
         """One environment; `set_task` is called before every reset.
 
-        A policy observes one flat vector, and acts by one flat vector or one choice. `metarl.spaces` makes other spaces
-        so where there is one way: observations are flattened, integers of a Box rescaled to [-1, 1], and bounded
-        actions rescaled from [-1, 1]. `env.metadata["own_units"]`, if true, leaves the rescaling out.
+        A policy observes one flat vector. Its action is one flat vector or one choice. `metarl.spaces` converts other
+        spaces: observations are flattened, integers of a Box are rescaled to [-1, 1], and bounded actions are rescaled
+        from [-1, 1]. If `env.metadata["own_units"]` is true, nothing is rescaled.
         """
         raise NotImplementedError(f"{type(self).__name__} defines neither make_env nor make_vector_env")
 
@@ -186,7 +186,7 @@ class EnvTaskDistribution(TaskDistribution[Task]):
     def task_features(self, task: Task) -> NDArray[np.float32]:
         """`task` as a vector of one length for all tasks: what an oracle is told of it.
 
-        By default all numbers that the task holds, in order, however they are nested. Where one of them is an angle,
+        By default, all numbers in the task, in order, at any depth. Where one of them is an angle,
         return its cosine and sine instead: angles just above 0 and just below 2 pi are then close.
         """
         numbers: list[float] = []
@@ -196,8 +196,8 @@ class EnvTaskDistribution(TaskDistribution[Task]):
             elif isinstance(part, (bool, int, float, np.number, np.bool_)):
                 numbers.append(float(part))
             else:
-                advice = "define task_features, which says what numbers stand for such a task"
-                raise TypeError(f"{one_line(repr(part))} is no number: {advice}")
+                advice = "define task_features, which gives the numbers for such a task"
+                raise TypeError(f"{one_line(repr(part))} is not a number: {advice}")
         return np.array(numbers, np.float32)
 
     def scene(self, task: Task) -> Scene | None:
@@ -208,8 +208,8 @@ class EnvTaskDistribution(TaskDistribution[Task]):
         """Where the agent is in the coordinates of `scene`.
 
         Args:
-            observations: [..., observation_size], flattened if they are no vectors, and in the environment's own
-                units even where the policy sees them rescaled.
+            observations: [..., observation_size], flat, and in the environment's own units even if the policy
+                sees them rescaled.
 
         Returns:
             [..., 2].
@@ -237,12 +237,11 @@ def same_task(left: Any, right: Any) -> bool:
     """Whether two tasks have the same content. The one comparison of tasks: `==` may raise, or give an array.
 
     Arrays, tensors and numbers are compared by value, and NaN equals NaN. Containers and dataclasses are compared part
-    by part. Another object equals what its `==` says it equals, and an object of its type that pickles to equal parts.
-    Two objects that are neither are different.
+    by part. Other objects are the same if `==` says so, or if they have one type and pickle to equal parts.
     """
     try:
         return _same(left, right, set())
-    except RecursionError:  # nested too deeply to be compared, as to be pickled
+    except RecursionError:  # nested too deeply to compare or to pickle
         return False
 
 
@@ -305,7 +304,7 @@ def _same_arrays(left: NDArray[Any], right: NDArray[Any], comparing: set[tuple[i
     if left.dtype.kind == "O" or right.dtype.kind == "O":
         return all(_same(*both, comparing) for both in zip(left.ravel(), right.ravel(), strict=True))
     if left.size and not _equal_entries(left.ravel()[:1], right.ravel()[:1]):
-        return False  # most large arrays that differ do so from the start
+        return False  # quick: most large arrays that differ have another first entry
     return _equal_entries(left, right)
 
 
@@ -317,7 +316,7 @@ def _equal_entries(left: NDArray[Any], right: NDArray[Any]) -> bool:
 def _same_pickled(left: Any, right: Any, comparing: set[tuple[int, int]]) -> bool:
     """Whether two objects of one type consist of equal parts, as pickle sees them: attributes, slots, items."""
     if isinstance(left, (str, bytes, int, float, complex, np.generic, type)):
-        return False  # what has no parts has been compared already
+        return False  # values without parts were compared above
     try:
         parts = [whole.__reduce_ex__(4) for whole in (left, right)]
     except Exception:  # an object that cannot be pickled, such as a generator or a lock
@@ -327,7 +326,7 @@ def _same_pickled(left: Any, right: Any, comparing: set[tuple[int, int]]) -> boo
 
 
 def _as_array(value: Any) -> Any:
-    """A tensor as an array, everything else as it is. (This module does not import torch: envs use it without.)"""
+    """A tensor as an array, everything else as it is. (Environments use this module without torch.)"""
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(value, torch.Tensor):
         return value

@@ -1,7 +1,7 @@
 """Threads that compute: jobs side by side, each on one core.
 
-The threads are daemons that never end. A thread that ends frees what torch kept for it after an error, which takes
-Python; where Python is shutting down by then, the process aborts.
+The threads are daemons that never end. When a thread ends, torch needs Python to free what it kept
+after an error. If Python is already shutting down, the process aborts.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Threads:
         atexit.register(self.rest)
 
     def run(self, jobs: Sequence[Callable[[], Result]]) -> list[Result]:
-        """What `jobs` return, in their order.
+        """The results of `jobs`, in their order.
 
         Raises:
-            BaseException: what the first job that failed raised, once no job is running any more.
+            BaseException: the error of the first failed job, after all jobs have ended.
         """
         futures: list[Future[Result]] = [Future() for _ in jobs]
         for work in zip(futures, jobs, strict=True):

@@ -1,6 +1,6 @@
-"""A time limit for calls of foreign code, which are broken off with a `TimeoutError` raised where they hang.
+"""A time limit for calls of a user's code: `TimeoutError` is raised at the line that hangs.
 
-That is done by SIGALRM: on POSIX, in the main thread, and for code that comes back to Python now and then; elsewhere
+It uses SIGALRM. It works on POSIX, in the main thread, and for code that returns to Python now and then. Elsewhere
 there is no limit.
 """
 
@@ -14,12 +14,14 @@ from collections.abc import Iterator
 
 
 class StillRunningError(BaseException):
-    """What `except Exception` in a loop does not catch, as it may have caught the `TimeoutError` before."""
+    """Raised if the call caught `TimeoutError` and still runs. `except Exception` does not catch it."""
 
 
 class TimeLimit:
-    """Raises `TimeoutError` in what runs longer than `seconds` after `restart`, while `watching`; then, once a second,
-    `StillRunningError`."""
+    """While `watching`, raises `TimeoutError` in a call that runs longer than `seconds` after `restart`.
+
+    If the call still runs, it raises `StillRunningError` once a second.
+    """
 
     def __init__(self, seconds: float | None) -> None:
         self._seconds = seconds
@@ -28,7 +30,7 @@ class TimeLimit:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Takes SIGALRM and its timer, where they are to be had; gives both back as they were."""
+        """Uses SIGALRM and its timer if they are available, and restores both at the end."""
         in_main_thread = threading.current_thread() is threading.main_thread()
         if self._seconds is None or not hasattr(signal, "setitimer") or not in_main_thread:
             yield
@@ -47,7 +49,7 @@ class TimeLimit:
                 signal.setitimer(signal.ITIMER_REAL, max(delay - (time.monotonic() - started), 1e-3), interval)
 
     def restart(self) -> None:
-        """The time of the next call begins."""
+        """Starts the time of the next call."""
         if self._watching and self._seconds is not None:
             self._rung = False
             signal.setitimer(signal.ITIMER_REAL, self._seconds, 1.0)

@@ -107,12 +107,12 @@ class Tracker:
         self._add_scalars(values, iteration)
 
     def evaluation(self, iteration: int, scalars: Mapping[str, float], *, env_steps: int, wall_s: float) -> None:
-        """Adds scores on test tasks to what `log` recorded of the same iteration.
+        """Adds scores on test tasks to the row that `log` wrote for the same iteration.
 
-        TensorBoard comes first: what `metrics.jsonl` holds of an evaluation, both hold.
+        TensorBoard is written first, so an evaluation in `metrics.jsonl` is in both records.
 
         Args:
-            iteration: the last one that was logged; one whose row was lost gets a row of these scores alone.
+            iteration: the last one that was logged. If its row was lost, it gets a row with only these scores.
             scalars: as in `log`.
             env_steps: as in `log`.
             wall_s: as in `log`.
@@ -130,7 +130,7 @@ class Tracker:
             self._file = self._path.open("ab")
 
     def sync(self) -> None:
-        """Returns when the disk has all of both records."""
+        """Writes both records to the disk, and waits until that is done."""
         with writing(self._path):
             os.fsync(self._file.fileno())
         self._events.sync()
@@ -226,10 +226,10 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def read_rows_before(run_dir: Path, start_iteration: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows of `metrics.jsonl` that a run keeps which goes on with `start_iteration`, and what is wrong with them.
+    """The rows of `metrics.jsonl` that a run resumed at `start_iteration` keeps, and what is wrong with them.
 
     Returns:
-        The rows in order, of rows of one iteration the last; and, in words, which are lost, damaged or there twice.
+        The rows in order, only the last one of each iteration; and a text for each lost, damaged or repeated row.
 
     Raises:
         InputError: the file cannot be read.
@@ -247,7 +247,7 @@ def read_rows_before(run_dir: Path, start_iteration: int) -> tuple[list[dict[str
         try:
             row = _row(line) if line else None
         except ValueError:
-            wrong += [f"line {number} is damaged"] if number < len(lines) else []  # a kill may tear the last one
+            wrong += [f"line {number} is damaged"] if number < len(lines) else []  # a kill may cut off the last line
             continue
         if row is not None and row["iteration"] < start_iteration:
             wrong += [f"iteration {row['iteration']} is there twice"] if row["iteration"] in rows else []
@@ -326,7 +326,7 @@ def _layout(num_adaptation_steps: int, num_evaluation_steps: int) -> Summary:
 
 
 def _as_text(value: Any) -> str:
-    """`value` in Markdown that shows it as it is: what formats a text, or would be HTML, is escaped."""
+    """`value` as Markdown that shows it unchanged: characters of Markdown and HTML are escaped."""
     text = printable(str(value)).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*{}\[\]()#!|>]|(?<!\w)_|_(?!\w))", r"\\\1", text)
 

@@ -84,13 +84,12 @@ class Trainer:
         evaluation_collector: collector of the evaluation, where it differs.
         validation: the score of the last evaluation on validation tasks, after the learner's own number of adaptation
             steps (the last evaluated step at most); None where none was measured.
-        space_notes: what is done to the environments' actions and observations, one line each; None without any
-            environments.
+        space_notes: how actions and observations are converted, one line each; None without environments.
         nonfinite_dir: where updates that were not finite are dumped; None = nowhere.
         iteration: iterations finished.
         env_steps: steps spent in meta-training.
         wall_s: seconds spent in it, evaluations included.
-        evaluation_missing: the evaluation after the present iteration was broken off, and comes first.
+        evaluation_missing: whether the evaluation after the present iteration was interrupted and must run first.
         curve: the final adaptation curve; None before it is measured.
     """
 
@@ -155,7 +154,7 @@ class Trainer:
                 progressed.scalars["time/fps"] = (self.env_steps - steps) / max(elapsed, 1e-9)
                 if self._out_of_time(elapsed, self.iteration - first):
                     self.stop()
-                for callback in self.callbacks:  # before the evaluation: a run killed in it has its iteration saved
+                for callback in self.callbacks:  # before the evaluation, so that a kill in it loses nothing
                     callback.on_iteration(self, progressed)
                 self._require_progress()
                 if self.evaluation_follows and not self.ends:
@@ -285,9 +284,9 @@ def curve_scalars(curve: AdaptationCurve) -> dict[str, float]:
 
 
 def own_steps(learner: Learner[Any, Any, Any], last: int) -> int:
-    """The adaptation steps after which a learner is judged: its own number of them, at most the `last` evaluated one.
+    """The adaptation steps after which a learner's score counts: its own number of them, but at most `last`.
 
-    It is `last` for a learner that has no number of its own, since it counts shots or trains jointly.
+    `last` is the last evaluated step. A learner that counts shots or trains jointly has no own number: it uses `last`.
     """
     numberless = learner.unit == "shots" or getattr(learner, "trains_jointly", False)
     return last if numberless else min(learner.num_adaptation_steps, last)
@@ -371,7 +370,7 @@ class StopOnSignal(Callback):
     During an evaluation the first one raises `metarl.stopping.Stopped`.
 
     Args:
-        signals: inside whose `with` block the run is; None to catch signals between `on_start` and `on_end`.
+        signals: an entered `StopSignals`; None = catch signals between `on_start` and `on_end`.
     """
 
     def __init__(self, signals: StopSignals | None = None) -> None:

@@ -18,15 +18,15 @@ SILENCE_S = 1.0
 
 @contextlib.contextmanager
 def telling(what: str) -> Iterator[Callable[[str], None]]:
-    """Says on standard error what is being done, after a second without an end and after each doubling of the time.
+    """Shows on standard error what is being done: after 1 s, 2 s, 4 s and so on.
 
-    On a terminal it is one line that changes and then goes; elsewhere it is plain lines.
+    On a terminal, it is one line that changes and is removed at the end. Elsewhere, it prints plain lines.
 
     Args:
         what: the work, such as "checking mine:Mine".
 
     Yields:
-        A function to be told of each part of the work as it begins.
+        A function to call with the name of each part of the work as it begins.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     started = time.monotonic()

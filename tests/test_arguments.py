@@ -264,7 +264,7 @@ def test_a_resumed_run_imports_only_code_that_the_command_line_names(run: Path) 
     with pytest.raises(InputError) as error:
         parse_train(["--resume", str(run)])
     command = f"metarl train arguments_family:Family --resume {run}"
-    assert str(error.value).endswith(f"given by you, since a name in a run folder imports no code: {command}")
+    assert str(error.value).endswith(f"given by you, since code named in a run folder is not imported: {command}")
     assert parse_train(["arguments_family:Family", "--resume", str(run)]).config.agent.inner_lr == 0.7
 
 

@@ -44,7 +44,7 @@ def test_what_cannot_fit_is_refused_and_what_can_is_not(flag: str, most: int, be
     assert str(caught.value).startswith(
         f"{name} = {most + 1}: must be at most {most}{' with ' if beside else ': '}{beside}"
     )
-    assert str(caught.value).endswith(": this machine has 1 GB of memory, and it needs 1 GB at least")
+    assert str(caught.value).endswith(": this machine has 1 GB of memory, and the run needs at least 1 GB")
 
 
 def test_the_size_of_observations_counts_where_it_is_known() -> None:

@@ -194,7 +194,7 @@ def test_how_many_episodes_are_taken_is_known_before(asked: int, count: int) -> 
         (0.5, Seeds.first(1), "tasks = 0.5: must be a list of tasks"),
         ({"goal": 1.0}, Seeds.first(1), "tasks = {'goal': 1.0}: must be a list of tasks"),
         (np.array(0.5), Seeds.first(1), "tasks = 0.5: must be a list of tasks"),
-        ((0.5, -0.5), Seeds.first(1), "2 tasks and seeds of 1 slots; must be as many. Write [task] for one task"),
+        ((0.5, -0.5), Seeds.first(1), "2 tasks and seeds of 1 slots; must be equal numbers. Write [task] for one task"),
         ([Level(1.0, 1)], 0, "seeds = 0: must be a metarl.Seeds with one slot per task: metarl.Seeds.first(1, seed=0)"),
         ([Level(1.0, 1)], [0], "seeds = [0]: must be a metarl.Seeds"),
     ],

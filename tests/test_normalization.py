@@ -189,8 +189,8 @@ def test_without_it_the_state_is_as_it_was_and_the_two_do_not_mix(agent: str) ->
     plain, normal = (build(small(agent, normalize=on)).learner for on in (False, True))
     assert "observations" not in plain.state_dict()
     plain.load_state_dict(plain.state_dict())
-    for learner, other, has in ((plain, normal, "without"), (normal, plain, "with")):
-        with pytest.raises(ValueError, match=f"agent.normalize_observations: the learner is {has} it"):
+    for learner, other, has in ((plain, normal, "false"), (normal, plain, "true")):
+        with pytest.raises(ValueError, match=f"agent.normalize_observations: {has} for the learner"):
             learner.load_state_dict(other.state_dict())
 
 

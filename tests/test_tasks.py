@@ -209,7 +209,7 @@ def test_tasks_of_any_kind_are_checked_trained_on_resumed_and_evaluated(
     assert all(task.startswith(("{'goal': array([", "[1. 0.]", "[0. 1.]")) for task in report["tasks"])
     said = capsys.readouterr()
     noted = [line for line in said.err.splitlines() if not line.startswith("metarl: checking ")]
-    why = "2 episodes are taken: the family has 2 test tasks, and each is met equally often"
+    why = "2 episodes are run: the family has 2 test tasks, and each is run equally often"
     notes = [f"metarl: note: evaluation.num_tasks = 1: {why}", f"metarl: note: --tasks = 3: {why}"]
     assert noted == (notes if name == "Listed" else [])
     assert max(map(len, (*report["tasks"], *said.out.splitlines()))) < 350

@@ -234,7 +234,7 @@ RETURNED = [
     ),
     ("scene", 0, "a room", "scene returned 'a room': must be a metarl.tasks.Scene, or None"),
     ("scene", 0, Scene(goal="far"), "scene raised ValueError"),  # type: ignore[arg-type]
-    ("positions", 1, np.zeros(3), "positions returned an array of shape (3,): must be finite numbers, (5, 2)"),
+    ("positions", 1, np.zeros(3), "positions returned an array of shape (3,): must be finite, of shape (5, 2)"),
     ("task_features", 2, [0.5, 1.0], "task_features returned array([0.5, 1. ], dtype=float32): must be a vector of"),
     ("task_features", 2, [np.nan], "task_features returned array([nan], dtype=float32): must be a vector of finite"),
 ]

@@ -125,15 +125,15 @@ def _moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def with_own_batch_norm(module: nn.Module) -> nn.Module:
-    """`module` with every batch norm of torch's exchanged for `BatchNorm`.
+    """Replaces every torch batch norm in `module` by `BatchNorm`.
 
-    Weights and biases, or that there are none, epsilon, momentum and running averages are kept.
+    Weights, biases, epsilon, momentum and running averages are kept. A layer without weights stays without.
 
     Raises:
         InputError: a batch norm has no momentum.
     """
     for name, child in module.named_children():
-        # One with a forward of its own is another layer, such as those that talk to other processes.
+        # A subclass with its own forward stays, such as one that synchronises processes.
         if isinstance(child, _BatchNorm) and type(child).forward is _BatchNorm.forward:
             setattr(module, name, _exchanged(child))
         else:

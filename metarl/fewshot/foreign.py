@@ -1,4 +1,4 @@
-"""An encoder of one's own is foreign code: what it cannot do is found before training, and what it raises is named."""
+"""Checks an encoder of the user's own before training, and adds its name to the errors that it raises."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def is_foreign(encoder: str) -> bool:
 
 @contextlib.contextmanager
 def calling(encoder: str, *, plain: bool) -> Iterator[None]:
-    """Where an encoder runs, on whatever threads: they are waited for in here.
+    """A context in which an encoder runs. Threads that run it must be finished before its end.
 
     Args:
-        encoder: its name. What a foreign one raises becomes a `RunError` with its name.
-        plain: attention is done by matrix products, since torch's fused kernels have no second derivative and no rule
-            for batches of tasks. The switch is one for the whole process.
+        encoder: its name. An error in a user's encoder becomes a `RunError` with this name.
+        plain: compute attention by matrix products, since torch's fused kernels have no second derivative and no rule
+            for batches of tasks. The switch holds for the whole process.
     """
     try:
         with plain_attention() if plain else contextlib.nullcontext():
             yield
     except (InputError, RunError, MemoryError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # foreign code: whatever stops it is the answer, SystemExit too
+    except BaseException as error:  # a user's code may raise anything, SystemExit too
         if not is_foreign(encoder):
             raise
         raise RunError(f"agent.encoder = {encoder!r}: {raised(error)}") from error
@@ -50,7 +50,7 @@ def calling(encoder: str, *, plain: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def plain_attention() -> Iterator[None]:
-    """Attention by matrix products, in all layers of torch's."""
+    """Attention by matrix products, in all layers of torch."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -61,13 +61,13 @@ def plain_attention() -> Iterator[None]:
 
 
 def made_by(name: str, input_shape: Sequence[int], *, generator: torch.Generator) -> nn.Module:
-    """The module that `name`, a module:Class, makes, its batch norms exchanged.
+    """Makes the module of the class `name` (module:Class), and replaces its batch norms.
 
-    What it draws at random, it can draw from torch's global generator alone: it gets that with a seed from `generator`,
-    and the generator is put back.
+    The class can draw only from torch's global generator. That generator gets a seed from `generator` and is restored
+    afterwards.
 
     Raises:
-        InputError: it cannot be made or called, or is no function of parameters and inputs.
+        InputError: the module cannot be made or called, or is not a function of parameters and inputs.
     """
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
@@ -79,7 +79,7 @@ def made_by(name: str, input_shape: Sequence[int], *, generator: torch.Generator
             raise InputError(f"agent.encoder = {name!r}: {error}") from error
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # foreign code: whatever stops it is the answer, SystemExit too
+        except BaseException as error:  # a user's code may raise anything, SystemExit too
             raise InputError(f"agent.encoder = {name!r}: {raised(error)}") from error
     return made
 
@@ -102,8 +102,10 @@ def _make(name: str, input_shape: tuple[int, ...]) -> nn.Module:
 
 
 def _require_function(module: nn.Module, inputs: Tensor) -> None:
-    """Refuses a module that is more than a function of parameters and inputs, by what some calls return and change:
-    what it draws would depend on threads, and what it keeps would be in no checkpoint."""
+    """Calls a module a few times, and refuses it if it is not a function of parameters and inputs.
+
+    Its random numbers would depend on the number of threads, and its stored values would be in no checkpoint.
+    """
     given, buffers = inputs.clone(), {place: value.clone() for place, value in module.named_buffers()}
     with torch.no_grad():
         first, second, fewer = module(inputs), module(inputs), module(inputs[:2])
@@ -111,18 +113,18 @@ def _require_function(module: nn.Module, inputs: Tensor) -> None:
     came = f"{first.dtype} {list(first.shape)}" if isinstance(first, Tensor) else type(first).__name__
     features = isinstance(first, Tensor) and first.is_floating_point() and first.dim() > 1 and len(first) == len(inputs)
     _refuse(
-        not features, f"a module that makes features [B, ...], floats, of inputs [B, ...]; made {came} of {len(inputs)}"
+        not features, f"a module that maps inputs [B, ...] to float features [B, ...]; {len(inputs)} inputs gave {came}"
     )
-    _refuse(not bool(first.isfinite().all()), "a module that makes finite features of inputs from 0 to 1")
+    _refuse(not bool(first.isfinite().all()), "a module that gives finite features for inputs from 0 to 1")
     alike = fewer.shape[1:] == first.shape[1:] and first.numel() > 0
-    _refuse(not alike, f"a module that makes as many features of 2 inputs as of {len(inputs)}, and some")
+    _refuse(not alike, f"a module with one number of features, at least 1, for 2 inputs and for {len(inputs)}")
     moved = [place for place, value in module.named_buffers() if not torch.equal(value, buffers[place])]
-    advice = "; .eval() in its constructor keeps such a part as it is"
-    _refuse(bool(moved), f"a module that changes no buffer when it is called, as it does {', '.join(moved)}{advice}")
+    advice = "; call .eval() on such a part in the constructor"
+    _refuse(bool(moved), f"a module whose calls change no buffer; they change {', '.join(moved)}{advice}")
     random = [p for p, part in module.named_modules() if isinstance(part, _DropoutNd) and part.p > 0 and part.training]
     where = f" ({random[0]})" if random else ""
     differs = bool(random) or not torch.allclose(first, second, equal_nan=True)
-    _refuse(differs, f"a module without dropout, other randomness or memory of calls{where}: leave it out, or p = 0")
+    _refuse(differs, f"a module without dropout, other randomness or memory of calls{where}; remove it or set p = 0")
 
 
 def _refuse(condition: bool, allowed: str) -> None:
@@ -131,7 +133,7 @@ def _refuse(condition: bool, allowed: str) -> None:
 
 
 class Trial:
-    """Takes the derivatives of an encoder that training will take, of a few inputs at random.
+    """Takes the derivatives of an encoder that training will take, on a few random inputs.
 
     Args:
         encoder: of ONE task's parameters and inputs; differentiable in the parameters.
@@ -164,7 +166,7 @@ class Trial:
         self._derivative = torch.func.grad(slope if twice else loss)
 
     def fault(self, *, batched: bool = False, traced: bool = False) -> str:
-        """Why the derivatives cannot be taken so, in one line; empty if they can.
+        """Why these derivatives cannot be taken, in one line; empty if they can.
 
         Args:
             batched: of several tasks in batched operations, else of one task.
@@ -176,11 +178,11 @@ class Trial:
         function: Callable[..., Any] = make_fx(derivative) if traced else derivative
         try:
             with plain_attention() if self._twice or batched else contextlib.nullcontext(), torch.no_grad():
-                lifted(self._encoder)(*arguments)  # some layers take another way where nothing is differentiated
+                lifted(self._encoder)(*arguments)  # some layers run other code if nothing is differentiated
                 derivatives = function(*arguments)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # foreign code: whatever stops it is the answer
+        except BaseException as error:  # a user's code may raise anything
             return raised(error)
         known = not traced and self._inputs.device.type != "meta"
         flat = known and not any(bool((value != 0).any()) for value in derivatives.values())

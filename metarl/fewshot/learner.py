@@ -307,7 +307,7 @@ class FewShotLearner(ABC, Generic[State]):
             return [function(*tree_map(operator.itemgetter(slice(i, i + 1)), arguments)) for i in range(num_tasks)]
 
     def _foreign_code(self) -> contextlib.AbstractContextManager[None]:
-        """Where an encoder of the user's own may run."""
+        """The context for calls of the encoder, which may be the user's own."""
         return calling(self.config.encoder, plain=self.second_order or self._batched)
 
     def _tasks_at_once(self, num_tasks: int) -> int | None:
@@ -331,7 +331,7 @@ class FewShotLearner(ABC, Generic[State]):
             network.shares = self._weights_are_shared
 
     def _try_encoder(self) -> None:
-        """Refuses an encoder whose derivatives cannot be taken as `execution` says; "auto" takes them one by one."""
+        """Refuses an encoder whose derivatives do not work with `execution`; "auto" runs tasks one by one instead."""
         name, mode = self.config.encoder, self.config.execution
         own = {key: self._parameters[key] for key in self.encoder.parameters}
         trial = Trial(self.encoder, own, self.spaces.input_shape, twice=self.second_order)

@@ -384,19 +384,19 @@ def test_dropout_that_drops_nothing_is_let_through() -> None:
         ({"encoder": "torch.nn:Nothing"}, (5,), r"agent.encoder = 'torch.nn:Nothing': .*Nothing"),
         ({"encoder": "encoders_of_mine:refuses"}, (5,), r"agent.encoder = .*refuses': .*no weights for"),
         ({"encoder": "encoders_of_mine:number"}, (5,), r"number': must be a torch.nn.Module"),
-        ({"encoder": "encoders_of_mine:Dropping"}, (5,), r"must be a module without dropout, .* \(layers\.1\): leave"),
+        ({"encoder": "encoders_of_mine:Dropping"}, (5,), r"must be a module without dropout, .* \(layers\.1\); remove"),
         ({"encoder": "encoders_of_mine:almost_dropping"}, (5,), r"must be a module without dropout"),
         (
             {"encoder": "encoders_of_mine:Undecided"},
             (5,),
-            r"must be a module without dropout, other randomness or memory of calls: leave",
+            r"must be a module without dropout, other randomness or memory of calls; remove",
         ),
         (
             {"encoder": "encoders_of_mine:Counting"},
             (5,),
-            r"must be a module that changes no buffer .* does calls; .eval",
+            r"must be a module whose calls change no buffer; they change calls; call .eval",
         ),
-        ({"encoder": "encoders_of_mine:SumsUp"}, (5,), r"must be a module that makes features \[B, \.\.\.\]"),
+        ({"encoder": "encoders_of_mine:SumsUp"}, (5,), r"must be a module that maps inputs \[B, \.\.\.\]"),
         ({"encoder": "encoders_of_mine:Misfit"}, (5,), r"agent.encoder = .*: RuntimeError: mat1 and mat2 shapes"),
         ({"encoder": "encoders_of_mine:without_momentum"}, (5,), r"momentum of a batch norm = None: must be a number"),
         (

@@ -81,23 +81,23 @@ def _array(values: ArrayLike, name: str) -> NDArray[Any]:
     """`values` as an array."""
     if isinstance(values, torch.Tensor):
         if values.requires_grad:
-            raise InputError(f"{name} requires gradients: must be data; {name}.detach() is")
+            raise InputError(f"{name} requires gradients: must be data; use {name}.detach()")
         if values.device.type != "cpu":
-            raise InputError(f"{name} is on {values.device}: must be on the CPU; {name}.cpu() is")
+            raise InputError(f"{name} is on {values.device}: must be on the CPU; use {name}.cpu()")
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         raise InputError(
             f"{name} has {int(np.ma.getmaskarray(values).sum())} masked values: must have none; fill or drop them"
         )
     try:
         return np.asarray(values)
-    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; tensors of types that numpy has not
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; tensors of dtypes that numpy lacks
         raise InputError(f"{name} cannot be read as an array: {one_line(error)}") from error
 
 
 def _labels(y: ArrayLike) -> NDArray[Any]:
     """`y` as an array of integers, bools or strings."""
     if isinstance(y, list | tuple):
-        # As objects: an array of strings would hold "None" or "nan" where the list has none.
+        # As objects: an array of strings would turn None into "None" and nan into "nan".
         given = np.empty(len(y), object)
         given[:] = y
     else:

@@ -192,7 +192,7 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
         return self._examples(tasks, seeds, range(queries), shuffled_by=seeds.query(), device=device)
 
     def for_validation(self) -> Self:
-        """These tasks with `num_ways` classes in training too, where there are so many; the images are shared."""
+        """These tasks with `num_ways` classes in training too, if there are enough. The images are shared."""
         if len(self.classes("train")) < self.num_ways:
             return self
         tasks = copy.copy(self)

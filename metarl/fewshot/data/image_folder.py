@@ -45,8 +45,8 @@ _logger = logging.getLogger(__name__)
 class ImageFolder(ImageTasks):
     """Images of your own, a folder for each class; all are read into memory, as bytes, once.
 
-    Classes and images are ordered by name. Left out, and named in one line, are hidden files, files that are no
-    pictures by their suffix, empty folders and folders within those of classes.
+    Classes and images are ordered by name. Hidden files, files without a picture's suffix, empty folders, and folders
+    inside class folders are left out. One line names them.
     """
 
     root: Path | None = None
@@ -121,7 +121,7 @@ class ImageFolder(ImageTasks):
 
 
 def _splits_of(root: Path, folders: Sequence[Path]) -> dict[str, Path]:
-    """The folder of each split in `root`, or nothing where `folders` are those of classes."""
+    """The folder of each split in `root`; empty if `folders` are class folders."""
     found: dict[str, Path] = {}
     others = [folder for folder in folders if folder.name.lower() not in NAMES_OF_SPLITS]
     for folder in (folder for folder in folders if folder not in others):
@@ -156,7 +156,7 @@ def _require_pictures(folders: Mapping[Path, Sequence[Path]]) -> None:
 
 @functools.lru_cache(maxsize=1)  # once, however often a run makes its tasks
 def _say_what_is_left_out(root: Path, used: frozenset[Path]) -> None:
-    """Counts and names what is in `root` and in the folders of splits and classes, and not used."""
+    """Warns of entries of `root` and of its split and class folders that are not used."""
     folders = {root, *(path for path in used if path.is_dir())}
     folders |= {path.parent for path in folders if path != root}
     found = [path for folder in folders for path in entries(folder) if path not in used and path not in folders]

@@ -44,7 +44,7 @@ def data_folder(root: Path | None) -> Path | None:
 
 
 def shown(path: Path | str) -> str:
-    """The name of a file for people: bytes that are no UTF-8 and signs that cannot be printed are escaped."""
+    """A printable file name: bytes that are not UTF-8 and unprintable characters are escaped."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
@@ -91,9 +91,9 @@ def read_picture(
     name: str | None = None,
     filter: Image.Resampling = Image.Resampling.LANCZOS,
 ) -> NDArray[np.uint8]:
-    """The picture in `source` as uint8 [C, H, X], as it is shown: upright, and on white where it is transparent.
+    """The picture in `source` as uint8 [C, H, X], as viewers show it: upright, and transparent parts on white.
 
-    Of an animated one, this is the first picture.
+    An animation gives its first picture.
 
     Args:
         source: a file, or what it holds.
@@ -108,7 +108,7 @@ def read_picture(
     name = name or (shown(source) if isinstance(source, Path) else str(source))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what Pillow finds odd and reads all the same
+            warnings.simplefilter("ignore")  # about small defects; Pillow still reads the file
             with Image.open(source, formats=tuple(FORMATS)) as picture:
                 picture.load()
                 flat = _opaque(_of_bytes(_upright(picture), picture.format, name))
@@ -120,13 +120,13 @@ def read_picture(
         raise
     except UnidentifiedImageError:  # its message names the source by its address in memory
         raise InputError(f"{name}: cannot be read as a picture: it is empty, or of no known format") from None
-    except Exception as error:  # Pillow has no error of its own for a damaged file: each format raises what it likes
+    except Exception as error:  # Pillow has no common error for damaged files: each format raises its own
         raise InputError(f"{name}: cannot be read as a picture: {one_line(error)}") from error
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
 
 
 def _of_bytes(picture: Image.Image, form: str | None, name: str) -> Image.Image:
-    """`picture`, from a file of this format; 16 bits of grey become eight."""
+    """`picture`, from a file of the format `form`, with 8 bits a channel: 16 bits of grey are converted."""
     if not picture.mode.startswith(("I", "F")):
         return picture
     # Pillow keeps the 16 bits of some formats in 32.
@@ -138,7 +138,7 @@ def _of_bytes(picture: Image.Image, form: str | None, name: str) -> Image.Image:
 def _upright(picture: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(picture)
-    except Exception:  # the note on the orientation is damaged: viewers show the picture as it lies
+    except Exception:  # the orientation tag is damaged: the picture stays as stored
         return picture
 
 
