@@ -160,7 +160,7 @@ def _refuse_early(argv: Sequence[str]) -> None:
 
 
 def _resumed(run_dir: Path, names: Mapping[str, str | None], paths: Mapping[str, str]) -> RunConfig:
-    """The configuration of a run that goes on; `names` are those that the command line gives."""
+    """The configuration of a run to resume; `names` are those on the command line."""
     plain = read_saved(run_dir)
     saved = {"task": plain.get("task_name"), "agent": plain.get("agent_name"), "agent.encoder": own_encoder(plain)}
     for field, given in names.items():

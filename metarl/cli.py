@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     """Runs one command and returns its exit code. An error becomes a message on standard error."""
     try:
-        Path.cwd()  # it may be deleted; MKL would end the process without a word on it
+        Path.cwd()  # raises if it was deleted; otherwise MKL would end the process with its own message
         with StopSignals() as signals, beginning_here():
             return _dispatch(arguments, signals)
     except BaseException as error:

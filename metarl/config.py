@@ -310,7 +310,7 @@ def read_saved(run_dir: Path) -> dict[str, Any]:
 
 
 def own_encoder(plain: Mapping[str, Any]) -> str | None:
-    """The encoder of the user's own that a saved configuration names as module:Class, if it does."""
+    """The user's own encoder, as module:Class, in a saved configuration; None if there is none."""
     agent = plain.get("agent")
     encoder = str(agent.get("encoder", "")) if isinstance(agent, Mapping) else ""
     return encoder if ":" in encoder else None

@@ -314,7 +314,7 @@ def torchs_defaults_kept() -> Iterator[None]:
         yield
     except (InputError, RunError):
         raise
-    except Exception:  # what a network says of float64 does not lead to its origin
+    except Exception:  # the network's own error would not name the cause
         _require_torchs_defaults()
         raise
     _require_torchs_defaults()

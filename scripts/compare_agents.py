@@ -8,8 +8,8 @@ adapt by gradient take it in steps of at most their own number of trajectories (
 40 are two steps on twenty); RL² is scored on the trajectory after as many. Runs of one agent and preset are its seeds.
 The size of the steps, in units of the agent's own, is chosen from one grid on validation tasks: those of the training
 split, with random numbers of their own. All agents meet the same tasks with the same random numbers. Intervals of
-several seeds are those of `metarl.statistics.crossed_interval`; below the agents stand their differences from the first
-one, paired by task and seed.
+several seeds are those of `metarl.statistics.crossed_interval`; their differences from the first agent follow,
+paired by task and seed.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ def controls_of(report: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def summarise(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means over the seeds of each label, with 95 % intervals (seeds and their common tasks), and what each has over
-    the first label, paired by task and seed.
+    """Means over the seeds of each label, with 95 % intervals over seeds and their common tasks. The differences from
+    the first label are paired by task and seed.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for run in runs:

@@ -1,4 +1,4 @@
-"""How often 95 % intervals of three seeds cover the truth, on data that vary as the cells of the results table do.
+"""How often 95 % intervals of three seeds cover the truth, on data with the variances of the results table.
 
     python scripts/simulate_coverage.py --json results/coverage.json        # two minutes
 
@@ -54,7 +54,7 @@ def variances(table: Array) -> tuple[float, float, float]:
 
 
 def within_seeds(values: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Percentile interval, [...], of [..., S, K, R]: seeds are resampled, then units within each, anew for each."""
+    """Percentile interval, [...], of [..., S, K, R]: resamples seeds, then units separately for each seed."""
     *leading, num_seeds, num_strata, size = values.shape
     total = num_strata * size
     counts = np.zeros((NUM_RESAMPLES, num_seeds, total))
@@ -85,7 +85,7 @@ METHODS: dict[str, Callable[[Array, np.random.Generator], tuple[Array, Array]]] 
 def simulate(
     table: Array, effects: str, num_data_sets: int, rng: np.random.Generator
 ) -> dict[str, tuple[float, float]]:
-    """Coverage and median width by method; the width is a multiple of the least one, that of known variances."""
+    """Coverage and median width by method; widths are relative to the interval for known variances."""
     num_seeds, num_strata, size = table.shape
     seed, unit, rest = variances(table)
     draw = EFFECTS[effects]

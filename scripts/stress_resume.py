@@ -86,7 +86,7 @@ def command(run_dir: Path) -> list[str]:
 
 
 def survive(run_dir: Path, rng: random.Random, plan: tuple[str, ...]) -> Counter[str]:
-    """Trains to the end through the kills of `plan`; how many there were in which place."""
+    """Trains to the end, with the kills of `plan`. Returns the number of kills in each place."""
     kills = Counter[str]()
     for place in plan:
         before = starts(run_dir)
@@ -103,18 +103,18 @@ def survive(run_dir: Path, rng: random.Random, plan: tuple[str, ...]) -> Counter
 
 
 def starts(run_dir: Path) -> int:
-    """How often training in `run_dir` began: each start writes a file of events."""
+    """The number of starts of training in `run_dir`: each start writes a file of events."""
     return len([*run_dir.glob("events.out.tfevents.*")])
 
 
 def in_training(run_dir: Path, rng: random.Random) -> Callable[[], bool]:
-    """True after a random number of the rows that are to come, and in no evaluation."""
+    """True after a random number of further rows, but not during an evaluation."""
     least = rng.randint(min(num_rows(run_dir) + 1, ITERATIONS - 1), ITERATIONS - 1)
     return lambda: num_rows(run_dir) >= least and not evaluates(run_dir)
 
 
 def in_evaluation(run_dir: Path, rng: random.Random) -> Callable[[], bool]:
-    """True a random time after the beginning of an evaluation: the next one, or one of those after it."""
+    """True a random time after the start of one of the coming evaluations."""
     skipped, delay = rng.randint(0, 1) * EVERY, rng.uniform(0.0, EVALUATION_S)
     least, began = min(num_rows(run_dir) + skipped, ITERATIONS), 0.0
 
@@ -144,14 +144,14 @@ MOMENTS = {"training": in_training, "evaluation": in_evaluation, "writing": in_w
 
 
 def where(run_dir: Path) -> str:
-    """Into what the kill fell that left `run_dir` like this."""
+    """The place of the kill, read from the state of `run_dir`."""
     if any(unfinished_writes(run_dir)) or any(run_dir.glob(".unfinished-*")):
         return "writing"
     return "evaluation" if evaluates(run_dir) else "training"
 
 
 def num_rows(run_dir: Path) -> int:
-    """The iterations that are recorded."""
+    """The recorded iterations."""
     path = run_dir / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 

@@ -275,7 +275,7 @@ class HidesAParameter(Sound):
 
 
 class HidesAll(Sound):
-    """Plain tensors, of which only the behaviour tells."""
+    """Plain tensors: only the behaviour shows the fault."""
 
     def __init__(self, config: Settings, spaces: Any, *, generator: torch.Generator) -> None:
         super().__init__(config, spaces, generator=generator)

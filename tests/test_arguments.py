@@ -282,7 +282,7 @@ def test_an_own_encoder_of_a_run_folder_is_imported_on_demand_only(run: Path) ->
     with pytest.raises(InputError) as error:
         parse_train(["--resume", str(run)])
     command = f"metarl train --resume {run} --agent.encoder no.such.module:Net"
-    assert str(error.value).endswith(f"given by you, since a name in a run folder imports no code: {command}")
+    assert str(error.value).endswith(f"given by you, since code named in a run folder is not imported: {command}")
     with pytest.raises(InputError, match=r"^agent.encoder = 'mine:Net': must be 'no.such.module:Net', as in the run"):
         parse_train(["--resume", str(run), "--agent.encoder", "mine:Net"])
     with pytest.raises(InputError, match=r"^agent.encoder = 'no.such.module:Net': must be one of .*--trust"):

@@ -1,4 +1,4 @@
-"""Standard streams that end, terminals that can little, and names that a terminal would interpret."""
+"""Closed or full standard streams, limited terminals, and names that a terminal would interpret."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ENDED = {"full": "No space left on device", "left": "", "shut": "closed file", "
 
 @pytest.fixture
 def ended(request: pytest.FixtureRequest) -> Iterator[TextIO | None]:
-    """A stream that takes nothing: of a full disk, a pipe whose reader left, closed in this process or before it."""
+    """A stream that takes no output: a full disk, a pipe without a reader, closed in this process or before it."""
     if request.param == "full":
         stream = os.fdopen(os.open("/dev/full", os.O_WRONLY), "w", encoding="utf-8")
     elif request.param == "left":

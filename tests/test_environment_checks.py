@@ -1,4 +1,4 @@
-"""What the episodes of `check-tasks` tell: what an episode depends on, and whether the task matters."""
+"""The episodes of `check-tasks` show what an episode depends on, and whether the task has an effect."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ class ChangesObservations(Walks):
 
 
 class ChangesTheEnd(Walks):
-    """Only after more steps than are tried at first."""
+    """The task shows only after more steps than the first attempt takes."""
 
     horizon = 90
 
@@ -222,7 +222,7 @@ class PaysLate(Walks):
 
 
 class PaysFarAway(Walks):
-    """Where only an action that lasts leads to."""
+    """Reached only by a repeated action."""
 
     horizon = 90
 

@@ -49,7 +49,7 @@ def test_a_file_is_replaced_whole_and_readable_by_others(tmp_path: Path) -> None
 
 @pytest.fixture
 def odd(tmp_path: Path) -> Iterator[Path]:
-    """A folder with one of everything that is no regular file."""
+    """A folder with one file of each kind that is not a regular file."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     (tmp_path / "target").write_bytes(b"kept")
@@ -89,7 +89,7 @@ def test_an_endless_or_a_large_file_is_refused(tmp_path: Path) -> None:
     for name, largest in (("sparse", 2**30), ("sparse", None), ("small", 2)):
         with pytest.raises(OSError, match="Has more than"):
             read_file(tmp_path / name, largest=largest)
-    with pytest.raises(OSError, match="Has more than"):  # whose size the system does not tell
+    with pytest.raises(OSError, match="Has more than"):  # the system does not give its size
         read_file(Path("/proc/self/status"), largest=10)
 
 

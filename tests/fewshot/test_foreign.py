@@ -1,4 +1,4 @@
-"""Encoders of one's own: what they may be, and what is said of those that cannot be used."""
+"""Encoders of the user's own: which ones work, and the messages for those that do not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPACES = ExampleSpaces((6,), 3, True, train_ways=3)
 
 
 class Linear(nn.Module):
-    """Six numbers to four; `before` and `after` are what others change."""
+    """Six numbers to four. Subclasses change `before` and `after`."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Recurrent(nn.Module):
 
 
 class Looking(Linear):
-    """Its way depends on the data."""
+    """Its branch depends on the data."""
 
     def after(self, features: Tensor) -> Tensor:
         return features if features.sum() > 0 else -features
@@ -107,7 +107,7 @@ class OldFunction(torch.autograd.Function):
 
 
 class Late(Linear):
-    """Raises `error` once training is on its way."""
+    """Raises `error` after training has started."""
 
     error: BaseException = ValueError("late")
     ready = False

@@ -106,7 +106,7 @@ def test_settings_can_be_replaced_and_hold_no_arrays() -> None:
         ({"y": Y[1:]}, r"^y has shape \(29,\): must be \(30,\), a label for each of x"),
         ({"x": [[1.0, 2.0], [3.0]]}, r"^x cannot be read as an array: .*inhomogeneous"),
         ({"x": torch.zeros(30, 8, requires_grad=True)}, r"^x requires gradients: must be data; use x\.detach\(\)$"),
-        ({"x": torch.zeros(30, 8, device="meta")}, r"^x is on meta: must be on the CPU; x\.cpu\(\) is$"),
+        ({"x": torch.zeros(30, 8, device="meta")}, r"^x is on meta: must be on the CPU; use x\.cpu\(\)$"),
         ({"x": torch.zeros(30, 8).bfloat16()}, r"^x cannot be read as an array: .*BFloat16"),
         ({"x": np.ma.masked_equal(BYTES, BYTES[0, 0, 0])}, r"^x has \d+ masked values: must have none; fill or drop"),
         ({"x": BYTES.astype(object)}, r"^x is object: must be uint8"),

@@ -1,4 +1,4 @@
-"""Pictures as they are shown."""
+"""Pictures are read as viewers show them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from metarl.fewshot.data.pictures import FORMATS, SUFFIXES, read_picture
 INK = np.zeros((12, 8), bool)
 INK[2:4, 1:6] = True
 GREY = np.where(INK, 0, 255).astype(np.uint8)
-ROTATED = 6  # EXIF: to be shown turned to the right
+ROTATED = 6  # EXIF: viewers turn it to the right
 
 
 def saved(picture: Image.Image, form: str, **settings: Any) -> io.BytesIO:
@@ -28,7 +28,7 @@ def saved(picture: Image.Image, form: str, **settings: Any) -> io.BytesIO:
 
 
 def sheet(mode: str) -> Image.Image:
-    """Black ink on a transparent sheet, which is black too where it is not looked through."""
+    """Black ink on a transparent sheet, whose hidden colour is black too."""
     channels = np.zeros((*INK.shape, len(mode)), np.uint8)
     channels[..., -1] = INK * 255
     return Image.fromarray(channels)
@@ -93,7 +93,7 @@ def test_half_transparent_is_half_white() -> None:
 
 
 def test_only_decoders_of_pictures_are_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That of PostScript would start Ghostscript."""
+    """The decoder of PostScript would start Ghostscript."""
     script = tmp_path / "00.png"
     script.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n")
     with Image.open(script) as opened:
