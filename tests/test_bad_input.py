@@ -160,7 +160,7 @@ CASES = [
     # Tasks of one's own.
     Case("24", "train mypkg", "task = 'mypkg': unknown; .*; write module:Class for one of your own"),
     Case("25", "train broken:Family", r"cannot import broken: ModuleNotFoundError: .*'a_module_.* \(broken.py:2\)"),
-    Case("25", "check-tasks absent:Family", "cannot import absent: ModuleNotFoundError: No module .*; metarl looks in"),
+    Case("25", "check-tasks absent:Family", "cannot import absent: ModuleNotFoundError: No module .*; metarl searches"),
     Case("own", "train syntax:Family", r"cannot import syntax: SyntaxError: .*\(syntax.py, line 1\)"),
     Case("own", "train leaves:Family", r"cannot import leaves: SystemExit: 0 \(leaves.py:2\)"),
     Case("own", "train wild:Family", r"cannot import wild: BaseException: 7 \(wild.py:1\)"),
