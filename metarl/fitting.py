@@ -31,12 +31,12 @@ def require_fit(path: Path, saved: Any, own: Any, name: str = "state") -> None:
 
 
 def require_counts(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Raises CheckpointError if `manifest` lacks the environment steps or the seconds of the run so far."""
+    """Raises CheckpointError unless `manifest` has valid environment steps and seconds of the run so far."""
     extra = manifest.get("extra", {})
     steps, seconds = extra.get("env_steps"), extra.get("wall_s")
     counted = type(steps) is int and 0 <= steps < 2**63
     if not (counted and type(seconds) in (int, float) and 0.0 <= seconds < math.inf):
-        raise CheckpointError(f"{path}: its manifest lacks env_steps or wall_s: no run saved it")
+        raise CheckpointError(f"{path}: its manifest has no valid env_steps or wall_s: no run saved it")
 
 
 def of_another_learner(path: Path, reason: str) -> CheckpointError:
