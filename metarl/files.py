@@ -105,9 +105,12 @@ def require_replaceable(path: Path) -> None:
 
 def require_output(path: Path, field: str) -> None:
     """Raises `InputError` if `path`, the value of `field`, cannot be written. Call it before the slow work."""
-    require(path.parent.is_dir() and not path.is_dir(), field, str(path), "a file in a folder that exists")
+    require(path.name != "-", field, str(path), "the name of a file, other than -, which many take for standard output")
     try:
+        require(path.parent.is_dir() and not path.is_dir(), field, str(path), "a file in a folder that exists")
         require_replaceable(path)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
     except OSError as error:
         raise InputError(f"{field} = {str(path)!r}: cannot be written: {error.strerror}") from error
 
@@ -134,7 +137,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         OSError: the disk is full, the folder is missing or read-only, or `path` is not a regular file. It is unchanged.
     """
     require_replaceable(path)
-    descriptor, name = tempfile.mkstemp(prefix=f"{UNFINISHED}{path.name}.", dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)  # any name fits
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -223,6 +223,7 @@ CASES = [
     Case("own", "evaluate run --json empty", "--json = 'empty': must be a file in a folder that exists"),
     Case("own", "evaluate run --json pipe", "--json = 'pipe': cannot be written: Is a named pipe, not a regular file"),
     Case("own", "evaluate run --json link", "--json = 'link': cannot be written: Is a link, not a regular file"),
+    Case("own", "evaluate run --json -", "--json = '-': must be the name of a file, other than -, which many take for"),
     Case("own", "evaluate run --json /dev/null", "--json = '/dev/null': cannot be written: Is a device, not a regular"),
     Case("own", "plot run --out link.png", "link.png: cannot be written: Is a link, not a regular file"),
     Case("own", "video run --out link.gif", "--out = 'link.gif': cannot be written: Is a link, not a regular file"),

@@ -106,6 +106,24 @@ def test_only_regular_files_are_replaced(odd: Path, name: str) -> None:
     }
 
 
+@pytest.mark.parametrize("path", ["-", "./-", "absent/a", 256 * "a", "/proc/a"])
+def test_where_no_file_can_be_made_is_refused_before_the_work(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^--json = .*: (cannot be written|must be)"):
+        require_output(Path(path), "--json")
+    assert listed(tmp_path) == []
+
+
+def test_the_longest_name_of_a_file_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / (255 * "a")
+    require_output(path, "--json")
+    assert listed(tmp_path) == []
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
 def test_a_lock_that_is_no_regular_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / ".lock").symlink_to(tmp_path / "target")
     (tmp_path / "target").write_bytes(b"kept")
