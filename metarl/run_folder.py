@@ -206,6 +206,8 @@ class RunFolder(Callback):
             raise
 
     def _save(self, trainer: Trainer, tracker: Tracker) -> None:
+        if not self._run_dir.is_dir():  # made again, it would have checkpoints and no settings
+            raise RunError(f"{shown(self._run_dir)}: was moved or deleted while the run wrote to it")
         tracker.sync()  # rows first: a checkpoint must not lack the rows of its iterations
         checkpoint.save(
             self._run_dir,

@@ -20,7 +20,7 @@ import metarl
 from metarl import checkpoint, cli, plots, run_folder, runs
 from metarl.arguments import parse_train
 from metarl.config import RunConfig, from_dict
-from metarl.errors import InputError
+from metarl.errors import InputError, RunError
 from metarl.run_folder import RunFolder, best_iteration, new_run_dir
 from metarl.runs import build, load, load_trainer, train
 from metarl.tracking import read_metrics
@@ -292,6 +292,22 @@ def test_a_resumed_run_may_change_how_long_and_how_often(run_dir: Path, tmp_path
     resumed = parse_train(["--resume", str(tmp_path / "run"), *flags.split(), *others.split()]).config
     train(resumed, tmp_path / "run", resume=True)
     assert from_dict(json.loads((tmp_path / "run" / "config.json").read_text())) == resumed
+
+
+class Moving(Callback):
+    def on_iteration(self, trainer: Trainer, progressed: Progressed) -> None:
+        if progressed.iteration == 2:
+            Path("run").rename("moved")
+
+
+@pytest.mark.usefixtures("_elsewhere", "_blank_pictures")
+def test_a_run_folder_that_is_moved_away_ends_the_run_and_goes_on_from_its_new_place() -> None:
+    saved = config("--iterations=4", "--checkpoint-every=1", "--evaluation.no-controls")
+    with pytest.raises(RunError, match=r"^run: was moved or deleted while the run wrote to it$"):
+        train(saved, Path("run"), callbacks=(Moving(),))
+    assert not Path("run").exists()
+    assert cli.main(["train", "--resume", "moved", "--quiet"]) == 0
+    assert checkpoint.latest(Path("moved")).iteration == 4
 
 
 @dataclass
