@@ -26,7 +26,16 @@ from torch import Tensor
 
 from metarl import __version__
 from metarl.errors import InputError, RunError, one_line
-from metarl.files import UNFINISHED, parse_json, read_file, remove_unfinished, sync_folder, write_durably, write_error
+from metarl.files import (
+    UNFINISHED,
+    parse_json,
+    read_file,
+    remove,
+    remove_unfinished,
+    sync_folder,
+    write_durably,
+    write_error,
+)
 from metarl.nonfinite import nonfinite_tensors, tensors_in
 
 FORMAT_VERSION = 1
@@ -231,7 +240,7 @@ def _place(target: Path, contents: Mapping[str, bytes]) -> None:
             finally:
                 os.close(descriptor)
         sync_folder(temporary)
-        if target.exists():
+        if os.path.lexists(target):
             _discard(target)
         temporary.replace(target)
         sync_folder(target.parent)
@@ -244,7 +253,7 @@ def _discard(folder: Path) -> None:
     """Deletes `folder` so that a kill on the way leaves no half checkpoint under its name."""
     aside = folder.with_name(f"{UNFINISHED}{folder.name}")
     folder.replace(aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    remove(aside)
 
 
 def _name(iteration: int) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -298,6 +299,27 @@ def test_leftovers_of_killed_writers_are_removed_by_the_next_save(tmp_path: Path
     assert list_checkpoints(tmp_path) == {}
     write(tmp_path, 1)
     assert listed(tmp_path / "checkpoints") == ["iteration_000001"]
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe", "link", "dangling"])
+def test_what_stands_in_the_place_of_a_checkpoint_is_replaced_and_nothing_waits(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / "checkpoints" / "iteration_000001"
+    place.parent.mkdir()
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    with contextlib.ExitStack() as held:
+        if kind == "file":
+            place.touch()
+        elif kind == "pipe":
+            os.mkfifo(place)
+            held.callback(os.close, os.open(place, os.O_RDWR))  # who opens it does not wait: this test always ends
+        else:
+            place.symlink_to(kept if kind == "link" else "absent")
+        write(tmp_path, 1)
+    assert latest(tmp_path).iteration == 1
+    assert listed(tmp_path / "checkpoints") == ["iteration_000001"]
+    assert listed(kept) == ["file"]
 
 
 WRITER = """
