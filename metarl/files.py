@@ -175,7 +175,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Deletes a folder and what it holds, or whatever else `path` is: a pipe waits for nobody, a link loses no target."""
+    """Deletes a folder and what it holds, or whatever else `path` is. Of a link, the target stays."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
