@@ -84,6 +84,11 @@ class LeavesInit(Sound):
         raise SystemExit(0)
 
 
+class RaisesSample(Sound):
+    def sample(self, num_tasks, rng, *, split="train"):
+        return rng.uniform("a", 1.0)
+
+
 class TooMany(Sound):
     def sample(self, num_tasks, rng, *, split="train"):
         return super().sample(num_tasks + 1, rng)
@@ -123,6 +128,11 @@ class NoHorizon(Sound):
 class NoEnv(Sound):
     def make_env(self):
         pass
+
+
+class Unbuilt(Sound):
+    def make_env(self):
+        return gymnasium.make("CartPool-v1")
 
 
 class OtherSpaces(Sound):
