@@ -482,11 +482,7 @@ def test_a_damaged_checkpoint_is_said_in_one_line(tmp_path: Path) -> None:
 ODD_FILES = [
     *((name, text) for name in ("adaptation.json", "metrics.jsonl", "paths.json") for text in ("[]", "{}", "3", '"x"')),
     *(("adaptation.json", text) for text in (9999 * "[", "NaN", '{"a": 1, "a": 2}', f"{5000 * '9'}", "\x00")),
-    *(
-        ("adaptation.json", {name: odd})
-        for name in ("steps", "per_task", "mean", "tasks")
-        for odd in (None, "x", [{}], 1)
-    ),
+    *(("adaptation.json", {name: odd}) for name in ("steps", "per_task", "mean") for odd in (None, "x", [{}], 1)),
     ("adaptation.json", {"unit": 7}),
     ("adaptation.json", {"env_steps": ["a"]}),
     ("adaptation.json", {"num_replicates": "many"}),
