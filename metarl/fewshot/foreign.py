@@ -121,6 +121,12 @@ def _require_function(module: nn.Module, inputs: Tensor) -> None:
     moved = [place for place, value in module.named_buffers() if not torch.equal(value, buffers[place])]
     advice = "; call .eval() on such a part in the constructor"
     _refuse(bool(moved), f"a module whose calls change no buffer; they change {', '.join(moved)}{advice}")
+    # With its parameters constant, only what it does not register can make its features depend on a parameter.
+    constants = {place: value.detach() for place, value in module.named_parameters()}
+    with torch.enable_grad():
+        unknown = torch.func.functional_call(module, constants, inputs).requires_grad
+    advice = "; it uses others: keep layers as attributes or in an nn.ModuleList, tensors as nn.Parameter"
+    _refuse(unknown, f"a module that registers all its parameters{advice}")
     random = [p for p, part in module.named_modules() if isinstance(part, _DropoutNd) and part.p > 0 and part.training]
     where = f" ({random[0]})" if random else ""
     differs = bool(random) or not torch.allclose(first, second, equal_nan=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,17 @@ def tied(shape: tuple[int, ...]) -> nn.Module:
     return made
 
 
+def scripted(shape: tuple[int, ...]) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(nn.Linear(6, 4))
+
+
+def unregistered(functions: list[Callable[[Tensor], Tensor]]) -> type[Linear]:
+    """A class whose modules also use parameters that torch does not find."""
+    return linear(functions=functions, before=lambda self, inputs: self.functions[0](inputs))
+
+
 MODULES: dict[str, Any] = {
     "Attention": Attention,
     "Evaluating": lambda shape: Attention(shape, evaluating=True),
@@ -155,6 +167,9 @@ MODULES: dict[str, Any] = {
     "Old": linear(after=lambda self, features: OldFunction.apply(features)),
     "Flat": linear(after=without_derivative),
     "Array": linear(before=lambda self, inputs: torch.from_numpy(inputs.detach().numpy())),
+    "Listed": unregistered([nn.Linear(6, 6)]),
+    "Loose": unregistered([torch.ones(6, requires_grad=True).mul]),
+    "scripted": scripted,
     "Leaving": linear(__init__=lambda self, shape: sys.exit(0)),
     "made": Linear((6,)),
     "number": 3,
@@ -211,6 +226,9 @@ def test_what_training_needs_of_an_encoder_works(
         ("Empty", "must be a module with one number of features, at least 1, for 2 inputs and for 4"),
         ("Infinite", "must be a module that gives finite features"),
         ("InPlace", "must be a module that does not change its inputs"),
+        ("Listed", "must be a module that registers all its parameters; it uses others: .*nn.ModuleList"),
+        ("Loose", "must be a module that registers all its parameters"),
+        ("scripted", "RuntimeError: The stateless API can't be used with Jitted modules"),
         ("Leaving", "SystemExit: 0"),
         ("made", "must be a class or a function that makes a module, not a module"),
         ("number", "TypeError: 'int' object is not callable$"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from metarl.fewshot.data.pictures import (
     read_picture,
     shown,
 )
+from metarl.files import total_memory
 
 LAYOUT = "a folder for each class, or folders train, test and perhaps val that hold them"
 # What a folder that holds the classes of a split may be called, in any capitals.
@@ -87,8 +89,12 @@ class ImageFolder(ImageTasks):
         _require_pictures(folders)
         every = tuple(picture for pictures in folders.values() for picture in pictures)
         _say_what_is_left_out(root, frozenset((*folders, *every)))
+        mode: Mode = "L" if self.grey else "RGB"
+        memory, pixels = total_memory(), len(every) * len(mode)
+        fits = f"at most {math.isqrt(memory // pixels)}: the {len(every)} pictures must fit into memory"
+        require(pixels * self.image_size**2 <= memory, "task.image_size", self.image_size, fits)
         return ImageSet(
-            images=_read(every, "L" if self.grey else "RGB", self.image_size, fingerprint(root, every)),
+            images=_read(every, mode, self.image_size, fingerprint(root, every)),
             counts=np.array([len(pictures) for pictures in folders.values()], np.int64),
             names=tuple(shown(folder.name) for folder in folders),
             splits=self._splits(root, list(folders)),

@@ -111,6 +111,9 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     assert refused(root) == ("ROOT/class 3/1.JPG: cannot be read as a picture: it is empty, or of no known format")
     Image.fromarray(np.zeros((6, 6), np.float32)).save(root / "class 3" / "1.tif")
     (root / "class 3" / "1.JPG").unlink()
+    most = re.search(r"^task\.image_size = 10000000: must be at most (\d+): the ", refused(root, image_size=10**7))
+    assert most
+    assert int(most[1]) < 10**7
     assert refused(root) == "ROOT/class 3/1.tif: has pixels of mode 'F': must have at most 16 bits a channel"
 
 
