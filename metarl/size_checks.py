@@ -32,5 +32,5 @@ def size_notes(data: Trajectories, action_space: gymnasium.Space[Any]) -> Iterat
         if (clipped > MOSTLY).any():
             column = int(np.argmax(clipped))
             bounds = f"[{action_space.low[column]:g}, {action_space.high[column]:g}]"
-            found = f"{clipped[column]:.0%} of the first actions[{column}], drawn from N(0, 1), lie outside"
+            found = f"{clipped[column]:.0%} of the random actions, drawn from N(0, 1), have action[{column}] outside"
             yield f"{found} {bounds} and are clipped: let the environment rescale actions of about [-1, 1]"

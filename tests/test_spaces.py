@@ -426,7 +426,7 @@ def test_check_tasks_notes_what_is_done_and_sizes() -> None:
     assert check_task_distribution(Louds(), on_note=notes.append) == []
     assert len(notes) == 2
     assert re.search(
-        r"larger than 10 .*observation\[1\] is from 1000 to 1003: .*agent.normalize_observations", notes[0]
+        r"larger than 10 .*observation\[1\] ranges from 1000 to 1003: .*agent.normalize_observations", notes[0]
     )
     assert re.search(r"100% of .*action\[0\] .* outside \[5, 50\]", notes[1])
 
