@@ -76,10 +76,11 @@ def crossed_interval(values: Array, rng: np.random.Generator, *, level: float = 
     Seeds and tasks are two crossed samples (of a finite family: seeds and replicates, the tasks being fixed). Each has
     a variance of its own, estimated from the same table. The squared half-width is the sum of two squares: Student's t
     with S - 1 degrees of freedom times the standard error from the seeds, and Student's t times that from the tasks.
-    A difference of two agents, `values` of one minus those of the other, is paired by task and seed.
+    The interaction of seeds and tasks is in both, so its variance is subtracted from that of the seeds. A difference of
+    two agents, `values` of one minus those of the other, is paired by task and seed.
 
     A nominal 95 % of three seeds covers 94 to 96 % on average over the agents and budgets of a family of the results
-    table, and 90 to 98 % for a single one. That was simulated with the variances of the table. Resampling seeds and
+    table, and 89 to 98 % for a single one. That was simulated with the variances of the table. Resampling seeds and
     then tasks within each covers 77 to 94 % on average, 66 % at least. Resampling seeds and common tasks jointly covers
     84 to 98 % on average, 69 % at least: three seeds are too few to resample. (`scripts/simulate_coverage.py`)
 
