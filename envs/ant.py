@@ -1,12 +1,12 @@
-"""The ant that must walk in a direction, at a speed or to a place that it is not told.
+"""The ant that must walk in a direction, at a speed or to a place that it does not observe.
 
 Sources: Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", 2017,
 arXiv:1703.03400, and its code, github.com/cbfinn/maml_rl (direction, speed); Rakelly et al., "Efficient Off-Policy
 Meta-Reinforcement Learning via Probabilistic Context Variables", 2019, arXiv:1903.08254, and its code,
 github.com/katerakelly/oyster (any direction, place).
-Differs from them: the physics is Gymnasium's Ant-v5 (0.05 s per step; the first paper's rllab model takes 0.02 s), a
-velocity is what the torso moved in a step over the step's time, and the cost of contacts is there only with
-`contact_forces`, because the forces then are.
+Differs from them: the physics is Gymnasium's Ant-v5, with 0.05 s per step (the first paper's rllab model: 0.02 s). The
+velocity is the distance that the torso moved in a step, divided by the step's time. Contacts have a cost only with
+`contact_forces`, because the contact forces are computed only then.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
 import mujoco
 import numpy as np
-from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from metarl.envs.batch import LoopSimulator, num_cores
 from metarl.envs.locomotion import (
-    ASSETS,
     FULL_TURN,
     Direction,
+    EnvSettings,
     FallingEnv,
     TargetTasks,
     Velocity,
@@ -37,21 +36,21 @@ from metarl.envs.vector import Bools, Floats, Ids
 from metarl.errors import require, unknown_name
 from metarl.tasks import Split, Task
 
-FRAME_SKIP = 5
 TORSO = 1
+NUM_CONTACT_FORCES = 78
 CONTACT_COST = 5e-4  # all sources; times the sum of squares of the forces, each clipped to [-1, 1]
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What a step pays beside its progress: `survival` - `control_cost` * |control|^2, controls in [-1, 1]."""
+    """A step's reward besides its progress: `survival` - `control_cost` * |control|^2, controls in [-1, 1]."""
 
     control_cost: float
     survival: float
 
 
 TERMS = {
-    "ant-dir": Terms(0.005, 0.05),  # maml_rl, whose cost is of controls over their limit of 150
+    "ant-dir": Terms(0.005, 0.05),  # maml_rl: its controls are divided by their limit of 150
     "ant-vel": Terms(0.005, 0.05),  # maml_rl
     "ant-goal": Terms(0.1, 0.0),  # oyster
 }
@@ -59,10 +58,10 @@ TERMS = {
 
 @dataclass(frozen=True)
 class Goal:
-    """Walk to a place and stay there.
+    """Walk to a place and stay there. The ant starts within 0.1 m of (0, 0) in both coordinates.
 
     Attributes:
-        x: first coordinate, metres; the ant starts within 0.1 m of (0, 0) in both.
+        x: first coordinate, metres.
         y: second coordinate, metres.
     """
 
@@ -71,7 +70,7 @@ class Goal:
 
 
 class ContactSimulator(LoopSimulator):
-    """Computes the contact forces `cfrc_ext` after a step, as Gymnasium does; `mujoco.batch` has no call for it."""
+    """Computes the contact forces `cfrc_ext` after each step, as Gymnasium does. `mujoco.batch` cannot do this."""
 
     def step(self, num_steps: int, ids: Ids) -> Bools:
         """As `Simulator.step`."""
@@ -81,52 +80,32 @@ class ContactSimulator(LoopSimulator):
 
 
 class AntEnv(FallingEnv):
-    """Gymnasium's ant in a batch, without a goal: families add `_progress`.
+    """Gymnasium's ant in a batch. Families add `_assign_tasks` and `_progress`.
 
-    Observations are 27 numbers: Ant-v5's without the contact forces, which is Ant-v4's default, and in effect what
-    PEARL and VariBAD had: their contact entries were zero under the MuJoCo that they used.
+    Observations are 27 numbers: those of Ant-v5 without the contact forces, the default of Ant-v4. PEARL and VariBAD
+    observed the same in effect, because the contact forces were zero in the MuJoCo version that they used.
     """
 
+    asset = "ant.xml"
     heights = (0.2, 1.0)
     terms: Terms
 
-    def __init__(
-        self,
-        num_envs: int,
-        *,
-        horizon: int = 200,
-        action_limit: float = 1.0,
-        contact_forces: bool = False,
-        num_threads: int = 0,
-        autoreset_mode: AutoresetMode = AutoresetMode.DISABLED,
-    ) -> None:
+    def __init__(self, num_envs: int, *, contact_forces: bool = False, **settings: Unpack[EnvSettings]) -> None:
         """
         Args:
             num_envs: number of simulations.
-            horizon: steps of 0.05 s after which a trajectory is truncated.
-            action_limit: actions in [-action_limit, action_limit] are scaled onto the controls [-1, 1] and clipped.
-            contact_forces: observe the 78 contact forces of Ant-v5, clipped to [-1, 1], too (105 numbers), and pay
-                for them. Such simulations run in the loop for older MuJoCo: about a third more time per step.
-            num_threads: threads of the simulator, 0 for all cores; does not change the results.
-            autoreset_mode: as in `TaskBatchEnv`.
+            contact_forces: also observe the 78 contact forces of Ant-v5, clipped to [-1, 1] (105 numbers in all), and
+                subtract their cost from the reward. Such simulations use `LoopSimulator`, which takes about a third
+                more time per step.
+            **settings: of `LocomotionEnv`; steps take 0.05 s.
         """
-        super().__init__(
-            ASSETS / "ant.xml",
-            num_envs,
-            frame_skip=FRAME_SKIP,
-            horizon=horizon,
-            observation_size=105 if contact_forces else 27,
-            action_limit=action_limit,
-            num_threads=num_threads,
-            autoreset_mode=autoreset_mode,
-        )
+        super().__init__(num_envs, num_extra_observations=NUM_CONTACT_FORCES * contact_forces, **settings)
         if contact_forces:
-            threads = min(num_threads or num_cores(), num_envs)
+            threads = min(settings.get("num_threads", 0) or num_cores(), num_envs)
             self.simulator = ContactSimulator(self.simulator.model, num_envs, threads)
             self.simulator.bind("cfrc_ext")
-        self.simulator.bind("xpos")  # is filled from the next call on
+        self.simulator.bind("xpos")  # the next call fills it
         self._contact_forces = contact_forces
-        self._goals = np.zeros((num_envs, 2))
 
     def _rewards(self, ids: Ids, velocities: Floats, controls: Floats) -> Floats:
         rewards: Floats = self._progress(ids, velocities) + self.terms.survival
@@ -140,7 +119,7 @@ class AntEnv(FallingEnv):
         """The task's part of the rewards, [len(ids)], from velocities [len(ids), 2]."""
 
     def _tracked_positions(self, ids: Ids) -> Floats:
-        """The torso's x and y as Ant-v5 measures them: they lag `qpos` by a part of a physics step."""
+        """The torso's x and y as Ant-v5 measures them: from `xpos`, which lags `qpos` by part of a physics step."""
         positions: Floats = self.simulator.bind("xpos")[ids, TORSO, :2]
         return positions
 
@@ -183,7 +162,7 @@ class AntVelEnv(AntEnv):
 
 
 class AntGoalEnv(AntEnv):
-    """Reward per step: -|x - goal x| - |y - goal y| - 0.1 * |control|^2. It never terminates."""
+    """Reward per step: -|x - goal x| - |y - goal y| - 0.1 * |control|^2. The MDP never terminates."""
 
     default_task = Goal(1.0, 0.0)
     terms = TERMS["ant-goal"]
@@ -196,15 +175,16 @@ class AntGoalEnv(AntEnv):
         return -distances
 
     def _terminated(self, ids: Ids) -> bool:
-        return False  # the reward is negative: an end would pay
+        return False  # the reward is negative, so a fall would be rewarded
 
 
 @dataclass(frozen=True)
 class AntTasks(TargetTasks[Task]):
-    """What the families of ants have in common; a step takes 0.05 s.
+    """The settings of every ant family. A step takes 0.05 s.
 
     Attributes:
-        contact_forces: observe the contact forces and pay for them: 105 numbers instead of 27, see `AntEnv`.
+        contact_forces: also observe the contact forces (105 numbers instead of 27) and subtract their cost from the
+            reward, see `AntEnv`.
     """
 
     contact_forces: bool = False
@@ -223,18 +203,18 @@ class AntTasks(TargetTasks[Task]):
 
 @dataclass(frozen=True)
 class AntDir(AntTasks[Direction]):
-    """Forward or backward, with equal odds, or along any direction of the plane.
+    """Forward or backward, with equal probability, or along any direction of the plane.
 
-    Source: Finn et al. 2017, arXiv:1703.03400; its constants hold for any direction too, where PEARL's are 0.5 for
-    controls and 1 for survival. The MDP ends at a height outside [0.2, 1] m. With "any", an oracle observes the
-    direction as two more numbers, (cos angle, sin angle); otherwise it observes one, the angle 0 or pi.
+    Source: Finn et al. 2017, arXiv:1703.03400. Its reward constants are used for any direction too; PEARL has 0.5 for
+    controls and 1 for survival there. The MDP ends at a height outside [0.2, 1] m. With "any", an oracle observes the
+    direction as two more numbers, (cos angle, sin angle); otherwise as one, the angle 0 or pi.
 
     Attributes:
         low: with "any": lowest training angle, radians, >= 0.
         high: with "any": highest training angle, above `low`, <= 2 pi.
         test_low: with "any": lowest test angle; None: test angles come from the training interval.
-        test_high: highest test angle, given together with `test_low`, outside the training interval.
-        directions: "forward-backward": the angles 0 and pi, which training and test share; "any": uniform angles.
+        test_high: highest test angle, above `test_low`, outside the training interval; set both or neither.
+        directions: "forward-backward": the angles 0 and pi, shared by training and test; "any": uniform angles.
     """
 
     high: float = FULL_TURN
@@ -275,7 +255,7 @@ class AntVel(AntTasks[Velocity]):
         low: lowest training target, m/s.
         high: highest training target, m/s, above `low`.
         test_low: lowest test target, m/s; None: test targets come from the training interval.
-        test_high: highest test target, m/s, given together with `test_low`, outside the training interval.
+        test_high: highest test target, m/s, above `test_low`, outside the training interval; set both or neither.
     """
 
     high: float = 3.0
@@ -288,15 +268,15 @@ class AntVel(AntTasks[Velocity]):
 
 @dataclass(frozen=True)
 class AntGoal(AntTasks[Goal]):
-    """Goals drawn uniformly from a ring round the start, by default from the whole disc of radius 3 m.
+    """Goals drawn uniformly from a ring around the start, by default from the whole disc of radius 3 m.
 
     Source: Rakelly et al. 2019, arXiv:1903.08254.
 
     Attributes:
-        low: least distance of a training goal from (0, 0), m, >= 0.
-        high: greatest distance of a training goal, m, above `low`.
-        test_low: least distance of a test goal, m; None: test goals come from the training ring.
-        test_high: greatest distance of a test goal, m, given together with `test_low`, outside the training ring.
+        low: smallest distance of a training goal from (0, 0), m, >= 0.
+        high: largest distance of a training goal, m, above `low`.
+        test_low: smallest distance of a test goal, m; None: test goals come from the training ring.
+        test_high: largest distance of a test goal, m, above `test_low`, outside the training ring; set both or neither.
     """
 
     high: float = 3.0

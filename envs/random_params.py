@@ -2,8 +2,9 @@
 
 Source: Rothfuss, Lee, Clavera, Asfour, Abbeel, "ProMP: Proximal Meta-Policy Search", 2018, arXiv:1810.06784, and its
 environments, github.com/dennisl88/rand_param_envs, which PEARL (arXiv:1903.08254) and VariBAD (arXiv:1910.08348) use.
-Differs from the source: the robots are those of Gymnasium's Walker2d-v5 and Hopper-v5, and what MuJoCo derives from
-masses and inertias follows the task (`mj_setConst`), where the source leaves it at the values of the robot as built.
+Differs from the source: the robots are those of Gymnasium's Walker2d-v5 and Hopper-v5. MuJoCo derives constants from
+masses and inertias. Here they are recomputed for each task (`mj_setConst`). The source keeps the values of the robot as
+built.
 """
 
 from __future__ import annotations
@@ -15,39 +16,36 @@ from dataclasses import astuple, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from metarl.envs.locomotion import ASSETS, UniformStartEnv, check_settings
+from metarl.envs.locomotion import LocomotionTasks, UniformStartEnv
 from metarl.envs.vector import Bools, Floats, Ids
 from metarl.errors import require
-from metarl.tasks import EnvTaskDistribution, Split
+from metarl.tasks import Split
 
-FRAME_SKIP = 4
-RESET_NOISE = 5e-3
 CONTROL_COST = 1e-3
 SURVIVAL = 1.0
-MAX_SPEED_SEEN = 10.0
+MAX_OBSERVED_SPEED = 10.0
 BASES = {"body_mass": 1.5, "body_inertia": 1.5, "geom_friction": 1.5, "dof_damping": 1.3}
-LARGEST_LIMIT = 20.0  # factors of 3,300: beyond it is a slip, and far beyond it numbers overflow
+LARGEST_LIMIT = 20.0  # factors of 3,300; more is probably a mistake, and much more overflows
 
 
 @dataclass(frozen=True)
 class Physics:
-    """Factors on fields of the robot's `MjModel`, each field's in MuJoCo's order. It prints as sizes and a checksum.
+    """Factors that multiply fields of the robot's `MjModel`, in MuJoCo's order. Prints as sizes and a checksum.
 
-    Fields that are 0 stay 0, such as the mass of the world and the damping of the robot's free movement.
+    Fields that are 0 stay 0, such as the mass of the world and the damping of the root joints.
 
-    Every principal moment of inertia has a factor of its own, as in the source, and the three of a body may violate the
-    triangle inequality. MuJoCo minds it only where it compiles a model. It has no effect here: the robots move in a
-    plane, and only the moment about the plane's normal counts.
+    Every principal moment of inertia has a factor of its own, as in the source. The three moments of a body may violate
+    the triangle inequality. MuJoCo checks this only when it compiles a model. It has no effect here: the robots move in
+    a plane, so only the moment about the plane's normal matters.
 
-    Of the coefficients of friction only the sliding one counts, and in a contact the larger of the two geoms'.
+    Only the sliding friction has an effect. A contact uses the larger coefficient of its two geoms.
 
     Attributes:
-        body_mass: [num_bodies], the world's first.
+        body_mass: [num_bodies], the world first.
         body_inertia: [3 * num_bodies], three for each body.
-        geom_friction: [3 * num_geoms], the floor's first: sliding, torsional and rolling friction of each geom.
+        geom_friction: [3 * num_geoms], the floor first: sliding, torsional and rolling friction of each geom.
         dof_damping: [num_dofs].
     """
 
@@ -62,58 +60,31 @@ class Physics:
 
 
 def as_built(num_bodies: int, num_dofs: int) -> Physics:
-    """The task that changes nothing, for a robot of as many bodies, with the world, as geoms."""
+    """The task that changes nothing. `num_bodies` counts the world, and must also be the number of geoms."""
     return Physics((1.0,) * num_bodies, (1.0,) * 3 * num_bodies, (1.0,) * 3 * num_bodies, (1.0,) * num_dofs)
 
 
 class RandomParamsEnv(UniformStartEnv):
-    """A robot in a plane that runs ahead. Reward per step: dx/dt + 1 - 0.001 * |control|^2.
+    """A robot in a plane that runs forward. Reward per step: dx/dt + 1 - 0.001 * |control|^2.
 
-    Observations are all positions but x, then all velocities, clipped to [-10, 10].
+    A step takes 0.008 s. Observations are all positions but x, then all velocities, clipped to [-10, 10]. The MDP ends
+    when one of the limits below is reached.
 
     Attributes:
-        asset: file name of the model.
-        heights: the MDP ends unless the height, in metres, lies between these.
-        max_angle: the MDP ends unless the torso leans less than this, in radians.
-        max_state: the MDP ends unless angles and velocities are below this in size.
+        heights: lower and upper limit of the height, in metres.
+        max_angle: limit of the torso's lean in both directions, in radians.
+        max_state: limit of the absolute value of each angle and velocity.
     """
 
-    asset: str
+    frame_skip = 4
+    reset_noise = 5e-3
+    num_hidden_positions = 1
     max_angle: float
     max_state: float = math.inf
 
-    def __init__(
-        self,
-        num_envs: int,
-        *,
-        horizon: int = 200,
-        action_limit: float = 1.0,
-        num_threads: int = 0,
-        autoreset_mode: AutoresetMode = AutoresetMode.DISABLED,
-    ) -> None:
-        """
-        Args:
-            num_envs: number of simulations.
-            horizon: steps of 0.008 s after which a trajectory is truncated.
-            action_limit: actions in [-action_limit, action_limit] are scaled onto the controls [-1, 1] and clipped.
-            num_threads: threads of the simulator, 0 for all cores; does not change the results.
-            autoreset_mode: as in `TaskBatchEnv`.
-        """
-        super().__init__(
-            ASSETS / self.asset,
-            num_envs,
-            frame_skip=FRAME_SKIP,
-            horizon=horizon,
-            observation_size=2 * len(self.default_task.dof_damping) - 1,
-            action_limit=action_limit,
-            reset_noise=RESET_NOISE,
-            num_threads=num_threads,
-            autoreset_mode=autoreset_mode,
-        )
-
     def _assign_tasks(self, ids: NDArray[np.intp], tasks: Sequence[Physics]) -> None:
         for name in BASES:
-            built = getattr(self.simulator.model, name)  # simulations have copies: this one never changes
+            built = getattr(self.simulator.model, name)  # never changes: the simulations have copies
             factors = np.array([getattr(task, name) for task in tasks])
             self.simulator.set_model_field(name, ids, built * factors.reshape(-1, *built.shape))
         self.simulator.set_constants(ids)
@@ -131,8 +102,8 @@ class RandomParamsEnv(UniformStartEnv):
         return ~healthy
 
     def _observe(self) -> NDArray[Any]:
-        seen = np.clip(self.simulator.qvel, -MAX_SPEED_SEEN, MAX_SPEED_SEEN)
-        return np.concatenate((self.simulator.qpos[:, 1:], seen), 1)
+        clipped = np.clip(self.simulator.qvel, -MAX_OBSERVED_SPEED, MAX_OBSERVED_SPEED)
+        return np.concatenate((self.simulator.qpos[:, 1:], clipped), 1)
 
 
 class Walker2dParamsEnv(RandomParamsEnv):
@@ -155,28 +126,26 @@ class HopperParamsEnv(RandomParamsEnv):
 
 
 @dataclass(frozen=True)
-class RandomParams(EnvTaskDistribution[Physics]):
-    """Random factors: 1.3^u on dampings and 1.5^u on the rest, each with its own u, uniform between two limits.
+class RandomParams(LocomotionTasks[Physics]):
+    """Random factors: 1.3^u for dampings, 1.5^u for the rest. Each has its own u, uniform between two limits.
 
     Attributes:
         horizon: steps per trajectory, of 0.008 s each, >= 1.
-        action_limit: the policy's action range, > 0: actions in [-action_limit, action_limit] are scaled onto the
+        action_limit: the policy's action range, > 0: actions in [-action_limit, action_limit] are scaled to the
             controls [-1, 1] and clipped.
-        log_scale_limit: u of training tasks lies in [-log_scale_limit, log_scale_limit], > 0, <= 20. At 3, factors lie
-            between 0.30 and 3.4, those on dampings between 0.46 and 2.2.
-        test_log_scale_limit: above `log_scale_limit`, <= 20: every u of a test task lies beyond that one and within
-            this; None: test tasks are drawn like training tasks.
+        log_scale_limit: u of training tasks lies in [-log_scale_limit, log_scale_limit], > 0, <= 20. With 3,
+            factors lie between 0.30 and 3.4, those of dampings between 0.46 and 2.2.
+        test_log_scale_limit: above `log_scale_limit`, <= 20: |u| of test tasks lies between `log_scale_limit` and this
+            limit; None: test tasks are drawn like training tasks.
     """
 
-    horizon: int = 200
-    action_limit: float = 1.0
     log_scale_limit: float = 3.0
     test_log_scale_limit: float | None = None
 
     _env: ClassVar[type[RandomParamsEnv]]
 
     def __post_init__(self) -> None:
-        check_settings(self.horizon, self.action_limit)
+        super().__post_init__()
         low, high = self.log_scale_limit, self.test_log_scale_limit
         require(0.0 < low <= LARGEST_LIMIT, "task.log_scale_limit", low, f"above 0 and at most {LARGEST_LIMIT}")
         if high is not None:
@@ -194,9 +163,6 @@ class RandomParams(EnvTaskDistribution[Physics]):
         factors = np.repeat([*BASES.values()], sizes) ** exponents
         parts = np.split(factors, np.cumsum(sizes)[:-1], axis=1)
         return [Physics(*map(tuple, task)) for task in zip(*(part.tolist() for part in parts), strict=True)]
-
-    def make_vector_env(self, num_envs: int, *, num_threads: int = 0) -> RandomParamsEnv:
-        return self._env(num_envs, horizon=self.horizon, action_limit=self.action_limit, num_threads=num_threads)
 
 
 @dataclass(frozen=True)
