@@ -1,7 +1,7 @@
-"""Gymnasium's ant in a maze that must find a goal it cannot see.
+"""Gymnasium's ant in a maze, where it must find a goal that it does not observe.
 
-The tasks and rewards are those of `metarl.envs.maze_robots`. Differs from Gymnasium-Robotics' AntMaze in what these do,
-and in the goal's radius of 1 m, not 0.45 m: an ant is about that wide.
+Tasks and rewards are those of `metarl.envs.maze_robots`, which lists how they differ from Gymnasium-Robotics' AntMaze.
+Differs from it also in the goal's radius: 1 m instead of 0.45 m, because an ant is about 1 m wide.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 import mujoco
 import numpy as np
-from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from metarl.envs.locomotion import ASSETS
@@ -21,15 +20,15 @@ from metarl.envs.maze_robots import FIXED_LAYOUTS, FixedLayout, FixedMazeTasks, 
 from metarl.envs.mazes import Layout, MazeTask
 from metarl.errors import require
 
-WALL_HEIGHT = 2.0  # as in AntMaze; random controls at full strength get an ant onto walls of 1 m
+WALL_HEIGHT = 2.0  # metres, as in AntMaze; with random full-strength controls, an ant gets onto walls of 1 m
 FRAME_SKIP = 5
 
 
 class AntMazeEnv(MazeEnv):
     """Gymnasium's ant among walls.
 
-    Observations are 29 numbers: x, y and the 27 of Ant-v4 (all positions, then all velocities). As in AntMaze, falling
-    over ends nothing.
+    Observations are 29 numbers: x, y and the 27 of Ant-v4 (all positions, then all velocities). As in AntMaze, the MDP
+    does not terminate when the ant falls.
     """
 
     cell_size = 4.0
@@ -40,53 +39,47 @@ class AntMazeEnv(MazeEnv):
         num_envs: int,
         *,
         layout: Layout,
-        reward: Reward = "dense",
         horizon: int = 300,
         action_limit: float = 1.0,
-        num_threads: int = 0,
-        autoreset_mode: AutoresetMode = AutoresetMode.DISABLED,
+        **settings: Any,
     ) -> None:
         """
         Args:
             num_envs: number of simulations.
-            layout: of every task.
-            reward: "dense" or "sparse", as in `MazeEnv`.
+            layout: the layout of every task.
             horizon: steps of 0.05 s after which a trajectory is truncated.
-            action_limit: actions in [-action_limit, action_limit] are scaled onto the controls [-1, 1] and clipped.
-            num_threads: threads of the simulator, 0 for all cores; does not change the results.
-            autoreset_mode: as in `TaskBatchEnv`.
+            action_limit: actions in [-action_limit, action_limit] are scaled to the controls [-1, 1] and clipped.
+            **settings: of `MazeEnv`.
         """
         super().__init__(
             _model(layout, self.cell_size, self.goal_radius),
             num_envs,
             shape=layout.walls.shape,
-            reward=reward,
             frame_skip=FRAME_SKIP,
             horizon=horizon,
             action_limit=action_limit,
-            num_threads=num_threads,
-            autoreset_mode=autoreset_mode,
+            **settings,
         )
         self._layout = layout
 
     def _assign_tasks(self, ids: NDArray[np.intp], tasks: Sequence[MazeTask]) -> None:
         wrong = next((task for task in tasks if task.layout != self._layout), None)
         if wrong is not None:
-            raise ValueError(f"{wrong}: the walls of these environments are those of {self._layout}")
+            raise ValueError(f"{wrong}: the layout of these environments is {self._layout}")
         super()._assign_tasks(ids, tasks)
 
 
 @dataclass(frozen=True)
 class AntMazeGoal(FixedMazeTasks):
-    """A goal to be found by an ant in a maze that stays the same.
+    """An ant must find a goal in a maze that is the same for all tasks.
 
-    Starts in the first free cell. The goals are the other free cells; every third, row by row, is for test alone.
+    It starts in the first free cell. The goals are the other free cells. Row by row, every third is for test only.
 
     Attributes:
         horizon: steps per trajectory, of 0.05 s each, >= 1.
         layout: "u" (a U of 7 cells) or "medium" (8 by 8 with its border), with cells of 4 m.
-        reward: "dense": minus the length of the way to the goal, in metres; "sparse": 1 within 1 m of it, else 0.
-        action_limit: the policy's action range, > 0: actions in [-action_limit, action_limit] are scaled onto the
+        reward: "dense": minus the length of the route to the goal, in metres; "sparse": 1 within 1 m of it, else 0.
+        action_limit: the policy's action range, > 0: actions in [-action_limit, action_limit] are scaled to the
             controls [-1, 1] and clipped.
     """
 

@@ -1,8 +1,8 @@
-"""What the families of robots in mazes share: their tasks, the way to the goal that rewards measure, and the walls.
+"""What the families of robots in mazes share: tasks, the route to the goal that rewards measure, and walls.
 
-No paper sets a standard for mazes as meta-RL tasks: these are definitions of our own, in the manner of
-Gymnasium-Robotics' PointMaze and AntMaze. Differs from them: the dense reward is minus the length of the way to the
-goal, not exp(-straight distance); the goal is not observed, and neither start nor goal changes within a task.
+No paper sets a standard for mazes as meta-RL tasks. These definitions are our own, similar to PointMaze and AntMaze of
+Gymnasium-Robotics. Differs from them: the dense reward is minus the length of the route to the goal, not
+exp(-straight distance). The goal is not observed, and neither start nor goal changes within a task.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ Reward = Literal["dense", "sparse"]
 Value = TypeVar("Value")
 
 FIXED_LAYOUTS = {"u": U_MAZE, "medium": MEDIUM_MAZE}
-TEST_SHARE = 3  # of a fixed layout's goals every third is for test
+TEST_SHARE = 3  # every third goal of a fixed layout is for test
 
 
 class MazeEnv(BatchEnv):
-    """A robot in a maze: its first two positions are x and y in the maze's coordinates.
+    """A robot in a maze. Its first two positions are x and y in the maze's coordinates.
 
-    It starts at the centre of the start cell, give or take `reset_noise`, and never terminates: who has arrived
-    collects by staying. The dense reward is minus the length of the way to the goal after the step, in metres
-    (`way_nodes`); the sparse one is 1 within `goal_radius` of the goal's centre, else 0, which is also what `success`
-    in the infos of `step` tells.
+    It starts at the centre of the start cell, plus noise of size `reset_noise`. The MDP never terminates, so a robot at
+    the goal is rewarded for staying. The dense reward is minus the length of the route to the goal after the step, in
+    metres (`route_nodes`). The sparse reward is 1 within `goal_radius` of the goal's centre, else 0. `success` in the
+    infos of `step` is true where the sparse reward is 1, with both rewards.
 
     Attributes:
         cell_size: side of a cell, in metres.
@@ -47,10 +47,12 @@ class MazeEnv(BatchEnv):
     goal_radius: float
     default_camera = "above"
 
-    def __init__(self, model: Any, num_envs: int, *, shape: tuple[int, int], reward: Reward, **settings: Any) -> None:
+    def __init__(
+        self, model: Any, num_envs: int, *, shape: tuple[int, int], reward: Reward = "dense", **settings: Any
+    ) -> None:
         """
         Args:
-            model: an `MjModel` with a site, which is put where the goal is.
+            model: an `MjModel` with one site, which is moved to the goal.
             num_envs: number of simulations.
             shape: rows and columns of every task's layout.
             reward: "dense" or "sparse".
@@ -68,7 +70,7 @@ class MazeEnv(BatchEnv):
             raise ValueError(f"{wrong}: the layouts of these environments must have {self._shape} rows and columns")
         distinct, which = numbered(tasks)
         starts, goals = (np.array([getattr(task, name) for task in distinct]) for name in ("start", "goal"))
-        self._nodes[ids] = way_nodes(distances(np.stack([task.layout.walls for task in distinct]), goals))[which]
+        self._nodes[ids] = route_nodes(distances(np.stack([task.layout.walls for task in distinct]), goals))[which]
         self._starts[ids], self._goals[ids] = self._centres(starts)[which], self._centres(goals)[which]
         sites = np.concatenate((self._goals[ids], np.zeros((len(ids), 1))), 1)
         self.simulator.set_model_field("site_pos", ids, sites[:, np.newaxis])
@@ -84,7 +86,7 @@ class MazeEnv(BatchEnv):
             return self._arrived(ids).astype(np.float64)
         found = self._places(ids)
         row_column = np.minimum(np.maximum(np.floor(found), 0.0), np.array(self._shape) - 1.0)
-        lengths = way_lengths(self._nodes[ids], row_column.astype(np.intp), found - row_column - 0.5)
+        lengths = route_lengths(self._nodes[ids], row_column.astype(np.intp), found - row_column - 0.5)
         return -self.cell_size * lengths
 
     def _infos(self, ids: Ids) -> dict[str, NDArray[Any]]:
@@ -97,10 +99,10 @@ class MazeEnv(BatchEnv):
 
     def _positions(self, ids: Ids) -> Floats:
         positions = self.simulator.qpos[ids, :2]
-        return np.where(np.isfinite(positions), positions, 0.0)  # a broken one is somewhere
+        return np.where(np.isfinite(positions), positions, 0.0)  # any place will do for a diverged simulation
 
     def _places(self, ids: Ids) -> Floats:
-        """Where the robots are in the grid, [len(ids), 2]: cell (r, c) reaches from (r, c) to (r + 1, c + 1)."""
+        """The robots' places in the grid, [len(ids), 2]; cell (r, c) extends from (r, c) to (r + 1, c + 1)."""
         return places(self._positions(ids), self._shape, self.cell_size)
 
     def _cells(self, positions: Floats) -> NDArray[np.intp]:
@@ -111,7 +113,7 @@ class MazeEnv(BatchEnv):
 
 
 class MazeTasks(EnvTaskDistribution[MazeTask]):
-    """What maze families share: disjoint splits, and how a task looks from above."""
+    """What maze families share: disjoint splits, and a picture of the task from above."""
 
     splits = "disjoint"
     env: ClassVar[type[MazeEnv]]
@@ -136,9 +138,9 @@ class MazeTasks(EnvTaskDistribution[MazeTask]):
 
 @dataclass(frozen=True)
 class FixedMazeTasks(MazeTasks):
-    """One layout, and a goal in any free cell but the first, which is the start.
+    """One layout. The start is the first free cell, and the goal is one of the others.
 
-    Every third goal, row by row, is for test alone.
+    Counted row by row, every third goal is for test only.
     """
 
     horizon: int
@@ -159,7 +161,9 @@ class FixedMazeTasks(MazeTasks):
         start, *goals = ((int(row), int(column)) for row, column in layout.free_cells)
         test = [number % TEST_SHARE == TEST_SHARE - 1 for number in range(len(goals))]
         return [
-            MazeTask(layout, start, goal) for goal, held in zip(goals, test, strict=True) if held == (split == "test")
+            MazeTask(layout, start, goal)
+            for goal, for_test in zip(goals, test, strict=True)
+            if for_test == (split == "test")
         ]
 
 
@@ -171,19 +175,19 @@ def check_settings(horizon: int, reward: str) -> None:
 
 
 def numbered(values: Sequence[Value]) -> tuple[list[Value], NDArray[np.intp]]:
-    """The different ones of `values`, and which of them each one is, [len(values)]."""
+    """The distinct values, and for each of `values` its number among them, [len(values)]."""
     numbers: dict[Value, int] = {}
     runs = [(numbers.setdefault(value, len(numbers)), len([*same])) for value, same in groupby(values)]
     return list(numbers), np.repeat(*np.array(runs).T)
 
 
 def wall_boxes(layout: Layout, size: float, height: float) -> Floats:
-    """Boxes on the floor that cover the walls, one per run of wall cells in a row.
+    """Boxes on the floor that cover the walls, one for each run of adjacent wall cells in a row.
 
     Args:
         layout: the maze.
         size: side of a cell, in metres.
-        height: of the walls, in metres.
+        height: height of the walls, in metres.
 
     Returns:
         Centres and half sizes, [num_boxes, 2, 3].
@@ -199,18 +203,19 @@ def wall_boxes(layout: Layout, size: float, height: float) -> Floats:
     return boxes
 
 
-def way_nodes(steps: Floats) -> Floats:
-    """Lengths of ways to the goal at nine nodes of each cell, from those of cells: continuous from cell to cell.
+def route_nodes(steps: Floats) -> Floats:
+    """The length of the route to the goal at nine nodes of each cell: its centre, edges and corners.
 
-    Centres have the cell's steps; edges and corners the mean of the free cells that meet there (across a corner, only
-    where one of the two between is free). In a corridor this is the way along it. A wall, on which a robot might end
-    up, counts one step more than the farthest cell.
+    A centre has the steps of its cell. An edge or a corner has the mean of the free cells that meet there, so lengths
+    are continuous from cell to cell. The diagonal cell at a corner counts only if one of the two cells beside it is
+    free. In a corridor, this is the length along the corridor. A robot may end up on a wall: there, the length is one
+    step more than at the farthest cell.
 
     Args:
-        steps: from cells to the goal's, inf in walls, [n, num_rows, num_columns].
+        steps: steps from each cell to the goal's cell, inf in walls, [n, num_rows, num_columns].
 
     Returns:
-        Lengths in cells, [n, num_rows, num_columns, 3, 3], the last axes from top to bottom and left to right.
+        Lengths in cells, [n, num_rows, num_columns, 3, 3]. The last axes go from top to bottom and from left to right.
     """
     _, num_rows, num_columns = steps.shape
     padded = np.pad(steps, ((0, 0), (1, 1), (1, 1)), constant_values=np.inf)
@@ -230,23 +235,23 @@ def way_nodes(steps: Floats) -> Floats:
     return np.where(free[..., np.newaxis, np.newaxis], nodes, 1.0 + farthest[:, None, None, None, None])
 
 
-def way_lengths(nodes: Floats, row_column: NDArray[np.intp], offsets: Floats) -> Floats:
-    """Lengths of ways to the goal, bilinear between the nodes of `way_nodes`.
+def route_lengths(nodes: Floats, row_column: NDArray[np.intp], offsets: Floats) -> Floats:
+    """The lengths of routes to the goal, interpolated bilinearly between the nodes of `route_nodes`.
 
     Args:
         nodes: [n, num_rows, num_columns, 3, 3].
-        row_column: cells, [n, 2].
+        row_column: the robots' cells, [n, 2].
         offsets: from the cells' centres, down and to the right, in cells, [n, 2].
 
     Returns:
-        In cells, [n].
+        Lengths in cells, [n].
     """
     num_nodes = np.prod(nodes.shape[1:])
     of_cell = (row_column[:, 0] * nodes.shape[2] + row_column[:, 1]) * 9
     centre = np.arange(0, len(nodes) * num_nodes, num_nodes) + of_cell + 4
     down, right = np.minimum(2.0 * np.abs(offsets), 1.0).T
-    below, beside = np.where(offsets < 0.0, -1, 1).T * [[3], [1]]  # from a cell's node to the next one's number
-    of = nodes.ravel().take  # one number for an index is several times as fast as five
+    below, beside = np.where(offsets < 0.0, -1, 1).T * [[3], [1]]  # from one node's number to the next
+    of = nodes.ravel().take  # one index instead of five is several times as fast
     near = (1.0 - right) * of(centre) + right * of(centre + beside)
     far = (1.0 - right) * of(centre + below) + right * of(centre + below + beside)
     lengths: Floats = (1.0 - down) * near + down * far

@@ -1,7 +1,7 @@
-"""Mazes on a grid: drawn, generated, and measured.
+"""Mazes on a grid: layouts, their generation, and distances in them.
 
-A layout is rows of '#' (wall) and '.' (free) with a border of walls; a cell is (row, column), row 0 at the top. In the
-world's coordinates the maze's middle is (0, 0), x grows to the right and y upwards.
+A layout is rows of '#' (wall) and '.' (free) with a border of walls. A cell is (row, column), with row 0 at the top. In
+the world's coordinates, the middle of the maze is (0, 0), x grows to the right and y grows upwards.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 STEPS = ((-1, 0), (0, 1), (1, 0), (0, -1))
 """What a step adds to (row, column): up, right, down, left."""
 TEST_SHARE = 5
-"""One layout in this many, by its checksum, is for test alone."""
-TEST_REMAINDER = 2  # leaves training three of the five mazes of 5 by 5 cells; with 0, the only one for test is the ring
+"""One in so many layouts is for test only. The checksum of a layout decides."""
+TEST_REMAINDER = 2  # training then has three of the five 5 by 5 mazes; with 0, the ring would be the only test maze
 MAX_DRAWS = 1000
 
 
@@ -31,7 +31,7 @@ class Layout:
     """The walls of a maze.
 
     Attributes:
-        rows: strings of equal length of '#' and '.', from top to bottom, with '#' all round.
+        rows: strings of '#' and '.' of equal length, from top to bottom; the border is '#'.
     """
 
     rows: tuple[str, ...]
@@ -54,7 +54,7 @@ class Layout:
 
     @cached_property
     def checksum(self) -> int:
-        """CRC-32 of the rows: the same in every process."""
+        """CRC-32 of the rows, the same in every process."""
         return crc32("\n".join(self.rows).encode())
 
     @cached_property
@@ -93,12 +93,12 @@ MEDIUM_MAZE = Layout(
 
 @dataclass(frozen=True)
 class MazeTask:
-    """A maze, where to start and where to go; cells are (row, column).
+    """A maze with a start and a goal; cells are (row, column).
 
     Attributes:
         layout: the walls.
-        start: the free cell in which a trajectory begins.
-        goal: the free cell to be found.
+        start: the free cell where a trajectory begins.
+        goal: the free cell to find.
     """
 
     layout: Layout
@@ -120,17 +120,17 @@ def generate(
 ) -> Layout:
     """A random maze in which all free cells are connected.
 
-    Cells with odd row and column are free. A depth-first walk joins them into a tree, then some of the walls that
-    still part two of them are opened, which makes loops. Whether a layout is for training or for test hangs on its
-    checksum alone, so that none is ever both.
+    Cells with odd row and column are free. A depth-first walk connects them as a tree. Then some of the walls between
+    two of them are opened, which makes loops. Only the checksum decides whether a layout is for training or for test,
+    so no layout is in both.
 
     Args:
         rng: the source of all randomness.
-        num_rows: with the border, odd, >= 5.
-        num_columns: likewise.
+        num_rows: rows with the border, odd, >= 5.
+        num_columns: columns with the border, odd, >= 5.
         split: "train" or "test".
-        open_walls: probability with which each remaining wall is opened, in [0, 1]; 0 leaves one way only between any
-            two cells.
+        open_walls: probability with which each remaining wall is opened, in [0, 1]; with 0, any two cells are
+            connected by one route only.
 
     Raises:
         ValueError: if a size is even or too small, or if no layout of `split` is found.
@@ -145,19 +145,19 @@ def generate(
 
 
 def is_test(layout: Layout) -> bool:
-    """Whether a layout is for test alone: one in five is."""
+    """Whether a layout is for test only; about one in five is."""
     return layout.checksum % TEST_SHARE == TEST_REMAINDER
 
 
 def distances(walls: NDArray[np.bool_], goals: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Lengths of the shortest ways to the goals, in steps up, down, left or right.
+    """Lengths of the shortest routes to the goals, in steps up, down, left or right.
 
     Args:
         walls: [n, num_rows, num_columns], with a border of walls.
-        goals: (row, column) of a free cell each, [n, 2].
+        goals: (row, column) of one free cell per maze, [n, 2].
 
     Returns:
-        [n, num_rows, num_columns], inf in walls and where the goal cannot be reached.
+        Lengths, [n, num_rows, num_columns]; inf in walls and where the goal cannot be reached.
 
     Raises:
         ValueError: if a goal is a wall.
@@ -186,7 +186,7 @@ def distances(walls: NDArray[np.bool_], goals: NDArray[np.intp]) -> NDArray[np.f
 
 
 def centres(cells: NDArray[np.intp], shape: tuple[int, int], size: float) -> NDArray[np.float64]:
-    """Where the middles of cells are in the world.
+    """The positions of the cells' middles in the world.
 
     Args:
         cells: (row, column), [..., 2].
@@ -201,7 +201,7 @@ def centres(cells: NDArray[np.intp], shape: tuple[int, int], size: float) -> NDA
 
 
 def cells(positions: NDArray[np.float64], shape: tuple[int, int], size: float) -> NDArray[np.intp]:
-    """In which cells positions lie: the inverse of `centres`. Outside the maze the count goes on.
+    """The cells in which positions lie: the inverse of `centres`. Outside the maze, the numbering goes on.
 
     Args:
         positions: (x, y), [..., 2].
@@ -216,7 +216,7 @@ def cells(positions: NDArray[np.float64], shape: tuple[int, int], size: float) -
 
 
 def places(positions: NDArray[np.float64], shape: tuple[int, int], size: float) -> NDArray[np.float64]:
-    """Where positions are in the grid: cell (r, c) reaches from (r, c) to (r + 1, c + 1).
+    """The places of positions in the grid, where cell (r, c) extends from (r, c) to (r + 1, c + 1).
 
     Args:
         positions: (x, y), [..., 2].
@@ -235,20 +235,20 @@ def places(positions: NDArray[np.float64], shape: tuple[int, int], size: float) 
 def _layout(rng: np.random.Generator, num_rows: int, num_columns: int, open_walls: float) -> Layout:
     rows = [["#"] * num_columns for _ in range(num_rows)]
     rooms = [(row, column) for row in range(1, num_rows, 2) for column in range(1, num_columns, 2)]
-    way = [rooms[rng.integers(len(rooms))]]
-    unseen = {*rooms} - {*way}
-    luck = iter(rng.random(len(unseen)).tolist())
-    while way:
-        row, column = way[-1]
+    route = [rooms[rng.integers(len(rooms))]]
+    unseen = {*rooms} - {*route}
+    uniforms = iter(rng.random(len(unseen)).tolist())
+    while route:
+        row, column = route[-1]
         rows[row][column] = "."
         ahead = [step for step in STEPS if (row + 2 * step[0], column + 2 * step[1]) in unseen]
         if not ahead:
-            way.pop()
+            route.pop()
             continue
-        down, right = ahead[int(next(luck) * len(ahead))]
+        down, right = ahead[int(next(uniforms) * len(ahead))]
         rows[row + down][column + right] = "."
-        way.append((row + 2 * down, column + 2 * right))
-        unseen.remove(way[-1])
+        route.append((row + 2 * down, column + 2 * right))
+        unseen.remove(route[-1])
     between = [(row, column) for row in range(1, num_rows - 1) for column in range(1 + row % 2, num_columns - 1, 2)]
     for (row, column), chance in zip(between, rng.random(len(between)).tolist(), strict=True):
         if chance < open_walls:

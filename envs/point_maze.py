@@ -1,8 +1,9 @@
-"""A point mass in a maze that must find a goal it cannot see: in one layout, or in layouts that it has not seen either.
+"""A point mass in a maze, where it must find a goal that it does not observe. The layout is fixed, or new in each task.
 
-The tasks and rewards are those of `metarl.envs.maze_robots`, which says what they differ in from Gymnasium-Robotics'.
-Differs from its PointMaze in the physics, too: there a force of up to 100 N on 4 kg is chosen a hundred times a second
-and the speed cut at 5 m/s, here one of 10 N on 1 kg ten times a second, against a drag that limits the speed.
+Tasks and rewards are those of `metarl.envs.maze_robots`, which lists how they differ from PointMaze of
+Gymnasium-Robotics. Differs from it also in the physics: PointMaze has a force of up to 100 N on 4 kg, chosen 100 times
+a second, and clips the speed at 5 m/s. Here a force of up to 10 N on 1 kg is chosen 10 times a second, and a drag limits
+the speed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import Any
 
 import mujoco
 import numpy as np
-from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from metarl.envs.luck import Luck
@@ -38,11 +38,12 @@ RADIUS = 0.15
 WALL_HEIGHT = 0.5
 FRAME_SKIP = 5
 
-# 10 N against 4 N s/m on 1 kg: up to 2.5 m/s along each axis, within half a second. A hundred steps cross any maze.
-# Pushed at random with full force for 10 s in 400 mazes, points enter walls by up to 5 cm (with physics steps of 0.01 s
-# 2.4 cm, of 0.001 s 1.8 cm), and end at a median 2.6 cm from where steps of 0.001 s take them (of 0.01 s: 1.1 cm): not
-# worth a step that is twice as dear.
-# Without midphase: its tree of boxes is compiled, and walls that move would be missed.
+# A force of 10 N against a drag of 4 N s/m gives 1 kg up to 2.5 m/s along each axis, within half a second. 100 steps
+# cross any maze. The physics step is 0.02 s. Measured in 400 mazes, with random full force for 10 s, by physics step:
+#   depth by which points enter walls, at most:                      0.02 s: 5 cm;   0.01 s: 2.4 cm;  0.001 s: 1.8 cm
+#   final distance from the run with steps of 0.001 s, median:       0.02 s: 2.6 cm; 0.01 s: 1.1 cm
+# This accuracy is enough; a step of 0.01 s would cost twice as much.
+# The midphase is off: it uses a tree of boxes made when the model is compiled, so it would miss moved walls.
 _MODEL = """
 <mujoco model="point maze">
   <option timestep="0.02" jacobian="dense"><flag midphase="disable"/></option>
@@ -69,10 +70,10 @@ _UNUSED_WALL = '<geom type="box" pos="0 0 -9" size="0.5 0.5 0.25" contype="0" rg
 
 
 class PointMazeEnv(MazeEnv):
-    """Pushes a point mass about, with forces of up to 10 N along x and y for 0.1 s per step.
+    """A point mass, pushed with forces of up to 10 N along x and y for 0.1 s per step.
 
-    Observations are x, y, their velocities, and the distances to the walls along rays. A ray's length is from the
-    point's centre; ray k points k / num_rays of a turn anticlockwise from the x axis. Tasks must be set.
+    Observations are x, y, their velocities, and the distances to the walls along rays. Distances are measured from the
+    point's centre. Ray k points k / num_rays of a turn anticlockwise from the x axis. Tasks must be set before `reset`.
     """
 
     cell_size = 1.0
@@ -83,23 +84,19 @@ class PointMazeEnv(MazeEnv):
         num_envs: int,
         *,
         shape: tuple[int, int],
-        reward: Reward = "dense",
         num_rays: int = 0,
         horizon: int = 100,
-        num_threads: int = 0,
-        autoreset_mode: AutoresetMode = AutoresetMode.DISABLED,
+        **settings: Any,
     ) -> None:
         """
         Args:
             num_envs: number of simulations.
             shape: rows and columns of every task's layout.
-            reward: "dense" or "sparse", as in `MazeEnv`.
             num_rays: how many distances to walls are observed.
             horizon: steps of 0.1 s after which a trajectory is truncated.
-            num_threads: threads of the simulator, 0 for all cores; does not change the results.
-            autoreset_mode: as in `TaskBatchEnv`.
+            **settings: of `MazeEnv`.
         """
-        self._num_walls = 2 + (shape[0] - 2) * math.ceil(shape[1] / 2)  # the most runs of walls that fit
+        self._num_walls = 2 + (shape[0] - 2) * math.ceil(shape[1] / 2)  # the largest number of runs of walls
         super().__init__(
             mujoco.MjModel.from_xml_string(
                 _MODEL.format(
@@ -112,12 +109,10 @@ class PointMazeEnv(MazeEnv):
             ),
             num_envs,
             shape=shape,
-            reward=reward,
             frame_skip=FRAME_SKIP,
             horizon=horizon,
             observation_size=4 + num_rays,
-            num_threads=num_threads,
-            autoreset_mode=autoreset_mode,
+            **settings,
         )
         self._walls = np.ones((num_envs, *shape), bool)
         angles = 2.0 * np.pi * np.arange(num_rays) / max(num_rays, 1)
@@ -135,12 +130,12 @@ class PointMazeEnv(MazeEnv):
         for number, layout in enumerate(layouts):
             boxes = wall_boxes(layout, self.cell_size, WALL_HEIGHT)
             pos[number, : len(boxes)], size[number, : len(boxes)] = boxes[:, 0], boxes[:, 1]
-        rbound[:, :count] = np.linalg.norm(size[:, :count], axis=-1)  # derived when a model is compiled, not later
+        rbound[:, :count] = np.linalg.norm(size[:, :count], axis=-1)  # MuJoCo derives it only when it compiles a model
         for name, values in (("geom_pos", pos), ("geom_size", size), ("geom_rbound", rbound)):
             self.simulator.set_model_field(name, ids, values[which])
 
     def _initial_states(self, rngs: Luck) -> tuple[Floats, Floats]:
-        # Drawn for all at once: making 800 generators took as long as two steps of 800 points.
+        # Drawn for all at once: making 800 generators would take as long as two steps of 800 points.
         return self.reset_noise * (2.0 * rngs.uniforms(2) - 1.0), self.reset_noise * rngs.normals(2)
 
     def _observe(self) -> NDArray[Any]:
@@ -153,14 +148,14 @@ class PointMazeEnv(MazeEnv):
 
 @dataclass(frozen=True)
 class PointMazeGoal(FixedMazeTasks):
-    """A goal to be found in a maze that stays the same.
+    """A point must find a goal in a maze that is the same for all tasks.
 
-    Starts in the first free cell. The goals are the other free cells; every third, row by row, is for test alone.
+    It starts in the first free cell. The goals are the other free cells. Row by row, every third is for test only.
 
     Attributes:
         horizon: steps per trajectory, of 0.1 s each, >= 1.
         layout: "u" (a U of 7 cells) or "medium" (8 by 8 with its border).
-        reward: "dense": minus the length of the way to the goal, in metres; "sparse": 1 within 0.4 m of it, else 0.
+        reward: "dense": minus the length of the route to the goal, in metres; "sparse": 1 within 0.4 m of it, else 0.
     """
 
     horizon: int = 100
@@ -176,15 +171,15 @@ class PointMazeGoal(FixedMazeTasks):
 
 @dataclass(frozen=True)
 class PointMazeLayout(MazeTasks):
-    """A goal to be found in a maze never seen before; the walls are felt along rays.
+    """A point must find a goal in a new maze. It observes the distances to the walls along rays.
 
-    Layouts are generated (`metarl.envs.mazes.generate`); those of the test split never occur in training. Start and
+    Layouts are generated (`metarl.envs.mazes.generate`). Those of the test split never occur in training. Start and
     goal are two free cells, drawn uniformly.
 
     Attributes:
         horizon: steps per trajectory, of 0.1 s each, >= 1.
-        num_rows: of the maze with its border, odd, >= 5.
-        num_columns: likewise.
+        num_rows: rows of the maze with its border, odd, >= 5.
+        num_columns: columns of the maze with its border, odd, >= 5.
         num_rays: directions in which the distance to the next wall is observed, >= 0.
         reward: as in `PointMazeGoal`.
     """
@@ -224,15 +219,15 @@ class PointMazeLayout(MazeTasks):
 
 
 def ray_lengths(walls: Bools, places: Floats, rays: Floats) -> Floats:
-    """How far rays go before they meet a wall.
+    """The distances from places to the first wall along rays.
 
     Args:
         walls: [n, num_rows, num_columns], with a border of walls.
-        places: where rays start, [n, 2]: cell (r, c) reaches from (r, c) to (r + 1, c + 1).
-        rays: directions [num_rays, 2] of length 1 in the same coordinates.
+        places: where rays start, [n, 2]; cell (r, c) extends from (r, c) to (r + 1, c + 1).
+        rays: directions of length 1 in the same coordinates, [num_rays, 2].
 
     Returns:
-        In cells, [n, num_rays].
+        Distances in cells, [n, num_rays].
     """
     num_places, num_rows, num_columns = walls.shape
     rays = np.where(np.abs(rays) < 1e-9, 1e-9, rays)
@@ -240,7 +235,7 @@ def ray_lengths(walls: Bools, places: Floats, rays: Floats) -> Floats:
     first = np.minimum(np.maximum(np.floor(places.T), 0.0), [[num_rows - 1.0], [num_columns - 1.0]])
     lines = first[:, np.newaxis] + forward.T[:, :, np.newaxis]
     to_row, to_column = ((lines - places.T[:, np.newaxis]) / rays.T[:, :, np.newaxis]).reshape(2, -1)
-    # What crossing a line adds, at 2 * ray for one between columns and at 2 * ray + 1 for one between rows.
+    # What crossing a line adds: entry 2 * ray for a line between columns, entry 2 * ray + 1 for one between rows.
     moves = (np.where(forward, 1, -1) * (num_columns, 1))[:, ::-1].ravel()
     next_row, next_column = (np.where(own, apart, 0.0)[:, ::-1].ravel() for own in ([True, False], [False, True]))
     cell = (first[0] * num_columns + first[1]).astype(np.intp) + np.arange(num_places) * (num_rows * num_columns)
@@ -250,7 +245,7 @@ def ray_lengths(walls: Bools, places: Floats, rays: Floats) -> Floats:
         crossing = ray + (to_row < to_column)
         lengths[going] = np.minimum(to_row, to_column)
         cell += moves.take(crossing)
-        # A step out of a maze's border leads to another cell of a border: of this maze or of the one beside it.
+        # A step out of the border leads to another border cell, of this maze or the next: a wall, so the ray ends.
         free = np.flatnonzero(~walls.take(cell, mode="clip"))
         going, ray, cell, crossing = (array.take(free) for array in (going, ray, cell, crossing))
         to_row = to_row.take(free) + next_row.take(crossing)

@@ -91,7 +91,7 @@ def test_a_fallen_ant_goes_on_and_a_broken_one_does_not():
 def test_a_task_of_another_layout_is_refused():
     env = make_env(HALL, (1, 1), (2, 2), 1)
     env.set_tasks([MazeTask(U_MAZE, (1, 1), (1, 2))])
-    with pytest.raises(ValueError, match="the walls of these environments are those of Layout"):
+    with pytest.raises(ValueError, match="the layout of these environments is Layout"):
         env.reset(seed=0)
 
 

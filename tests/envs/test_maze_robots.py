@@ -3,17 +3,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from metarl.envs.maze_robots import wall_boxes, way_lengths, way_nodes
+from metarl.envs.maze_robots import route_lengths, route_nodes, wall_boxes
 from metarl.envs.mazes import MEDIUM_MAZE, Layout, distances
 
 HOOK = Layout(("#####", "#...#", "#.#.#", "#.###", "#####"))
 
 
 def lengths(layout, goal, places):
-    """Ways to `goal` in cells from places [n, 2]; cell (r, c) has its centre at (r, c)."""
-    nodes = way_nodes(distances(layout.walls[np.newaxis], np.array([goal])))
+    """Lengths of routes to `goal` in cells, from places [n, 2]; cell (r, c) has its centre at (r, c)."""
+    nodes = route_nodes(distances(layout.walls[np.newaxis], np.array([goal])))
     cells = np.floor(places + 0.5).astype(int)
-    return way_lengths(nodes.repeat(len(places), 0), cells, places - cells)
+    return route_lengths(nodes.repeat(len(places), 0), cells, places - cells)
 
 
 @pytest.mark.parametrize(
@@ -22,12 +22,12 @@ def lengths(layout, goal, places):
         ((2, 3), 0.0),
         ((3, 1), 5.0),
         ((2.75, 1), 4.75),
-        ((2.75, 1.3), 4.75),  # in a corridor only the way along it counts
+        ((2.75, 1.3), 4.75),  # in a corridor only the length along it counts
         ((2, 0.7), 4.0),
         ((3.4, 1), 5.0),  # into the dead end's wall
         ((1, 2), 2.0),
         ((1.5, 1), 3.5),
-        ((1.25, 1.125), 3.125),  # between the centre's 3, the edges' 3.5 and 2.5, and the corner's (4 + 3 + 2) / 3
+        ((1.25, 1.125), 3.125),  # between 3 (centre), 3.5 and 2.5 (edges) and (4 + 3 + 2) / 3 (corner)
     ],
 )
 def test_the_way_by_hand(place, expected):
@@ -35,9 +35,7 @@ def test_the_way_by_hand(place, expected):
 
 
 def test_only_cells_that_meet_count_at_a_corner():
-    crossing = Layout(
-        ("####", "##.#", "#.##", "####")
-    )  # the two free cells touch, but nobody gets from one to the other
+    crossing = Layout(("####", "##.#", "#.##", "####"))  # the free cells touch, but no route connects them
     detour = Layout(("#####", "##..#", "#.#.#", "#...#", "#####"))
     near_corner = np.array([[1.501, 1.501]])
     assert np.isfinite(lengths(crossing, (1, 2), near_corner)).all()
