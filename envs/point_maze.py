@@ -2,7 +2,7 @@
 
 Tasks and rewards are those of `metarl.envs.maze_robots`, which lists how they differ from PointMaze of
 Gymnasium-Robotics. Differs from it also in the physics: PointMaze has a force of up to 100 N on 4 kg, chosen 100 times
-a second, and clips the speed at 5 m/s. Here a force of up to 10 N on 1 kg is chosen 10 times a second, and a drag limits
+a second, and clips the speed at 5 m/s. Here a force of up to 10 N on 1 kg is chosen 10 times a second, and drag limits
 the speed.
 """
 
