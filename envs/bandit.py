@@ -1,4 +1,4 @@
-"""Bernoulli bandits whose arms must be found out anew.
+"""Bernoulli bandits: in each task, the learner must find out anew which arms pay.
 
 Source: Duan et al., "RL²: Fast Reinforcement Learning via Slow Reinforcement Learning", 2016, arXiv:1611.02779.
 """
@@ -25,14 +25,14 @@ class Arms:
     """A bandit.
 
     Attributes:
-        probabilities: each arm's chance of paying 1, in [0, 1].
+        probabilities: each arm's probability of paying 1, in [0, 1].
     """
 
     probabilities: tuple[float, ...]
 
 
 class BanditEnv(TaskBatchEnv):
-    """Each step pulls one arm, which pays 1 or 0. The observation is always [0.0]; it never terminates."""
+    """Each step pulls one arm, which pays 1 or 0. The observation is always [0.0]. The MDP never terminates."""
 
     def __init__(
         self, num_envs: int, *, num_arms: int, num_pulls: int, autoreset_mode: AutoresetMode = AutoresetMode.DISABLED
@@ -40,7 +40,7 @@ class BanditEnv(TaskBatchEnv):
         """
         Args:
             num_envs: number of bandits.
-            num_arms: arms of each.
+            num_arms: arms of each bandit.
             num_pulls: pulls after which a trajectory is truncated.
             autoreset_mode: as in `TaskBatchEnv`.
         """
@@ -53,18 +53,18 @@ class BanditEnv(TaskBatchEnv):
             autoreset_mode=autoreset_mode,
         )
         self._probabilities = np.zeros((num_envs, num_arms))
-        self._luck = np.zeros((num_envs, num_pulls))
+        self._uniforms = np.zeros((num_envs, num_pulls))
         self._rows = np.arange(num_envs)
 
     def _assign_tasks(self, ids: NDArray[np.intp], tasks: Sequence[Arms]) -> None:
         self._probabilities[ids] = [task.probabilities for task in tasks]
 
     def _reset(self, ids: NDArray[np.intp], rngs: Luck) -> None:
-        self._luck[ids] = rngs.uniforms(self.horizon)
+        self._uniforms[ids] = rngs.uniforms(self.horizon)
 
     def _advance(self, actions: NDArray[Any], ids: Ids) -> tuple[Floats, Bools | bool, Bools | bool]:
         rows = self._rows[ids]
-        paid = self._luck[rows, self._elapsed[rows]] < self._probabilities[rows, actions]
+        paid = self._uniforms[rows, self._elapsed[rows]] < self._probabilities[rows, actions]
         return paid.astype(np.float64), False, False
 
     def _observe(self) -> NDArray[Any]:
@@ -73,15 +73,15 @@ class BanditEnv(TaskBatchEnv):
 
 @dataclass(frozen=True)
 class Bandit(EnvTaskDistribution[Arms]):
-    """Bernoulli bandits with chances drawn uniformly from [0, 1]. A trajectory is `num_pulls` pulls.
+    """Bernoulli bandits with probabilities drawn uniformly from [0, 1]. A trajectory is `num_pulls` pulls.
 
-    RL² strings several trajectories together into one trial, in which it learns the arms.
+    RL² joins several trajectories into one trial, in which it learns the arms.
 
     Source: Duan et al. 2016, arXiv:1611.02779.
 
     Attributes:
         num_arms: arms, >= 2.
-        num_pulls: pulls per trajectory, >= 1; also its `horizon`.
+        num_pulls: pulls per trajectory, >= 1; this is also the `horizon`.
     """
 
     num_arms: int = 5

@@ -1,7 +1,7 @@
-"""What to hold a learned bandit player against: classical policies, the exact optimum, and their regret.
+"""References for learned bandit players: classical policies, the exact optimum, and regret.
 
-Everything is for Bernoulli arms with a uniform prior on each arm's chance, and runs over many episodes at once. Play
-every policy with the same `probabilities` and `luck`: then only the policies differ.
+Everything is for Bernoulli arms with a uniform prior on each arm's probability, and runs over many episodes at once.
+Play every policy with the same `probabilities` and `uniforms`, so that only the policies differ.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ Counts: TypeAlias = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Play:
-    """What a policy may look at before a pull.
+    """The information that a policy has before a pull.
 
     Attributes:
-        successes: paid pulls of each arm so far, [num_episodes, num_arms].
-        failures: pulls of each arm that did not pay, [num_episodes, num_arms].
-        pull: number of the coming pull, from 0.
+        successes: pulls of each arm that paid so far, [num_episodes, num_arms].
+        failures: pulls of each arm that did not pay so far, [num_episodes, num_arms].
+        pull: number of the next pull, from 0.
         num_pulls: pulls of a whole episode.
         last_arms: the arms pulled last, [num_episodes]; 0 before the first pull.
-        last_rewards: what they paid, [num_episodes]; 0 before the first pull.
+        last_rewards: their rewards, [num_episodes]; 0 before the first pull.
     """
 
     successes: Counts
@@ -40,30 +40,31 @@ class Play:
 
 
 Policy: TypeAlias = Callable[[Play], Counts]
-"""The arms to pull, [num_episodes]. One with a memory of its own (a learned one) begins anew at pull 0."""
+"""Returns the arms to pull, [num_episodes]. A policy with a memory (a learned one) must clear it at pull 0."""
 Index: TypeAlias = Callable[[Play], Floats]
-"""A value for each arm, [num_episodes, num_arms], from that arm's counts and the time."""
+"""Returns a value for each arm, [num_episodes, num_arms], from that arm's counts and the time."""
 
 
-def simulate(policy: Policy, probabilities: Floats, luck: Floats) -> tuple[Counts, Counts]:
+def simulate(policy: Policy, probabilities: Floats, uniforms: Floats) -> tuple[Counts, Counts]:
     """Plays whole episodes.
 
     Args:
         policy: chooses the arms.
-        probabilities: each arm's chance of paying, [num_episodes, num_arms].
-        luck: uniform in [0, 1), [num_episodes, num_pulls]; a pull pays if its luck is below the arm's chance.
+        probabilities: each arm's probability of paying, [num_episodes, num_arms].
+        uniforms: uniform numbers in [0, 1), [num_episodes, num_pulls]; a pull pays if its number is below the arm's
+            probability.
 
     Returns:
         Arms and rewards, [num_episodes, num_pulls] each.
     """
-    num_episodes, num_pulls = luck.shape
+    num_episodes, num_pulls = uniforms.shape
     episodes = np.arange(num_episodes)
     successes, failures = np.zeros((2, *probabilities.shape), np.int64)
     arms, rewards = np.zeros((2, num_pulls, num_episodes), np.int64)
     last_arms, last_rewards = np.zeros((2, num_episodes), np.int64)
     for pull in range(num_pulls):
         last_arms = policy(Play(successes, failures, pull, num_pulls, last_arms, last_rewards))
-        last_rewards = np.where(luck[:, pull] < probabilities[episodes, last_arms], 1, 0)
+        last_rewards = np.where(uniforms[:, pull] < probabilities[episodes, last_arms], 1, 0)
         arms[pull], rewards[pull] = last_arms, last_rewards
         successes[episodes, last_arms] += last_rewards
         failures[episodes, last_arms] += 1 - last_rewards
@@ -71,15 +72,15 @@ def simulate(policy: Policy, probabilities: Floats, luck: Floats) -> tuple[Count
 
 
 def regret(arms: Counts, probabilities: Floats) -> Floats:
-    """Expected reward lost with each pull against the best arm, [num_episodes, num_pulls]."""
+    """Expected reward that each pull loses compared with the best arm, [num_episodes, num_pulls]."""
     lost: Floats = probabilities.max(1, keepdims=True) - np.take_along_axis(probabilities, arms, 1)
     return lost
 
 
 def highest(index: Index, rng: np.random.Generator) -> Policy:
-    """Pulls the arm of the highest index; ties are broken at random.
+    """Pulls the arm with the highest index. Ties are broken at random.
 
-    Ties matter: greedy play that breaks them by the arms' numbers collects 1 to 2 % less.
+    Ties matter: a greedy policy that takes the first of the tied arms earns 1 to 2 % less.
     """
 
     def policy(play: Play) -> Counts:
@@ -96,7 +97,7 @@ def uniform(rng: np.random.Generator) -> Policy:
 
 
 def thompson(rng: np.random.Generator) -> Policy:
-    """Pulls the best arm of a bandit drawn from the posterior.
+    """Draws a bandit from the posterior and pulls its best arm.
 
     Source: Thompson, "On the Likelihood that One Unknown Probability Exceeds Another in View of the Evidence of Two
     Samples", Biometrika 25, 1933.
@@ -105,13 +106,13 @@ def thompson(rng: np.random.Generator) -> Policy:
 
 
 def posterior_mean(play: Play) -> Floats:
-    """The greedy index: the arm's expected chance under the uniform prior."""
+    """The greedy index: the arm's expected probability of paying, given a uniform prior."""
     mean: Floats = (play.successes + 1) / (play.successes + play.failures + 2)
     return mean
 
 
 def ucb1(play: Play) -> Floats:
-    """Mean reward plus sqrt(2 ln t / n) before pull t = 0, 1, ..., for an arm pulled n times; each arm is tried first.
+    """Mean reward plus sqrt(2 ln t / n) before pull t = 0, 1, ..., for an arm pulled n times; untried arms come first.
 
     Source: Auer, Cesa-Bianchi, Fischer, "Finite-time Analysis of the Multiarmed Bandit Problem", Machine Learning 47,
     2002.
@@ -130,16 +131,16 @@ def tuned_ucb(play: Play) -> Floats:
 
 
 def gittins(num_pulls: int, *, resolution: int = 500) -> Index:
-    """The finite-horizon Gittins index for episodes of `num_pulls` pulls; a few seconds for 100.
+    """The finite-horizon Gittins index for episodes of `num_pulls` pulls. 100 pulls take a few seconds.
 
-    The index of an arm with m pulls left is the largest reward rate that pulling it and stopping in time can earn:
-    the charge per pull at which the best way of stopping within m pulls breaks even.
+    Suppose that each pull of an arm costs a charge, and that one may stop after any of the m pulls left. The index is
+    the charge at which the best rule for stopping breaks even.
 
     Source: Nino-Mora, "Computing a Classic Index for Finite-Horizon Bandits", INFORMS Journal on Computing 23, 2011.
 
     Args:
         num_pulls: pulls of a whole episode.
-        resolution: charges per unit at which the break-even point is bracketed; it is interpolated linearly.
+        resolution: number of steps of the grid of charges on [0, 1]; between two of them, the index is interpolated.
     """
     table = gittins_table(num_pulls, resolution=resolution)
     return lambda play: table[num_pulls - play.pull, play.successes, play.failures]
@@ -147,7 +148,7 @@ def gittins(num_pulls: int, *, resolution: int = 500) -> Index:
 
 @cache
 def gittins_table(num_pulls: int, *, resolution: int = 500) -> Floats:
-    """The index [pulls left, successes, failures] with `num_pulls` pulls in all; NaN where it cannot come to that.
+    """The index, [pulls left, successes, failures], for episodes of `num_pulls` pulls; NaN for impossible counts.
 
     `resolution` is as in `gittins`.
     """
@@ -160,7 +161,7 @@ def gittins_table(num_pulls: int, *, resolution: int = 500) -> Floats:
         size = num_pulls - left + 1
         chance = mean[:size, :size]
         worth = chance - charges + chance * worth[:, 1:, :-1] + (1.0 - chance) * worth[:, :-1, 1:]
-        # A pull is worth less the more it is charged: the break-even charge lies after the last one with worth >= 0.
+        # The worth falls with the charge, so the break-even charge follows the last charge with worth >= 0.
         last = np.minimum((worth >= 0.0).sum(0) - 1, resolution - 1)[np.newaxis]
         before, after = (np.take_along_axis(worth, last + step, 0)[0] for step in (0, 1))
         reached = successes[:size, :size] + failures[:size, :size] < size
@@ -170,9 +171,10 @@ def gittins_table(num_pulls: int, *, resolution: int = 500) -> Floats:
 
 
 def exact_return(num_arms: int, num_pulls: int, index: Index | None = None) -> float:
-    """Expected reward of an episode: of the Bayes-optimal policy, or of `highest(index)` for a deterministic `index`.
+    """Expected reward of an episode of the Bayes-optimal policy, or of `highest(index)` for a deterministic `index`.
 
-    A dynamic programme over the arms' counts, sorted, since arms are alike; 3,519 of them for 5 arms and 10 pulls.
+    Dynamic programming over the arms' counts. The counts are sorted, because all arms have the same prior: 3,519 states
+    for 5 arms and 10 pulls.
     """
 
     @cache

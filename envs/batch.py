@@ -1,7 +1,7 @@
 """Many MuJoCo simulations of one model as one vector environment.
 
-The physics runs on `mujoco.batch.Batch` (MuJoCo >= 3.17), a pool of C++ threads; on older MuJoCo a loop of `mj_step`.
-Both give the same bits for any number of threads, equal to those of gymnasium's MuJoCo environments.
+The physics runs on `mujoco.batch.Batch` (MuJoCo >= 3.17), a pool of C++ threads. With an older MuJoCo it runs in a loop
+of `mj_step`. Both give the same bits as gymnasium's MuJoCo environments, for any number of threads.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _HEADLESS = (
 
 try:
     import mujoco
-except (AttributeError, ImportError) as error:  # AttributeError: PyOpenGL's way of missing a library
+except (AttributeError, ImportError) as error:  # PyOpenGL raises AttributeError if a library is missing
     if "MUJOCO_GL" not in os.environ:
         raise
     raise RuntimeError(f"MUJOCO_GL = {os.environ['MUJOCO_GL']!r} does not work here ({error}); {_HEADLESS}") from error
 
-# MuJoCo resets a simulation whose numbers blow up and goes on: only these counters tell.
+# MuJoCo resets a simulation whose numbers blow up and continues. Only these counters show it.
 _BREAKDOWNS = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADCTRL) + 1)
-_MOST_RENDERERS = 16  # kept open at a time: each has an OpenGL context, which takes a second to make
+_MOST_RENDERERS = 16  # kept open at a time; each has an OpenGL context, which takes a second to create
 _STATE_FIELDS = ("qpos", "qvel", "act", "ctrl", "qfrc_applied", "xfrc_applied", "mocap_pos", "mocap_quat")
 
 _logger = logging.getLogger(__name__)
@@ -48,13 +48,14 @@ _logger = logging.getLogger(__name__)
 class Simulator:
     """`num_simulations` simulations of one model, stepped together on `mujoco.batch.Batch`.
 
-    Not for several Python threads at once.
+    Not safe to use from several Python threads at once. Live arrays always show the current state, and values written
+    into them hold from the next call.
 
     Attributes:
-        model: the model they share.
-        qpos: [num_simulations, nq], live: what is written is the state at the next call.
-        qvel: [num_simulations, nv], live.
-        ctrl: [num_simulations, nu], live.
+        model: the model that the simulations share.
+        qpos: positions, [num_simulations, nq], live.
+        qvel: velocities, [num_simulations, nv], live.
+        ctrl: controls, [num_simulations, nu], live.
     """
 
     def __init__(self, model: Any, num_simulations: int, num_threads: int) -> None:
@@ -64,7 +65,7 @@ class Simulator:
         self.qpos, self.qvel, self.ctrl = (self.bind(name) for name in ("qpos", "qvel", "ctrl"))
 
     def bind(self, field: str) -> NDArray[Any]:
-        """A live array [num_simulations, ...] of an `MjData` field; derived ones lag a physics step, as in MuJoCo."""
+        """A live array [num_simulations, ...] of an `MjData` field. Derived fields lag a physics step, as in MuJoCo."""
         return self._batch.bind(field)  # type: ignore[no-any-return]
 
     def set_model_field(self, field: str, ids: NDArray[np.intp], values: NDArray[Any]) -> None:
@@ -72,11 +73,11 @@ class Simulator:
         self._batch.expand(field)[ids] = values
 
     def set_constants(self, ids: NDArray[np.intp]) -> None:
-        """Recomputes what models derive from their fields (`mj_setConst`): after `set_model_field`, before a reset."""
+        """Recomputes derived constants (`mj_setConst`). Call it after `set_model_field` and before a reset."""
         self._batch.set_const(ids)
 
     def reset(self, ids: NDArray[np.intp], qpos: Floats, qvel: Floats) -> None:
-        """Resets to the model's defaults, then to the positions [len(ids), nq] and velocities [len(ids), nv]."""
+        """Resets to the model's defaults, then sets positions [len(ids), nq] and velocities [len(ids), nv]."""
         self._batch.reset(ids, stage=int(mujoco.mjtStage.mjSTAGE_NONE))
         self.qpos[ids], self.qvel[ids] = qpos, qvel
         self._batch.forward(ids)
@@ -85,16 +86,16 @@ class Simulator:
         """Runs `num_steps` physics steps; returns which of the simulations `ids` broke down, [len(ids)]."""
         self._breakdowns[...] = 0
         self._batch.step(None if isinstance(ids, slice) else ids, num_steps)
-        if not self._breakdowns.any():  # along rows, numpy takes many times as long
+        if not self._breakdowns.any():  # `any` along rows takes numpy many times as long
             return np.zeros(len(self.qpos[ids]), bool)
         return self._breakdowns[ids].any(1)  # type: ignore[no-any-return]
 
     def snapshot(self, index: int) -> tuple[Any, Any]:
-        """An `MjModel` and an `MjData`, copies, of one simulation; derived fields are not computed."""
+        """Copies of the `MjModel` and `MjData` of one simulation. Derived fields are not computed."""
         return self._batch.get_model(index), self._batch.get_data(index)
 
     def close(self) -> None:
-        """Ends the threads, once nobody holds a live array either."""
+        """Ends the threads, as soon as no live array is in use either."""
         del self._batch, self._breakdowns, self.qpos, self.qvel, self.ctrl
 
 
@@ -178,7 +179,7 @@ def make_simulator(model: Any, num_simulations: int, num_threads: int) -> AnySim
     Args:
         model: an `MjModel`.
         num_simulations: how many run together.
-        num_threads: threads to run them on; 0 for as many as the process may use cores. Does not change the results.
+        num_threads: threads to run them on, 0 for all cores of this process; does not change the results.
     """
     if num_threads < 0:
         raise ValueError(f"num_threads = {num_threads}: must be 0 (all cores) or more")
@@ -191,14 +192,14 @@ def make_simulator(model: Any, num_simulations: int, num_threads: int) -> AnySim
 def load_model(path: str | os.PathLike[str]) -> Any:
     """Compiles the `MjModel` of an XML file, with MuJoCo's warnings sent to the logger `metarl.envs.batch`.
 
-    A handler that was set before with `mujoco.set_mju_user_warning` is kept.
+    If a handler was set before with `mujoco.set_mju_user_warning`, it stays.
     """
     _log_mujoco_warnings()
     return mujoco.MjModel.from_xml_path(os.fspath(path))
 
 
 def _log_mujoco_warnings() -> None:
-    # Without a handler MuJoCo prints them and writes MUJOCO_LOG.TXT into the working directory.
+    # Without a handler, MuJoCo prints warnings and writes MUJOCO_LOG.TXT into the working directory.
     if mujoco.get_mju_user_warning() is None:
         mujoco.set_mju_user_warning(_logger.debug)
 
@@ -227,8 +228,8 @@ def num_cores() -> int:
 def _warn_of_solver_bug(model: Any) -> None:
     if mujoco.__version__ == "4.0.0" and mujoco.mj_isSparse(model):
         warnings.warn(
-            "MuJoCo 4.0.0 computes wrong accelerations for models with a sparse constraint Jacobian, as this one has; "
-            "install another version (4.0.1 repairs it) or set <option jacobian='dense'/>",
+            "MuJoCo 4.0.0 computes wrong accelerations for models with a sparse constraint Jacobian, such as this one; "
+            "install another version (4.0.1 is correct) or set <option jacobian='dense'/>",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -249,23 +250,23 @@ def _make_renderer(model: Any, width: int, height: int) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return mujoco.Renderer(model, height, width)
-    except Exception as error:  # each back end has its own: FatalError, AttributeError, ImportError, RuntimeError
+    except Exception as error:  # depends on the back end: FatalError, AttributeError, ImportError, RuntimeError
         raise RuntimeError(f"no OpenGL context for rendering ({error}); {_HEADLESS}") from error
 
 
 class BatchEnv(TaskBatchEnv):
     """A MuJoCo model as a batch of environments with tasks.
 
-    A simulation that MuJoCo finds broken, or in which a number is not finite, has diverged: its trajectory is
-    truncated, with reward 0.
+    A simulation has diverged if MuJoCo warns of bad numbers, or if a position or velocity is not finite. Its trajectory
+    is truncated, with reward 0.
 
-    A family implements `_assign_tasks` and `_rewards`, and overrides `_initial_states`, `_tracked_positions`,
+    A family implements `_assign_tasks` and `_rewards`. It overrides `_initial_states`, `_tracked_positions`,
     `_terminated` and `_observe` where the defaults do not fit.
 
     Attributes:
-        simulator: the simulations; families read `simulator.qpos` and `simulator.qvel`.
+        simulator: the simulations. Families read `simulator.qpos` and `simulator.qvel`.
         dt: seconds per environment step.
-        default_camera: camera of `render_simulation`, by name; None for the free camera.
+        default_camera: name of the camera that `render_simulation` uses; None for the free camera.
     """
 
     default_camera: str | None = None
@@ -287,17 +288,17 @@ class BatchEnv(TaskBatchEnv):
         Args:
             model: an `MjModel`, or the path of an XML file.
             num_envs: number of simulations.
-            frame_skip: physics steps per environment step, with the controls held.
+            frame_skip: physics steps per environment step, with the same controls.
             horizon: environment steps after which a trajectory is truncated.
-            observation_size: length of what `_observe` returns; by default nq + nv.
-            action_limit: actions in [-action_limit, action_limit] are mapped linearly onto the range of the controls,
-                and clipped; None: actions are controls.
-            reset_noise: size of the default initial noise: uniform in positions, normal in velocities.
+            observation_size: numbers per observation of `_observe`; by default nq + nv.
+            action_limit: actions in [-action_limit, action_limit] are scaled to the range of the controls and clipped;
+                None: actions are controls, clipped to their range.
+            reset_noise: size of the default initial noise, uniform in positions and normal in velocities.
             num_threads: threads of the simulator, 0 for all cores; does not change the results.
             autoreset_mode: as in `TaskBatchEnv`.
 
         Warns:
-            RuntimeWarning: if the installed MuJoCo is known to simulate this model wrongly.
+            RuntimeWarning: the installed MuJoCo version has a known bug with this model.
         """
         model = load_model(model) if isinstance(model, (str, Path)) else model
         _warn_of_solver_bug(model)
@@ -314,7 +315,7 @@ class BatchEnv(TaskBatchEnv):
                 raise ValueError("action_limit needs a model whose controls are all limited")
             self._control_scale, self._control_centre = (high - low) / (2.0 * action_limit), (high + low) / 2.0
             low, high = np.full((2, model.nu), action_limit) * [[-1.0], [1.0]]
-            self.metadata = {**self.metadata, "own_units": True}  # the limit is the policy's unit already
+            self.metadata = {**self.metadata, "own_units": True}  # a policy's actions then need no rescaling
         self._renderers: dict[tuple[int, int, int], Any] = {}
         size = model.nq + model.nv if observation_size is None else observation_size
         super().__init__(
@@ -327,20 +328,20 @@ class BatchEnv(TaskBatchEnv):
 
     @abstractmethod
     def _rewards(self, ids: Ids, velocities: Floats, controls: Floats) -> Floats:
-        """Rewards [len(ids)] of a step that has just been simulated.
+        """Rewards [len(ids)] of the step that was just simulated.
 
         Args:
             ids: the simulations.
-            velocities: [len(ids), k], what `_tracked_positions` gained, per second.
-            controls: [len(ids), nu], as applied.
+            velocities: change of `_tracked_positions` per second, [len(ids), k].
+            controls: the controls that were applied, [len(ids), nu].
         """
 
     def _tracked_positions(self, ids: Ids) -> Floats:
-        """What the velocities of `_rewards` are of, [len(ids), k]; by default the first position."""
+        """The positions whose velocities `_rewards` receives, [len(ids), k]; by default the first position."""
         return self.simulator.qpos[ids, :1]
 
     def _terminated(self, ids: Ids) -> Bools | bool:
-        """Whether the step ended the MDP, [len(ids)] or False for all."""
+        """Whether the step ended the MDP, [len(ids)], or False for all."""
         return False
 
     def _initial_states(self, rngs: Luck) -> tuple[Floats, Floats]:
@@ -354,7 +355,7 @@ class BatchEnv(TaskBatchEnv):
         return np.concatenate((self.simulator.qpos, self.simulator.qvel), 1)
 
     def _reset(self, ids: NDArray[np.intp], rngs: Luck) -> None:
-        self._close_renderers()  # they draw the models as they were; tasks may have changed them
+        self._close_renderers()  # they hold the old models; the tasks may have changed them
         self.simulator.reset(ids, *self._initial_states(rngs))
 
     def _advance(self, actions: NDArray[Any], ids: Ids) -> tuple[Floats, Bools | bool, Bools | bool]:
@@ -363,7 +364,7 @@ class BatchEnv(TaskBatchEnv):
         self.simulator.ctrl[ids] = controls
         before = self._tracked_positions(ids).copy()
         diverged = self.simulator.step(self.frame_skip, ids)
-        # MuJoCo checks at the start of a physics step, and not the inner stages of RK4: it misses the last one's.
+        # MuJoCo checks when a physics step begins, not in RK4's inner stages: it misses the last step's result.
         for state in (self.simulator.qpos, self.simulator.qvel):
             finite = np.isfinite(state[ids])
             if not finite.all():
@@ -387,14 +388,14 @@ class BatchEnv(TaskBatchEnv):
             width: in pixels.
             height: in pixels.
             camera: a camera of the model, by name or number; None for the family's default.
-            side_view: metres; instead of `camera`, one that stands still this far from the origin, at the side where
-                x grows to the right.
+            side_view: distance in metres; a camera at rest this far from the origin replaces `camera`. It looks from
+                the side, with x growing to the right.
 
         Returns:
             RGB image [height, width, 3].
 
         Raises:
-            RuntimeError: if no OpenGL context can be made; says what to install.
+            RuntimeError: no OpenGL context can be made; the message says what to install.
         """
         model, data = self.simulator.snapshot(index)
         mujoco.mj_forward(model, data)

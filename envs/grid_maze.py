@@ -1,8 +1,8 @@
-"""Mazes on a grid, never seen before, in which a hidden goal must be found and then found again.
+"""New mazes on a grid: the agent must find a hidden goal, and then find it again.
 
-No paper sets a standard: a definition of our own, in the manner of the mazes of Duan et al., "RL^2: Fast Reinforcement
+No paper sets a standard. This definition is our own, similar to the mazes of Duan et al., "RL^2: Fast Reinforcement
 Learning via Slow Reinforcement Learning", 2016, arXiv:1611.02779.
-Differs from the paper: a grid seen from above, cell by cell, not pictures of rooms in three dimensions.
+Differs from the paper: the agent sees cells of a grid from above, not pictures of rooms in three dimensions.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ STEP_REWARD = -0.01
 class GridMazeEnv(TaskBatchEnv):
     """Starts in the task's start cell and terminates at its goal. Tasks must be set.
 
-    Actions move up, right, down or left; a move into a wall stays. The step onto the goal pays 1. Any other costs 0.01,
-    and with the dense reward pays as well by how many steps the shortest way to the goal has become shorter: -1, 0 or
-    1. `step`'s infos tell `success`: whether the goal is reached.
+    Actions move up, right, down or left. A move into a wall has no effect. The step onto the goal has reward 1, every
+    other step -0.01. The dense reward adds the number of steps by which the shortest route to the goal became shorter:
+    -1, 0 or 1. `success` in the infos of `step` says whether the goal is reached.
 
     Observations are the agent's cell as a one-hot vector (entry num_columns * row + column), then two squares of
-    2 * view + 1 cells a side around the agent, row by row: the walls, and the goal. What is out of the square is not
-    seen; walls hide nothing.
+    2 * view + 1 cells a side around the agent, row by row: the walls, and the goal. Cells outside the square are not
+    observed. Walls do not block the view.
     """
 
     def __init__(
@@ -70,7 +70,9 @@ class GridMazeEnv(TaskBatchEnv):
         self._dense = reward == "dense"
         self._steps = np.array(STEPS)
         self._around = np.arange(2 * view + 1)
-        self._walls = np.ones((num_envs, shape[0] + 2 * view, shape[1] + 2 * view), bool)  # with what is seen beyond
+        self._walls = np.ones(
+            (num_envs, shape[0] + 2 * view, shape[1] + 2 * view), bool
+        )  # with a margin of `view` cells
         self._to_go = np.zeros((num_envs, *shape))
         self._starts, self._goals, self._cells = np.zeros((3, num_envs, 2), np.intp)
 
@@ -123,16 +125,16 @@ class GridMazeEnv(TaskBatchEnv):
 
 @dataclass(frozen=True)
 class GridMaze(EnvTaskDistribution[MazeTask]):
-    """Generated layouts, with a start and a goal drawn uniformly from the pairs of free cells.
+    """Generated layouts. Start and goal are two free cells, drawn uniformly.
 
     Layouts of the test split never occur in training (`metarl.envs.mazes.generate`). Start, goal and walls stay the
-    same within a task: what one trajectory finds out the next can use.
+    same within a task, so a trajectory can use what earlier ones found.
 
     Attributes:
         horizon: steps per trajectory, >= 1.
-        size: cells along each side with the border, odd, >= 5.
+        size: cells along each side, with the border, odd, >= 5.
         view: how many cells the agent sees in each direction, >= 0.
-        reward: "sparse": 1 at the goal, else -0.01; "dense": also how much nearer a step brings.
+        reward: "sparse": 1 at the goal, else -0.01; "dense": plus the steps by which the route became shorter.
     """
 
     splits = "disjoint"
@@ -164,7 +166,7 @@ class GridMaze(EnvTaskDistribution[MazeTask]):
         return task.features()
 
     def scene(self, task: MazeTask) -> Scene:
-        """Cells are unit squares, the maze's middle is (0, 0)."""
+        """Cells are unit squares. The middle of the maze is (0, 0)."""
         shape, half = (self.size, self.size), self.size / 2.0
         walls = tuple(
             (run.start() - half, half - row - 1.0, float(len(run[0])), 1.0)

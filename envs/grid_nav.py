@@ -1,4 +1,4 @@
-"""A small grid in which a hidden goal must be searched and then kept.
+"""A small grid: the agent must find a hidden goal and then stay there.
 
 Source: Zintgraf et al., "VariBAD: A Very Good Method for Bayes-Adaptive Deep RL via Meta-Learning", 2019,
 arXiv:1910.08348.
@@ -20,14 +20,14 @@ from metarl.errors import require
 from metarl.tasks import EnvTaskDistribution, Scene, Split
 
 MOVES = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))
-"""What each action adds to (x, y): stay, up, right, down, left."""
+"""The change of (x, y) by each action: stay, up, right, down, left."""
 GOAL_REWARD = 1.0
 STEP_REWARD = -0.1
 
 
 @dataclass(frozen=True)
 class GoalCell:
-    """The cell to be found.
+    """The cell to find.
 
     Attributes:
         x: column, from 0.
@@ -39,10 +39,10 @@ class GoalCell:
 
 
 class GridNavEnv(TaskBatchEnv):
-    """Starts in cell (0, 0), observes its cell as a one-hot vector (entry size * y + x) and never terminates.
+    """Starts in cell (0, 0) and never terminates. The observation is the cell as a one-hot vector (entry size * y + x).
 
-    An action stays or moves to a neighbouring cell; a move off the grid stays. The reward is 1 if the cell after the
-    action is the goal, else -0.1.
+    An action stays or moves to a neighbouring cell. A move off the grid has no effect. The reward is 1 if the cell
+    after the action is the goal, else -0.1.
     """
 
     def __init__(
@@ -90,9 +90,8 @@ class GridNavEnv(TaskBatchEnv):
 class GridNav(EnvTaskDistribution[GoalCell]):
     """Goals drawn uniformly from the cells that are neither the start nor one of its three neighbours.
 
-    Differs from the source's code in what is observed: the cell as a one-hot vector, not as two coordinates.
-
     Source: Zintgraf et al. 2019, arXiv:1910.08348: 21 goals on a grid of 5 by 5, four episodes of 15 steps.
+    Differs from the source's code: the cell is observed as a one-hot vector, not as two coordinates.
 
     Attributes:
         size: cells along each side, >= 3.
@@ -119,13 +118,13 @@ class GridNav(EnvTaskDistribution[GoalCell]):
         return GridNavEnv(num_envs, size=self.size, horizon=self.horizon)
 
     def task_features(self, task: GoalCell) -> NDArray[np.float32]:
-        """The goal's cell as the agent's own is observed: one-hot."""
+        """The goal's cell as a one-hot vector, as in the observation."""
         features = np.zeros(self.size**2, np.float32)
         features[self.size * task.y + task.x] = 1.0
         return features
 
     def scene(self, task: GoalCell) -> Scene:
-        """Cells are unit squares, (0, 0) the corner of the first."""
+        """Cells are unit squares. (0, 0) is the corner of the first one."""
         size, edge = float(self.size), 0.1
         beside = tuple((x, -edge, edge, size + 2 * edge) for x in (-edge, size))
         walls = (*beside, (0.0, -edge, size, edge), (0.0, size, size, edge))

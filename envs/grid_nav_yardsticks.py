@@ -1,11 +1,11 @@
-"""What to hold a learner of `grid-nav` against: the known goal, the Bayes optimum, and posterior sampling.
+"""References for learners of `grid-nav`: the known goal, the Bayes optimum, and posterior sampling.
 
-A trial is some episodes with one goal, each from the start; what is known of the goal is kept. Once it has been found,
-every policy here walks straight to it. An episode that first meets the goal at step t scores
+A trial is several episodes with one goal. Each episode begins at the start, and knowledge of the goal is kept. Once the
+goal is found, every policy here walks straight to it. If an episode first meets the goal at step t, its return is
 
-    horizon - 1.1 (t - 1),    with t = horizon + 1 if it never does,
+    horizon - 1.1 (t - 1),    with t = horizon + 1 if it never meets the goal.
 
-so a policy is judged by its times t.
+So the return depends on t alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ START: Cell = (0, 0)
 
 
 def score(times: Floats, horizon: int) -> Floats:
-    """Return of episodes that first meet the goal at step `times`, 1 to `horizon` + 1."""
+    """Return of episodes that first meet the goal at step `times`, each in 1 to `horizon` + 1."""
     return GOAL_REWARD * horizon - (GOAL_REWARD - STEP_REWARD) * (times - 1.0)
 
 
@@ -36,15 +36,16 @@ def known_goal(family: GridNav) -> float:
 def bayes_optimal(family: GridNav, num_episodes: int) -> Floats:
     """Mean return of each episode of a Bayes-optimal trial, [num_episodes]: 4.0, then 11.07 on the grid of 5 by 5.
 
-    Two bounds hold for every policy. The times at which an episode can find what it finds are different and at least
-    the goals' distances in ascending order, so that the first episode costs no less than meeting them so, one at each
-    step from step 2 on. And a later episode costs no less than walking straight. Here a first walk is searched for that
-    meets a new goal at each step from step 2 to the last, and leaves goals that lie on one shortest path from the
-    start: a second episode along this path scores for each of them what walking straight to it does. The bounds are
-    then met, and the trial is optimal.
+    Two bounds hold for every policy. In the first episode, an agent can meet at most one possible goal per step, and
+    none before step 2. So the first episode is at best as good as meeting a new possible goal at every step from step 2
+    on. A later episode is at best as good as walking straight to the goal.
+
+    This function searches for a first walk that meets a new possible goal at each step from step 2 to the last. All
+    goals that it leaves must lie on one shortest path from the start. A second episode along this path meets each of
+    them as early as walking straight to it. Then both bounds are reached, and the trial is optimal.
 
     Raises:
-        ValueError: if there is no such walk on this grid; the bounds are then not known to be met.
+        ValueError: this grid has no such walk, so the bounds may not be reachable.
     """
     goals = _goals(family)
     found = min(family.horizon - 1, len(goals))
@@ -60,14 +61,14 @@ def bayes_optimal(family: GridNav, num_episodes: int) -> Floats:
 
 
 def posterior_sampling(family: GridNav, num_episodes: int, num_trials: int, rng: np.random.Generator) -> Floats:
-    """Returns of trials that walk, each episode, to a goal drawn from those still possible and stay there.
+    """Returns of trials that, in each episode, draw one of the goals still possible, walk there and stay.
 
-    The way is a shortest one, at random; a goal that it passes counts as found, and its other cells as searched.
+    The route is a random shortest one. If it meets the goal, the goal is found. Its other cells are then ruled out.
 
     Source: Strens, "A Bayesian Framework for Reinforcement Learning", ICML 2000.
 
     Returns:
-        [num_trials, num_episodes]. Each trial has a goal of its own, drawn from `rng`.
+        [num_trials, num_episodes]. Each trial has its own goal, drawn with `rng`.
     """
     goals = np.array(_goals(family))
     trials = np.arange(num_trials)
@@ -100,13 +101,13 @@ def _goals(family: GridNav) -> list[Cell]:
 
 
 def _straight(family: GridNav, goals: list[Cell]) -> Floats:
-    """The step at which a shortest way meets each goal; horizon + 1 for those too far away."""
+    """The step at which a shortest route meets each goal; horizon + 1 for goals too far away."""
     times: Floats = np.minimum(np.array(goals, np.float64).sum(1), family.horizon + 1)
     return times
 
 
 def _new_goals_at_every_step(family: GridNav, number: int) -> Iterator[list[Cell]]:
-    """Walks that meet a new goal at step 2 and at each of the `number` - 1 steps after it: the goals in order."""
+    """Walks that meet a new goal at step 2 and at each of the next `number` - 1 steps, as the goals in order."""
     goals = set(_goals(family))
 
     def extend(walk: list[Cell]) -> Iterator[list[Cell]]:

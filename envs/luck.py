@@ -1,9 +1,9 @@
 """Random numbers for many sub-environments at once, each with a seed of its own.
 
-A numpy generator takes about 10 microseconds to make, which is more than a whole trajectory of a small environment
-takes. Here the j-th number of a trajectory is a hash of (seed, number of the trajectory, j), computed for all
-sub-environments together: the output function of Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
-Generators", OOPSLA 2014 (SplitMix64).
+Creating a numpy generator takes about 10 microseconds, longer than a whole trajectory of a small environment. Here,
+number j of a trajectory is a hash of (seed, number of the trajectory, j), computed for all sub-environments together.
+The hash is the output function of SplitMix64: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators",
+OOPSLA 2014.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-_INCREMENT = np.uint64(0x9E3779B97F4A7C15)
+_INCREMENT = np.uint64(0x9E3779B97F4A7C15)  # of SplitMix64, as are the constants in `_mix`
 
 
 class Luck(Sequence[np.random.Generator]):
     """The random numbers of sub-environments that start new trajectories.
 
-    `uniforms` and `normals` draw for all of them together; the sequence holds a numpy generator of each, which is made
-    when it is asked for. What a sub-environment gets depends on its seed and on how many trajectories it has begun
-    since it was seeded, not on the others.
+    `uniforms` and `normals` draw for all sub-environments together. Item i of the sequence is the numpy generator of
+    sub-environment i, created when it is first used. The numbers of a sub-environment depend only on its seed and on
+    how many trajectories it has begun since it was seeded.
 
     Args:
         seeds: uint64, one per sub-environment.
         trajectories: how many trajectories each has begun since it was seeded, uint64.
-        generator: the numpy generator of the i-th.
+        generator: returns the numpy generator of sub-environment i.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class Luck(Sequence[np.random.Generator]):
         self._drawn = 0
 
     def uniforms(self, count: int) -> NDArray[np.float64]:
-        """The next `count` numbers of each, uniform in [0, 1), [num_envs, count]."""
+        """The next `count` uniform numbers in [0, 1) of each, [num_envs, count]."""
         counters = np.arange(self._drawn + 1, self._drawn + count + 1, dtype=np.uint64)
         self._drawn += count
         bits: NDArray[np.uint64] = _mix(self._keys + counters * _INCREMENT) >> np.uint64(11)
         return bits.astype(np.float64) * 2.0**-53
 
     def normals(self, count: int) -> NDArray[np.float64]:
-        """The next `count` standard normal numbers of each, [num_envs, count]; takes 2 * `count` uniform ones."""
+        """The next `count` standard normal numbers of each, [num_envs, count]; uses up 2 * `count` uniform numbers."""
         radius = np.sqrt(-2.0 * np.log1p(-self.uniforms(count)))
         normals: NDArray[np.float64] = radius * np.cos(2.0 * np.pi * self.uniforms(count))
         return normals

@@ -1,4 +1,4 @@
-"""A point in the plane that must find a goal it cannot see: told how far it is, or nothing until it is near.
+"""A point in the plane that must find a goal it does not observe, from dense or sparse rewards.
 
 Sources: Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", 2017,
 arXiv:1703.03400; with sparse rewards: Rakelly et al., "Efficient Off-Policy Meta-Reinforcement Learning via
@@ -30,7 +30,7 @@ CIRCLE_RADIUS = 1.0
 
 @dataclass(frozen=True)
 class Goal:
-    """Where to go, in the plane's units.
+    """The place to find, in the plane's units.
 
     Attributes:
         x: first coordinate.
@@ -42,10 +42,10 @@ class Goal:
 
 
 class PointNavEnv(TaskBatchEnv):
-    """Observes its position, starts in (0, 0), and moves by 0.1 * clip(action, -1, 1).
+    """Starts in (0, 0), observes its position, and moves by 0.1 * clip(action, -1, 1).
 
-    The reward is minus the Euclidean distance to the goal after the move; within 0.01 of it in both coordinates the MDP
-    ends.
+    The reward is minus the Euclidean distance to the goal after the move. The MDP ends when the point is within 0.01 of
+    the goal in both coordinates.
     """
 
     default_task = Goal(GOAL_RANGE, GOAL_RANGE)
@@ -86,10 +86,10 @@ class PointNavEnv(TaskBatchEnv):
 
 
 class PointNavSparseEnv(PointNavEnv):
-    """Observes and moves as `PointNavEnv` does, and never terminates: the goal pays as long as it is kept.
+    """Observes and moves as `PointNavEnv` does, but never terminates: each step at the goal has a reward.
 
-    With d the Euclidean distance to the goal after the move, the sparse reward is 1 - d where d <= 0.2, else 0, and the
-    dense one -d. `step`'s infos tell `success`: whether d <= 0.2.
+    Let d be the Euclidean distance to the goal after the move. The sparse reward is 1 - d if d <= 0.2, else 0. The
+    dense reward is -d. `success` in the infos of `step` says whether d <= 0.2.
     """
 
     default_task = Goal(CIRCLE_RADIUS, 0.0)
@@ -132,7 +132,7 @@ class PointNav(EnvTaskDistribution[Goal]):
 
     Attributes:
         horizon: steps per trajectory, >= 1.
-        test_goals: "paper": the 40 goals behind the paper's figure, a finite test split; "sampled": fresh draws.
+        test_goals: "paper": the 40 goals of the paper's figure, a finite test split; "sampled": new draws.
     """
 
     horizon: int = 100
@@ -167,9 +167,9 @@ class PointNav(EnvTaskDistribution[Goal]):
 class PointNavSparse(EnvTaskDistribution[Goal]):
     """Goals on the upper half of the unit circle, at angles drawn uniformly from [0, pi).
 
-    Source: Zintgraf et al. 2019, arXiv:1910.08348, in the authors' code. That of Rakelly et al. 2019, arXiv:1903.08254,
-    has 100 goals on the half circle, 80 to train and 20 to test, and 20 steps; it trains on the dense reward and tests
-    on the sparse one. Here `reward` holds for both; `success` means the same with either.
+    Source: the code of Zintgraf et al. 2019, arXiv:1910.08348. The code of Rakelly et al. 2019, arXiv:1903.08254,
+    differs. It has 20 steps and 100 goals on the half circle, 80 for training and 20 for test. It trains on the dense
+    reward and tests on the sparse one. Here `reward` holds for both splits.
 
     Attributes:
         horizon: steps per trajectory, >= 1.
@@ -201,7 +201,7 @@ class PointNavSparse(EnvTaskDistribution[Goal]):
 
 
 def _paper_goals() -> list[Goal]:
-    # The legacy generator is what the authors' test script used.
+    # The authors' test script used numpy's legacy generator.
     return _goals(np.random.RandomState(1).uniform(-GOAL_RANGE, GOAL_RANGE, (40, 2)))
 
 

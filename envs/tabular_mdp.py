@@ -1,4 +1,4 @@
-"""Small random MDPs, each to be found out anew within a few short episodes.
+"""Small random MDPs. Each must be learned anew within a few short episodes.
 
 Source: Duan et al., "RL²: Fast Reinforcement Learning via Slow Reinforcement Learning", 2016, arXiv:1611.02779.
 """
@@ -24,10 +24,10 @@ from metarl.tasks import EnvTaskDistribution, Split
 
 @dataclass(frozen=True)
 class MDP:
-    """A finite MDP. It prints as its size and a checksum of its numbers.
+    """A finite MDP. Prints as its size and a checksum of its numbers.
 
     Attributes:
-        transitions: chance of the next state, [num_states][num_actions][num_states].
+        transitions: probability of each next state, [num_states][num_actions][num_states].
         mean_rewards: [num_states][num_actions].
     """
 
@@ -46,9 +46,9 @@ class MDP:
 
 
 class TabularMDPEnv(TaskBatchEnv):
-    """Starts in state 0, observes its state as a one-hot vector and never terminates.
+    """Starts in state 0 and never terminates. The observation is the state as a one-hot vector.
 
-    The reward is the mean reward of the state and action, plus standard normal noise.
+    The reward is the mean reward of state and action, plus standard normal noise.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class TabularMDPEnv(TaskBatchEnv):
         """
         Args:
             num_envs: number of MDPs.
-            num_states: states of each.
+            num_states: states of each MDP.
             num_actions: actions in each state.
             horizon: steps after which a trajectory is truncated.
             autoreset_mode: as in `TaskBatchEnv`.
@@ -75,11 +75,11 @@ class TabularMDPEnv(TaskBatchEnv):
             horizon=horizon,
             autoreset_mode=autoreset_mode,
         )
-        # The last state's cumulative chance is 1 and is left out: rounding cannot lead beyond it.
+        # The last state's cumulative probability, 1, is left out, so that rounding cannot lead beyond the last state.
         self._cumulative = np.zeros((num_envs, num_states, num_actions, num_states - 1))
         self._mean_rewards = np.zeros((num_envs, num_states, num_actions))
         self._states = np.zeros(num_envs, np.int64)
-        self._next_state_luck = np.zeros((num_envs, horizon))
+        self._next_state_uniforms = np.zeros((num_envs, horizon))
         self._reward_noise = np.zeros((num_envs, horizon))
         self._rows = np.arange(num_envs)
 
@@ -90,14 +90,14 @@ class TabularMDPEnv(TaskBatchEnv):
 
     def _reset(self, ids: NDArray[np.intp], rngs: Luck) -> None:
         self._states[ids] = 0
-        self._next_state_luck[ids] = rngs.uniforms(self.horizon)
+        self._next_state_uniforms[ids] = rngs.uniforms(self.horizon)
         self._reward_noise[ids] = rngs.normals(self.horizon)
 
     def _advance(self, actions: NDArray[Any], ids: Ids) -> tuple[Floats, Bools | bool, Bools | bool]:
         rows, states, steps = self._rows[ids], self._states[ids], self._elapsed[ids]
         rewards = self._mean_rewards[rows, states, actions] + self._reward_noise[rows, steps]
-        luck = self._next_state_luck[rows, steps]
-        self._states[ids] = (self._cumulative[rows, states, actions] <= luck[:, np.newaxis]).sum(1)
+        uniforms = self._next_state_uniforms[rows, steps]
+        self._states[ids] = (self._cumulative[rows, states, actions] <= uniforms[:, np.newaxis]).sum(1)
         return rewards, False, False
 
     def _observe(self) -> NDArray[Any]:
@@ -108,9 +108,9 @@ class TabularMDPEnv(TaskBatchEnv):
 
 @dataclass(frozen=True)
 class TabularMDP(EnvTaskDistribution[MDP]):
-    """Random MDPs: next-state chances from a flat Dirichlet distribution, mean rewards from N(1, 1).
+    """Random MDPs: next-state probabilities from a flat Dirichlet distribution, mean rewards from N(1, 1).
 
-    RL² strings several episodes of one MDP together into a trial, in which it learns the MDP.
+    RL² joins several episodes of one MDP into a trial, in which it learns the MDP.
 
     Source: Duan et al. 2016, arXiv:1611.02779: 10 states, 5 actions, 10 steps from the first state.
 
@@ -133,8 +133,8 @@ class TabularMDP(EnvTaskDistribution[MDP]):
         transitions = rng.dirichlet(np.ones(self.num_states), (num_tasks, self.num_states, self.num_actions))
         mean_rewards = rng.normal(1.0, 1.0, (num_tasks, self.num_states, self.num_actions))
         return [
-            MDP(tuple(tuple(map(tuple, state)) for state in chances), tuple(map(tuple, rewards)))
-            for chances, rewards in zip(transitions.tolist(), mean_rewards.tolist(), strict=True)
+            MDP(tuple(tuple(map(tuple, state)) for state in probabilities), tuple(map(tuple, rewards)))
+            for probabilities, rewards in zip(transitions.tolist(), mean_rewards.tolist(), strict=True)
         ]
 
     def make_vector_env(self, num_envs: int, *, num_threads: int = 0) -> TabularMDPEnv:

@@ -1,8 +1,8 @@
-"""What to hold a learner of small MDPs against: the optimum of a known MDP, and planners on what has been seen.
+"""References for learners of small MDPs: the optimum of a known MDP, and planners that use the experience so far.
 
-The planners know the family of `tabular-mdp`: flat Dirichlet next-state chances, mean rewards from N(1, 1), rewards
-with standard normal noise. Everything runs over many MDPs at once. Play every policy with the same MDPs, `luck` and
-`noise`: then only the policies differ.
+The planners use the prior of the family `tabular-mdp`: flat Dirichlet next-state probabilities, mean rewards from
+N(1, 1), rewards with standard normal noise. Everything runs over many MDPs at once. Play every policy with the same
+MDPs, `uniforms` and `noise`, so that only the policies differ.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ PRIOR_MEAN = 1.0
 
 @dataclass(frozen=True)
 class Play:
-    """What a policy may look at before a step. S states, A actions.
+    """The information that a policy has before a step. S is the number of states, A the number of actions.
 
     Attributes:
-        transitions: how often each next state has followed, [num_mdps, S, A, S].
+        transitions: how often each next state has followed so far, [num_mdps, S, A, S].
         reward_sums: rewards received so far, [num_mdps, S, A].
         episode: number of the episode, from 0.
-        step: number of the coming step in its episode, from 0.
-        horizon: steps of an episode.
-        states: where the MDPs are, [num_mdps].
-        last_actions: [num_mdps]; 0 before the first step of all.
-        last_rewards: [num_mdps]; 0 before the first step of all.
+        step: number of the next step in the episode, from 0.
+        horizon: steps per episode.
+        states: current state of each MDP, [num_mdps].
+        last_actions: [num_mdps]; 0 before the first step of the trial.
+        last_rewards: [num_mdps]; 0 before the first step of the trial.
     """
 
     transitions: Floats
@@ -48,32 +48,32 @@ class Play:
 
 
 Policy: TypeAlias = Callable[[Play], Numbers]
-"""The actions, [num_mdps]. One with a memory of its own begins anew at step 0 of episode 0."""
+"""Returns the actions, [num_mdps]. A policy with a memory must clear it at step 0 of episode 0."""
 Model: TypeAlias = Callable[[Play], tuple[Floats, Floats]]
-"""Next-state chances [num_mdps, S, A, S] and mean rewards [num_mdps, S, A] to plan with."""
+"""Returns next-state probabilities [num_mdps, S, A, S] and mean rewards [num_mdps, S, A] to plan with."""
 
 
 def stack(mdps: Sequence[MDP]) -> tuple[Floats, Floats]:
-    """Next-state chances [num_mdps, S, A, S] and mean rewards [num_mdps, S, A]."""
+    """Next-state probabilities [num_mdps, S, A, S] and mean rewards [num_mdps, S, A]."""
     transitions, mean_rewards = zip(*(mdp.arrays for mdp in mdps), strict=True)
     return np.stack(transitions), np.stack(mean_rewards)
 
 
-def simulate(policy: Policy, transitions: Floats, mean_rewards: Floats, luck: Floats, noise: Floats) -> Floats:
-    """Plays whole trials; every episode starts in state 0.
+def simulate(policy: Policy, transitions: Floats, mean_rewards: Floats, uniforms: Floats, noise: Floats) -> Floats:
+    """Plays whole trials. Every episode starts in state 0.
 
     Args:
         policy: chooses the actions.
-        transitions: next-state chances, [num_mdps, S, A, S].
+        transitions: next-state probabilities, [num_mdps, S, A, S].
         mean_rewards: [num_mdps, S, A].
-        luck: uniform in [0, 1), [num_mdps, num_episodes, horizon]; the next state is the first whose cumulative chance
-            exceeds it.
-        noise: standard normal, of the same shape; is added to the mean rewards.
+        uniforms: uniform numbers in [0, 1), [num_mdps, num_episodes, horizon]; the next state is the first one whose
+            cumulative probability exceeds the number.
+        noise: standard normal numbers of the same shape, added to the mean rewards.
 
     Returns:
         Rewards, [num_mdps, num_episodes, horizon].
     """
-    num_mdps, num_episodes, horizon = luck.shape
+    num_mdps, num_episodes, horizon = uniforms.shape
     rows = np.arange(num_mdps)
     cumulative = np.cumsum(transitions, -1)[..., :-1]
     seen, reward_sums = np.zeros_like(transitions), np.zeros_like(mean_rewards)
@@ -84,7 +84,7 @@ def simulate(policy: Policy, transitions: Floats, mean_rewards: Floats, luck: Fl
         for step in range(horizon):
             actions = policy(Play(seen, reward_sums, episode, step, horizon, states, actions, received))
             received = mean_rewards[rows, states, actions] + noise[:, episode, step]
-            followed = (cumulative[rows, states, actions] <= luck[:, episode, step, np.newaxis]).sum(1)
+            followed = (cumulative[rows, states, actions] <= uniforms[:, episode, step, np.newaxis]).sum(1)
             seen[rows, states, actions, followed] += 1.0
             reward_sums[rows, states, actions] += received
             rewards[episode, step] = received
@@ -93,10 +93,10 @@ def simulate(policy: Policy, transitions: Floats, mean_rewards: Floats, luck: Fl
 
 
 def value_iteration(transitions: Floats, mean_rewards: Floats, horizon: int) -> tuple[Floats, Numbers]:
-    """The finite-horizon optimum of known MDPs.
+    """The optimum of known MDPs with a finite horizon.
 
     Returns:
-        Expected return of an episode from each state, [num_mdps, S], and the best action in each state at each step,
+        Expected return of an episode from each state, [num_mdps, S], and the best action at each step in each state,
         [horizon, num_mdps, S].
     """
     num_mdps, num_states, num_actions = mean_rewards.shape
@@ -112,7 +112,7 @@ def value_iteration(transitions: Floats, mean_rewards: Floats, horizon: int) -> 
 
 
 def planner(model: Model, *, every_step: bool = False) -> Policy:
-    """Plans the rest of an episode by value iteration with `model`, before it begins or before `every_step`."""
+    """Plans the rest of an episode by value iteration with `model`: once before it, or again at `every_step`."""
     plan = np.zeros((0, 0, 0), np.int64)
 
     def policy(play: Play) -> Numbers:
@@ -132,14 +132,14 @@ def uniform(rng: np.random.Generator) -> Policy:
 
 
 def posterior_mean(play: Play) -> tuple[Floats, Floats]:
-    """The greedy model: the posterior's means."""
+    """The greedy model: the means of the posterior."""
     pulls = play.transitions.sum(-1)
     transitions = (play.transitions + 1.0) / (pulls[..., np.newaxis] + play.transitions.shape[-1])
     return transitions, (play.reward_sums + PRIOR_MEAN) / (pulls + 1.0)
 
 
 def bonus(scale: float = 0.5) -> Model:
-    """Posterior means, with a bonus of scale / sqrt(1 + n) on the reward of what has been tried n times."""
+    """Posterior means; a state and action tried n times has a bonus of scale / sqrt(1 + n) on its reward."""
 
     def model(play: Play) -> tuple[Floats, Floats]:
         transitions, mean_rewards = posterior_mean(play)
@@ -157,7 +157,7 @@ def posterior_sample(rng: np.random.Generator) -> Model:
 
     def model(play: Play) -> tuple[Floats, Floats]:
         _, mean_rewards = posterior_mean(play)
-        # Gamma numbers divided by their sum are a draw from the Dirichlet distribution.
+        # Gamma numbers, divided by their sum, are a draw from the Dirichlet distribution.
         transitions = rng.standard_gamma(play.transitions + 1.0)
         transitions /= transitions.sum(-1, keepdims=True)
         deviation = 1.0 / np.sqrt(1.0 + play.transitions.sum(-1))

@@ -1,4 +1,4 @@
-"""The base of environments that step all their tasks at once."""
+"""The base of environments that step all their tasks together."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ ALL = slice(None)
 
 
 class TaskBatchEnv(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], ABC):
-    """A `gymnasium.vector.VectorEnv` whose sub-environments each have a task of their own.
+    """A `gymnasium.vector.VectorEnv` in which each sub-environment has a task of its own.
 
-    A family implements `_assign_tasks`, `_reset`, `_advance` and `_observe`, vectorised over the sub-environments, may
-    add `_infos`, and may read `_elapsed`, the steps [num_envs] since each one's reset. Every step is one of three: it
-    ends nothing, it ends the MDP (`terminated`), or it stops an MDP that would go on (`truncated`: at the horizon, or
-    because the simulation broke); a step at the horizon that ends the MDP is only `terminated`.
+    A family implements `_assign_tasks`, `_reset`, `_advance` and `_observe`, vectorised over the sub-environments. It
+    may add `_infos`. It may read `_elapsed`, the steps [num_envs] since each reset.
 
-    Autoreset is gymnasium's, with `DISABLED` as the default: a sub-environment that has ended then stays frozen (same
-    observation, reward 0, neither terminated nor truncated, nothing simulated) until it is reset.
+    A step can end a trajectory in two ways. `terminated` means that the MDP ended. `truncated` means that it could
+    continue but is stopped: at the horizon, or because the simulation diverged. A step at the horizon that ends the MDP
+    is only `terminated`.
+
+    Autoreset is gymnasium's, `DISABLED` by default. A sub-environment that has ended then stays frozen until it is
+    reset: same observation, reward 0, neither terminated nor truncated, nothing simulated.
 
     Attributes:
-        default_task: the task of every sub-environment before `set_tasks` is called, or None where tasks must be set.
+        default_task: the task of every sub-environment before `set_tasks` is called, or None if tasks must be set.
         horizon: steps after which a trajectory is truncated.
-        autoreset_mode: what follows an end.
+        autoreset_mode: what happens after a trajectory ends.
     """
 
     default_task: Any = None
@@ -53,13 +55,13 @@ class TaskBatchEnv(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
         """
         Args:
             num_envs: number of sub-environments, >= 1.
-            observation_space: of one sub-environment.
-            action_space: of one sub-environment.
+            observation_space: observation space of one sub-environment.
+            action_space: action space of one sub-environment.
             horizon: steps after which a trajectory is truncated, >= 1.
-            autoreset_mode: what happens when a sub-environment has ended.
+            autoreset_mode: what happens after a trajectory ends.
 
         Raises:
-            ValueError: if num_envs or horizon is below 1.
+            ValueError: num_envs or horizon is below 1.
         """
         if num_envs < 1 or horizon < 1:
             raise ValueError(f"num_envs = {num_envs} and horizon = {horizon}: both must be at least 1")
@@ -82,17 +84,17 @@ class TaskBatchEnv(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
 
     @property
     def tasks(self) -> tuple[Any, ...]:
-        """The tasks, one per sub-environment, as last set."""
+        """The tasks that were set last, one per sub-environment."""
         return self._tasks
 
     def set_tasks(self, tasks: Sequence[Any]) -> None:
-        """Gives every sub-environment its task, which holds from its next reset.
+        """Gives every sub-environment a task. It takes effect at the next reset.
 
         Args:
             tasks: one per sub-environment.
 
         Raises:
-            ValueError: if there are more or fewer tasks than sub-environments.
+            ValueError: the number of tasks is not that of sub-environments.
         """
         if len(tasks) != self.num_envs:
             raise ValueError(f"{len(tasks)} tasks for {self.num_envs} sub-environments; give one task to each")
@@ -105,17 +107,18 @@ class TaskBatchEnv(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
         """Starts new trajectories.
 
         Args:
-            seed: an int s seeds sub-environment i with s + i; a sequence gives each its own, below 2^64 (None: it goes
-                on from where it is). A trajectory depends on its seed, task and actions, not on its place in the batch.
-            options: `{"reset_mask": bool array [num_envs]}` resets only some.
+            seed: an int s seeds sub-environment i with s + i. A sequence has one seed for each, below 2^64; with None,
+                the random numbers continue. A trajectory depends on its seed, task and actions, not on its place in
+                the batch.
+            options: `{"reset_mask": bool array [num_envs]}` resets only the marked sub-environments.
 
         Returns:
             All observations, [num_envs, ...], and an empty dict.
 
         Raises:
-            ValueError: on a seed sequence or mask of the wrong length, a seed out of range, an empty mask, or if no
-                task was set and the family has no default one.
-            TypeError: if the mask is not a bool array.
+            ValueError: the seed sequence or mask has the wrong length, a seed is out of range, the mask is all False,
+                or no task was set and the family has no default task.
+            TypeError: the mask is not a bool array.
         """
         ids = np.flatnonzero(self._reset_mask(options))
         given = self._given_seeds(seed)
@@ -131,20 +134,20 @@ class TaskBatchEnv(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
     def step(
         self, actions: NDArray[Any]
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Steps every live sub-environment once.
+        """Steps every sub-environment once, except those that have ended.
 
         Args:
-            actions: [num_envs, ...], as `action_space` has it; those of ended sub-environments are ignored.
+            actions: [num_envs, ...], in `action_space`; those of ended sub-environments are ignored.
 
         Returns:
-            Observations, rewards float64, terminated and truncated bool, each [num_envs, ...], and infos: `diverged`
-            bool [num_envs], whether the step broke the simulation (it is then truncated, with reward 0); what the
-            family adds, 0 or False where nothing was simulated or the simulation broke; in `SAME_STEP` mode also
-            gymnasium's `final_obs`, `final_info` and their masks.
+            Observations, rewards (float64), terminated and truncated (bool), each [num_envs, ...], and infos.
+            `infos["diverged"]`, bool [num_envs], marks simulations that diverged in this step; they are truncated with
+            reward 0. The infos that the family adds are 0 or False where nothing was simulated or the simulation
+            diverged. In `SAME_STEP` mode, infos also has gymnasium's `final_obs`, `final_info` and their masks.
 
         Raises:
             gymnasium.error.ResetNeeded: before the first reset.
-            ValueError: if actions has the wrong shape.
+            ValueError: actions has the wrong shape.
         """
         if not self._started:
             raise gymnasium.error.ResetNeeded("step was called before the first reset")
@@ -165,28 +168,28 @@ class TaskBatchEnv(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
             self._elapsed[ids] += 1
             truncated[ids] = self._elapsed[ids] >= self.horizon
             truncated = (truncated | diverged) & ~terminated
-        told = {"diverged": diverged} | self._told(ids, ~diverged)
+        step_infos = {"diverged": diverged} | self._family_infos(ids, ~diverged)
         over = terminated | truncated
         self._ended |= over
         observations = self._observe()
-        infos: dict[str, Any] = told | {f"_{name}": np.ones(self.num_envs, bool) for name in told}
+        infos: dict[str, Any] = step_infos | {f"_{name}": np.ones(self.num_envs, bool) for name in step_infos}
         if self.autoreset_mode == AutoresetMode.SAME_STEP and over.any():
-            infos |= self._final_infos(observations, told, over)
+            infos |= self._final_infos(observations, step_infos, over)
             self._begin(np.flatnonzero(over))
             observations = self._observe()
         return observations, rewards, terminated, truncated, infos
 
     @abstractmethod
     def _assign_tasks(self, ids: NDArray[np.intp], tasks: Sequence[Any]) -> None:
-        """Gives the sub-environments `ids`, which are about to be reset, their tasks."""
+        """Gives the sub-environments `ids` their tasks, one each. They are reset next."""
 
     @abstractmethod
     def _reset(self, ids: NDArray[np.intp], rngs: Luck) -> None:
-        """Puts the sub-environments `ids` into their initial states.
+        """Puts the sub-environments `ids` into initial states.
 
         Args:
-            ids: sorted numbers.
-            rngs: their random numbers: a sequence of numpy generators, or drawn for all at once where that is faster.
+            ids: numbers of the sub-environments, sorted.
+            rngs: their random numbers: one numpy generator each, or drawn for all at once, which is faster.
         """
 
     @abstractmethod
@@ -194,34 +197,34 @@ class TaskBatchEnv(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
         """Steps the sub-environments `ids`.
 
         Args:
-            actions: theirs, [len(ids), ...].
-            ids: `ALL`, or some; the others must not change.
+            actions: one for each of them, [len(ids), ...].
+            ids: `ALL`, or the numbers of some. The others must not change.
 
         Returns:
-            Rewards, terminated and diverged, [len(ids)] each; the last two may be False for all.
+            Rewards, terminated and diverged, [len(ids)] each. The last two may be a single False for all.
         """
 
     @abstractmethod
     def _observe(self) -> NDArray[Any]:
-        """A new array of all observations, [num_envs, ...], in the observation space's dtype."""
+        """All observations as a new array, [num_envs, ...], in the observation space's dtype."""
 
     def _infos(self, ids: Ids) -> dict[str, NDArray[Any]]:
-        """What the step just made of the sub-environments `ids`, for `step`'s infos: the same names in every step.
+        """What `step` adds to its infos about the step that was just simulated. Names are the same in every step.
 
         Args:
-            ids: `ALL`, or some, perhaps none.
+            ids: the sub-environments: `ALL`, or the numbers of some, possibly none.
 
         Returns:
             Numbers or bools [len(ids)] by name, such as "success".
         """
         return {}
 
-    def _told(self, ids: Ids, sound: Bools) -> dict[str, NDArray[Any]]:
-        told = {}
+    def _family_infos(self, ids: Ids, valid: Bools) -> dict[str, NDArray[Any]]:
+        infos = {}
         for name, values in self._infos(ids).items():
-            told[name] = np.zeros(self.num_envs, values.dtype)
-            told[name][ids] = np.where(sound[ids], values, told[name][ids])
-        return told
+            infos[name] = np.zeros(self.num_envs, values.dtype)
+            infos[name][ids] = np.where(valid[ids], values, infos[name][ids])
+        return infos
 
     def _begin(self, ids: NDArray[np.intp]) -> None:
         unassigned = ids[self._unassigned[ids]]
@@ -241,12 +244,12 @@ class TaskBatchEnv(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
             self._rngs[i] = np.random.default_rng(int(self._seeds[i]))
         return self._rngs[i]
 
-    def _final_infos(self, observations: NDArray[Any], told: dict[str, NDArray[Any]], over: Bools) -> dict[str, Any]:
+    def _final_infos(self, observations: NDArray[Any], infos: dict[str, NDArray[Any]], over: Bools) -> dict[str, Any]:
         final_obs = np.full(self.num_envs, None, object)
         for i in np.flatnonzero(over):
             final_obs[i] = observations[i]
-        final_info = {name: np.where(over, values, np.zeros_like(values)) for name, values in told.items()}
-        final_info |= {f"_{name}": over.copy() for name in told}
+        final_info = {name: np.where(over, values, np.zeros_like(values)) for name, values in infos.items()}
+        final_info |= {f"_{name}": over.copy() for name in infos}
         return {"final_obs": final_obs, "_final_obs": over.copy(), "final_info": final_info, "_final_info": over.copy()}
 
     def _given_seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:

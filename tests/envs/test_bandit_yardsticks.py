@@ -29,10 +29,10 @@ def draw(num_episodes, num_arms, num_pulls):
     return rng.random((num_episodes, num_arms)), rng.random((num_episodes, num_pulls))
 
 
-def mean_return(policy, probabilities, luck):
-    """Mean return, with the luck of the draw taken out: n k / (k + 1) is what the best arms pay on average."""
-    num_arms, num_pulls = probabilities.shape[1], luck.shape[1]
-    lost = regret(simulate(policy, probabilities, luck)[0], probabilities).sum(1)
+def mean_return(policy, probabilities, uniforms):
+    """Mean return with less noise: the best arms pay n k / (k + 1) on average, less the expected regret."""
+    num_arms, num_pulls = probabilities.shape[1], uniforms.shape[1]
+    lost = regret(simulate(policy, probabilities, uniforms)[0], probabilities).sum(1)
     return num_pulls * num_arms / (num_arms + 1) - lost.mean(), lost.std() / np.sqrt(len(lost))
 
 
@@ -156,7 +156,7 @@ def test_the_simulator_and_the_environment_play_by_the_same_rules():
     probabilities, _ = draw(50, 4, 30)
     env.set_tasks([Arms(tuple(row)) for row in probabilities])
     env.reset(seed=0)
-    arms, rewards = simulate(thompson(np.random.default_rng(0)), probabilities, env._luck)
+    arms, rewards = simulate(thompson(np.random.default_rng(0)), probabilities, env._uniforms)
     np.testing.assert_array_equal(np.stack([env.step(row)[1] for row in arms.T], 1), rewards)
 
 
@@ -167,8 +167,8 @@ def test_a_policy_sees_all_counts_and_its_last_pull():
         seen.append((play.successes.copy(), play.failures.copy(), play.last_arms, play.last_rewards, play.num_pulls))
         return np.array([play.pull % 2, 1])
 
-    probabilities, luck = np.array([[1.0, 0.0], [0.5, 0.4]]), np.array([[0.9] * 3, [0.3, 0.6, 0.3]])
-    arms, rewards = simulate(policy, probabilities, luck)
+    probabilities, uniforms = np.array([[1.0, 0.0], [0.5, 0.4]]), np.array([[0.9] * 3, [0.3, 0.6, 0.3]])
+    arms, rewards = simulate(policy, probabilities, uniforms)
     assert arms.tolist() == [[0, 1, 0], [1, 1, 1]]
     assert rewards.tolist() == [[1, 0, 1], [1, 0, 1]]
     successes, failures, last_arms, last_rewards, num_pulls = seen[2]

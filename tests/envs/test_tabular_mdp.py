@@ -9,7 +9,7 @@ from metarl.envs.tabular_mdp import MDP, TabularMDP
 from metarl.envs.tabular_mdp_yardsticks import simulate, stack
 from metarl.errors import InputError
 
-# From state 0, action 0 goes round 0 -> 1 -> 2 -> 0 and action 1 stays with chance 0.3.
+# Action 0 leads from 0 to 1, from 1 to 2 and from 2 to 0. Action 1 in state 0 stays with probability 0.3.
 ROUND = MDP(
     transitions=(
         ((0.0, 1.0, 0.0), (0.3, 0.0, 0.7)),
@@ -40,7 +40,9 @@ def test_states_and_rewards_follow_the_task():
     first = states(obs)
     assert (first == 1).sum() == 0
     assert (first == 0).mean() == pytest.approx(0.3, abs=0.013)
-    assert rewards[first == 0].mean() == pytest.approx(rewards[first == 2].mean(), abs=0.07), "luck and noise are apart"
+    assert rewards[first == 0].mean() == pytest.approx(rewards[first == 2].mean(), abs=0.07), (
+        "next state and reward noise are independent"
+    )
     obs, rewards, terminated, truncated, _ = env.step(np.zeros(num_envs, int))
     np.testing.assert_array_equal(states(obs), np.where(first == 0, 1, 0))
     assert rewards[first == 0].mean() == pytest.approx(1.0, abs=0.06)
@@ -68,8 +70,8 @@ def test_the_environment_and_the_yardsticks_play_by_the_same_rules():
     env.reset(seed=1)
     actions = np.random.default_rng(2).integers(5, size=(10, 50))
     rewards = np.stack([env.step(row)[1] for row in actions], 1)
-    luck, noise = env._next_state_luck[:, np.newaxis], env._reward_noise[:, np.newaxis]
-    played = simulate(lambda play: actions[play.step], *stack(tasks), luck, noise)
+    uniforms, noise = env._next_state_uniforms[:, np.newaxis], env._reward_noise[:, np.newaxis]
+    played = simulate(lambda play: actions[play.step], *stack(tasks), uniforms, noise)
     np.testing.assert_array_equal(played[:, 0], rewards)
 
 
