@@ -64,7 +64,7 @@ def test_the_physics_is_gymnasiums_bit_for_bit(gymnasium_run, monkeypatch, loop,
         assert (terminated == (ends[step] & live)).all()
         assert not truncated.any()
         assert not infos["diverged"].any()
-        # Ant-v5 has no survival bonus in the step that ends, and always the cost of contacts.
+        # Ant-v5 gives no survival bonus in the last step, and its contacts always have a cost.
         contacts = np.square(gym_observations[step, :, 27:]).sum(1) * (0.0 if contact_forces else 5e-4)
         expected = gym_rewards[step] + 0.05 * terminated + contacts
         np.testing.assert_allclose(rewards[live], expected[live], rtol=0, atol=1e-9)

@@ -42,7 +42,7 @@ def test_the_optimum_of_short_episodes_to_three_digits():
 
 
 def test_the_optimum_is_the_best_of_all_policies():
-    """Two arms and three pulls: every mapping from what was seen to an arm, 2 * 4 * 16 histories of choices."""
+    """Two arms and three pulls. The seven histories of outcomes before a pull give 2^7 deterministic policies."""
 
     def expected(policy):
         total = Fraction(0)
@@ -61,8 +61,8 @@ def test_the_optimum_is_the_best_of_all_policies():
     assert exact_return(2, 3) == pytest.approx(float(best), abs=1e-12)
 
 
-def test_the_gittins_index_is_the_best_rate_over_all_ways_of_stopping():
-    """Arm (s, f) with three pulls left: after each history of 1 or 2 outcomes, go on or stop."""
+def test_the_gittins_index_is_the_best_rate_over_all_rules_for_stopping():
+    """An arm with s successes, f failures and three pulls left. After each 1 or 2 outcomes, a rule goes on or stops."""
     table = gittins_table(6, resolution=4000)
     histories = [history for length in (1, 2) for history in itertools.product((0, 1), repeat=length)]
     for s, f in ((0, 0), (1, 0), (0, 2), (2, 1)):
@@ -94,8 +94,7 @@ def test_the_gittins_table_has_what_an_episode_can_reach_and_falls_with_the_pull
     ("num_arms", "num_pulls", "most"), [(2, 4, 1e-9), (5, 10, 1e-9), (10, 10, 1e-9), (2, 10, 3e-4), (3, 12, 1.2e-3)]
 )
 def test_the_gittins_index_loses_nothing_or_little_against_the_optimum(num_arms, num_pulls, most):
-    """It is not optimal in general where the horizon is finite; what it loses here does not hang on the table's
-    resolution."""
+    """With a finite horizon, the index is not optimal in general. The loss here does not depend on the resolution."""
     loss = exact_return(num_arms, num_pulls) - exact_return(num_arms, num_pulls, gittins(num_pulls))
     assert -1e-9 <= loss < most
 
@@ -119,7 +118,7 @@ def test_simulated_returns_meet_the_exact_ones(index):
     ],
 )
 def test_returns_of_ten_pulls_are_the_known_ones(name, at_5_10, at_10_10):
-    """The known ones were simulated too: 20,000 episodes with a standard error of 0.016."""
+    """The known returns were simulated with 20,000 episodes; their standard error is 0.016."""
     for num_arms, known in ((5, at_5_10), (10, at_10_10)):
         mean, error = mean_return(policy_called(name, 10), *draw(20_000, num_arms, 10))
         assert mean == pytest.approx(known, abs=3 * np.hypot(error, 0.016) + 0.005)
@@ -137,7 +136,7 @@ def test_returns_of_ten_pulls_are_the_known_ones(name, at_5_10, at_10_10):
     ],
 )
 def test_returns_of_a_hundred_pulls_are_the_known_ones(name, at_5, at_10):
-    """The known ones have standard errors of 0.11 and 0.08."""
+    """The known returns have standard errors of 0.11 (5 arms) and 0.08 (10 arms)."""
     for num_arms, known, known_error in ((5, at_5, 0.11), (10, at_10, 0.08)):
         mean, error = mean_return(policy_called(name, 100), *draw(4000, num_arms, 100))
         assert mean == pytest.approx(known, abs=3 * np.hypot(error, known_error) + 0.05)
@@ -186,7 +185,7 @@ def play_with(successes, failures, pull, num_episodes=1):
 
 
 def test_thompson_pulls_an_arm_with_the_chance_that_it_is_best():
-    """Beta(2, 1) against Beta(1, 1): 2/3."""
+    """P(Beta(2, 1) > Beta(1, 1)) = 2/3."""
     play = play_with([1, 0], [0, 0], 1, num_episodes=20_000)
     assert (thompson(np.random.default_rng(0))(play) == 0).mean() == pytest.approx(2 / 3, abs=0.014)
 

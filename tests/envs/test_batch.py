@@ -235,7 +235,7 @@ def test_close_ends_the_threads(monkeypatch, kind):
     env.close()
     deadline = time.monotonic() + 10.0
     while len(list(THREADS.iterdir())) > before and time.monotonic() < deadline:
-        time.sleep(0.01)  # a thread that has been joined may stay listed a moment
+        time.sleep(0.01)  # a joined thread may stay listed for a moment
     assert len(list(THREADS.iterdir())) == before
     env.close()
 

@@ -10,7 +10,7 @@ from metarl.testing import check_task_distribution
 
 UP, RIGHT, DOWN, LEFT = range(4)
 U_TASK = MazeTask(U_MAZE, (1, 1), (3, 1))
-U_WAY = [RIGHT, RIGHT, DOWN, DOWN, LEFT, LEFT]
+U_ROUTE = [RIGHT, RIGHT, DOWN, DOWN, LEFT, LEFT]
 
 
 def started(tasks, **settings):
@@ -33,7 +33,7 @@ def walk(task, *actions, **settings):
 
 
 def towards_goals(tasks):
-    """Of each task: the starts' distances and a table of the first action of a shortest way, by cell."""
+    """For each task: the distance from the start, and for every cell the first action of a shortest route."""
     lengths = distances(np.stack([task.layout.walls for task in tasks]), np.array([task.goal for task in tasks]))
     beside = np.stack([np.roll(lengths, (-down, -right), (1, 2)) for down, right in STEPS])
     starts = np.array([task.start for task in tasks])
@@ -48,14 +48,14 @@ def test_moves_and_walls():
 
 
 def test_the_goal_pays_and_ends_the_trajectory():
-    cells, rewards, ended, success = walk(U_TASK, *U_WAY, RIGHT)
+    cells, rewards, ended, success = walk(U_TASK, *U_ROUTE, RIGHT)
     assert cells[-2:] == [(3, 1), (3, 1)]
     assert rewards == [-0.01] * 5 + [1.0, 0.0]
     assert ended == success == [False] * 5 + [True, False]
 
 
 def test_the_dense_reward_pays_for_coming_nearer():
-    _, rewards, _, _ = walk(U_TASK, LEFT, RIGHT, LEFT, *U_WAY, reward="dense")
+    _, rewards, _, _ = walk(U_TASK, LEFT, RIGHT, LEFT, *U_ROUTE, reward="dense")
     np.testing.assert_allclose(rewards, [-0.01, 0.99, -1.01, *[0.99] * 5, 1.0])
 
 
@@ -203,6 +203,6 @@ def test_the_scene_has_the_walls_and_positions_are_cells_middles():
         rows, columns = (2.5 - y - height, 2.5 - y), (x + 2.5, x + 2.5 + width)
         covered[slice(*map(int, rows)), slice(*map(int, columns))] += 1
     np.testing.assert_array_equal(covered, U_MAZE.walls)
-    way = [first] + [env.step(np.array([action]))[0] for action in U_WAY]
+    route = [first] + [env.step(np.array([action]))[0] for action in U_ROUTE]
     expected = [(-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1)]
-    np.testing.assert_array_equal(family.positions(np.stack(way, 1))[0], expected)
+    np.testing.assert_array_equal(family.positions(np.stack(route, 1))[0], expected)

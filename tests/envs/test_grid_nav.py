@@ -81,11 +81,11 @@ def test_the_scene_has_the_cells_as_unit_squares_within_walls():
     scene = family.scene(GoalCell(2, 3))
     assert (scene.start, scene.goal) == ((0.5, 0.5), (2.5, 3.5))
     env = family.make_vector_env(2)
-    ways = [family.positions(env.reset(seed=0)[0])]
+    routes = [family.positions(env.reset(seed=0)[0])]
     for actions in ([RIGHT, UP], [RIGHT, UP], [UP, UP]):
-        ways.append(family.positions(env.step(np.array(actions))[0]))
-    np.testing.assert_array_equal(np.stack(ways, 1)[0], [[0.5, 0.5], [1.5, 0.5], [2.5, 0.5], [2.5, 1.5]])
-    np.testing.assert_array_equal(np.stack(ways, 1)[1], [[0.5, 0.5], [0.5, 1.5], [0.5, 2.5], [0.5, 3.5]])
+        routes.append(family.positions(env.step(np.array(actions))[0]))
+    np.testing.assert_array_equal(np.stack(routes, 1)[0], [[0.5, 0.5], [1.5, 0.5], [2.5, 0.5], [2.5, 1.5]])
+    np.testing.assert_array_equal(np.stack(routes, 1)[1], [[0.5, 0.5], [0.5, 1.5], [0.5, 2.5], [0.5, 3.5]])
     corners = np.array([[(x, y), (x + width, y + height)] for x, y, width, height in scene.walls])
     inside = ((corners[:, 1] > 0) & (corners[:, 0] < 4)).all(1)
     assert not inside.any()  # walls lie around the cells

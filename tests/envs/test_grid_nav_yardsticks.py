@@ -16,7 +16,7 @@ from metarl.envs.grid_nav_yardsticks import (
 
 
 def optimum_by_brute_force(family, num_episodes):
-    """Mean return of the best policy over whole trials, from the belief's own dynamic programme.
+    """Mean return of the best policy over whole trials, by dynamic programming over beliefs.
 
     A state is the cell, the goals still possible, the steps left in the episode and the episodes after it.
     """
@@ -61,8 +61,10 @@ def test_the_bayes_optimum_is_that_of_brute_force(size, horizon, num_episodes):
 
 
 def test_the_bayes_optimum_of_the_papers_grid():
-    """14 of 21 goals are met at steps 2 to 15: (14 * 15 - 1.1 * (1 + ... + 14) - 7 * 1.5) / 21 = 4. Then the goal is
-    found on the way: sum of (distance - 1) = 75 over the goals."""
+    """First episode: 14 of 21 goals are met at steps 2 to 15, (14 * 15 - 1.1 * (1 + ... + 14) - 7 * 1.5) / 21 = 4.
+
+    Later episodes meet the goal as early as walking straight does. The sum of (distance - 1) over all goals is 75.
+    """
     np.testing.assert_allclose(bayes_optimal(GridNav(), 4), [4.0] + [15 - 1.1 * 75 / 21] * 3, rtol=1e-12)
 
 
@@ -84,7 +86,7 @@ def test_where_the_bounds_are_not_met_it_says_so():
 
 
 def test_scores_are_the_environments():
-    """Straight to each goal of the environment, along x first."""
+    """Walks straight to each goal in the environment, first along x."""
     family = GridNav()
     goals = family.all_tasks()
     env = family.make_vector_env(len(goals))
@@ -100,10 +102,10 @@ def test_scores_are_the_environments():
 
 
 def posterior_sampling_by_enumeration(family):
-    """Mean returns of two episodes of posterior sampling, over all goals drawn and all shortest ways to them."""
+    """Mean returns of two episodes of posterior sampling, over all goals drawn and all shortest routes to them."""
     goals = [(goal.x, goal.y) for goal in family.all_tasks()]
 
-    def ways(cell, target):
+    def routes(cell, target):
         if cell == target:
             return [(1.0, [])]
         steps = [(target[0] - cell[0], (cell[0] + 1, cell[1])), (target[1] - cell[1], (cell[0], cell[1] + 1))]
@@ -112,13 +114,13 @@ def posterior_sampling_by_enumeration(family):
             (missing / total * chance, [new, *rest])
             for missing, new in steps
             if missing
-            for chance, rest in ways(new, target)
+            for chance, rest in routes(new, target)
         ]
 
     def episode(possible, hidden):
         for target in possible:
-            for chance, way in ways((0, 0), target):
-                cells = way[: family.horizon]
+            for chance, route in routes((0, 0), target):
+                cells = route[: family.horizon]
                 time = cells.index(hidden) + 1 if hidden in cells else family.horizon + 1
                 left = [hidden] if hidden in cells else [goal for goal in possible if goal not in cells]
                 yield chance / len(possible), float(score(np.array(time), family.horizon)), left
@@ -146,7 +148,7 @@ def test_posterior_sampling_on_the_papers_grid_is_far_from_the_optimum():
 
 
 def test_posterior_sampling_never_walks_to_the_same_goal_in_vain():
-    """With as many episodes as goals every goal is found, and from then on the way is straight."""
+    """With as many episodes as goals, every goal is found. In later episodes the route is straight."""
     family = GridNav(size=3, horizon=5)
     returns = posterior_sampling(family, 6, 2000, np.random.default_rng(0))
     straight = {float(score(np.array(goal.x + goal.y), 5)) for goal in family.all_tasks()}

@@ -54,7 +54,7 @@ def test_the_physics_is_gymnasiums_bit_for_bit(gymnasium_run, monkeypatch, loop,
         assert (terminated == (ends[step] & live)).all()
         assert not truncated.any()
         assert not infos["diverged"].any()
-        expected = gym_rewards[step] + 5.0 * terminated  # Humanoid-v5 has no survival bonus in the step that ends
+        expected = gym_rewards[step] + 5.0 * terminated  # Humanoid-v5 gives no survival bonus in the last step
         np.testing.assert_allclose(rewards[live], expected[live], rtol=0, atol=1e-9)
         live &= ~terminated
         ended_early |= terminated.any() and live.any()

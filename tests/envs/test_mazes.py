@@ -59,7 +59,7 @@ def test_a_layout_that_is_no_maze_is_refused(rows, message):
 
 
 def test_a_layout_is_plain_data_with_a_short_name():
-    assert str(U_MAZE) == repr(U_MAZE) == "Layout(5x5, checksum ca6cac75)"  # a checksum that changes moves the splits
+    assert str(U_MAZE) == repr(U_MAZE) == "Layout(5x5, checksum ca6cac75)"  # if the checksum changes, so do the splits
     assert U_MAZE.walls.tolist() == [[c == "#" for c in row] for row in U_MAZE.rows]
     assert U_MAZE.free_cells.tolist() == [[1, 1], [1, 2], [1, 3], [2, 3], [3, 1], [3, 2], [3, 3]]
     assert pickle.loads(pickle.dumps(U_MAZE)) == U_MAZE != RING
@@ -116,12 +116,12 @@ def test_every_free_cell_of_a_generated_maze_can_be_reached(size):
 
 
 def test_open_walls_make_loops():
-    def ways(maze):
+    def passages(maze):
         return sum((~maze.walls[1:] & ~maze.walls[:-1]).ravel()) + sum(
             (~maze.walls[:, 1:] & ~maze.walls[:, :-1]).ravel()
         )
 
-    assert {ways(maze) - len(maze.free_cells) for maze in layouts(50, open_walls=0.0)} == {-1}  # trees
+    assert {passages(maze) - len(maze.free_cells) for maze in layouts(50, open_walls=0.0)} == {-1}  # trees
     assert {len(maze.free_cells) for maze in layouts(50, open_walls=0.0)} == {16 + 15}
     opened = np.array([len(maze.free_cells) - 31 for maze in layouts(500)])
     assert opened.mean() == pytest.approx(9 * 0.15, abs=4 * np.sqrt(9 * 0.15 * 0.85 / 500))

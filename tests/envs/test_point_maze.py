@@ -93,7 +93,7 @@ def test_mixed_layouts_move_as_each_compiled_alone(loop, monkeypatch):
 
 
 def compiled(layout, position):
-    """A model whose walls are where they are from the start, and its data."""
+    """A model compiled with its walls in place, and its data."""
     walls = "".join(
         f'<geom type="box" pos="{x!r} {y!r} {z!r}" size="{a!r} {b!r} {c!r}" contype="0"/>'
         for (x, y, z), (a, b, c) in wall_boxes(layout, PointMazeEnv.cell_size, point_maze.WALL_HEIGHT).tolist()

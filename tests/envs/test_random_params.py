@@ -83,7 +83,7 @@ def test_each_robot_of_a_batch_is_gymnasiums_with_its_own_model_bit_for_bit(
         assert (terminated == (ends[step] & live)).all()
         assert not truncated.any()
         assert not infos["diverged"].any()
-        expected = gym_rewards[step] + 1.0 * terminated  # gymnasium's have no survival bonus in the step that ends
+        expected = gym_rewards[step] + 1.0 * terminated  # gymnasium gives no survival bonus in the last step
         np.testing.assert_allclose(rewards[live], expected[live], rtol=0, atol=1e-12)
         live &= ~terminated
         ended_early |= terminated.any() and live.any()
