@@ -33,7 +33,7 @@ class GridMazeEnv(TaskBatchEnv):
 
     Actions move up, right, down or left. A move into a wall has no effect. The step onto the goal has reward 1, every
     other step -0.01. The dense reward adds the number of steps by which the shortest route to the goal became shorter:
-    -1, 0 or 1. `success` in the infos of `step` says whether the goal is reached.
+    -1, 0 or 1. `success` in the infos of `step` is true at the goal.
 
     Observations are the agent's cell as a one-hot vector (entry num_columns * row + column), then two squares of
     2 * view + 1 cells a side around the agent, row by row: the walls, and the goal. Cells outside the square are not

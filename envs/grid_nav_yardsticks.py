@@ -5,7 +5,7 @@ goal is found, every policy here walks straight to it. If an episode first meets
 
     horizon - 1.1 (t - 1),    with t = horizon + 1 if it never meets the goal.
 
-So the return depends on t alone.
+So the return depends only on t.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class PointNavSparseEnv(PointNavEnv):
     """Observes and moves as `PointNavEnv` does, but never terminates: each step at the goal has a reward.
 
     Let d be the Euclidean distance to the goal after the move. The sparse reward is 1 - d if d <= 0.2, else 0. The
-    dense reward is -d. `success` in the infos of `step` says whether d <= 0.2.
+    dense reward is -d. `success` in the infos of `step` is true if d <= 0.2.
     """
 
     default_task = Goal(CIRCLE_RADIUS, 0.0)
