@@ -10,7 +10,7 @@ Differs from the paper: the standard deviation of continuous actions belongs to 
 from __future__ import annotations
 
 from metarl.agents.maml import MAML
-from metarl.inner_loop import StepSize
+from metarl.gradients.adaptation import StepSize
 
 
 class ANIL(MAML):

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from metarl.agents.maml import MAML, MAMLConfig
-from metarl.errors import require
-from metarl.inner_loop import Parameters, StepSize
-from metarl.networks import Distribution
+from metarl.core.errors import require
+from metarl.gradients.adaptation import Parameters, StepSize
+from metarl.networks.policies import Distribution
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metarl.adam import no_moments, packed, packed_step
 from metarl.agents.random_init import RandomInit, RandomInitConfig
-from metarl.errors import require
-from metarl.inner_loop import Parameters, over_tasks
-from metarl.policy_gradient import PolicyBatch, clipped_surrogate
+from metarl.core.errors import require
+from metarl.gradients.adam import no_moments, packed, packed_step
+from metarl.gradients.adaptation import Parameters
+from metarl.gradients.lifting import over_tasks
+from metarl.rl.policy_gradient import PolicyBatch, clipped_surrogate
 
 
 @dataclass(frozen=True)

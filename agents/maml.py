@@ -22,11 +22,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metarl.episodes import Episodes
-from metarl.errors import require
-from metarl.inner_loop import AdaptationJacobian, Parameters, TaskHessians, TaskOutputs, over_tasks
-from metarl.networks import Distribution
-from metarl.policy_gradient import (
+from metarl.core.data import Episodes
+from metarl.core.errors import require
+from metarl.gradients.adaptation import Parameters
+from metarl.gradients.curvature import AdaptationJacobian, TaskHessians, TaskOutputs
+from metarl.gradients.lifting import over_tasks
+from metarl.gradients.trust_region import trust_region_step
+from metarl.networks.policies import Distribution
+from metarl.rl.policy_gradient import (
     AdaptivePolicy,
     PolicyBatch,
     PolicyConfig,
@@ -37,7 +40,6 @@ from metarl.policy_gradient import (
     surrogate,
     unflatten,
 )
-from metarl.trust_region import trust_region_step
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from typing import Self
 import torch
 
 from metarl.agents.maml import MAML
-from metarl.episodes import Episodes
-from metarl.inner_loop import LEARNED_STEP_SIZE, Parameters
-from metarl.learner import Spaces
-from metarl.policy_gradient import PolicyBatch, PolicyConfig
+from metarl.core.data import Episodes
+from metarl.core.learner import Spaces
+from metarl.gradients.adaptation import LEARNED_STEP_SIZE, Parameters
+from metarl.rl.policy_gradient import PolicyBatch, PolicyConfig
 
 
 class MetaSGD(MAML):

@@ -14,7 +14,7 @@ class Oracle(TaskBlind):
     """One policy for all tasks with the task in its observation; it has nothing to adapt to.
 
     Attributes:
-        observes_task: tells `metarl.runs.build` to put the task into the observations.
+        observes_task: tells `metarl.runs.build.build` to put the task into the observations.
     """
 
     observes_task = True

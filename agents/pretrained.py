@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from metarl.agents.maml import MAML, MAMLConfig
-from metarl.inner_loop import StepSize
+from metarl.gradients.adaptation import StepSize
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,15 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from metarl.adam import Moments, adam_step, no_moments
-from metarl.episodes import Episodes, to_device, tree_map
-from metarl.errors import require
-from metarl.inner_loop import Parameters, gradient_step, over_tasks
-from metarl.learner import Spaces
-from metarl.networks import Activation, Distribution
-from metarl.policy_gradient import (
+from metarl.core.data import Episodes
+from metarl.core.errors import require
+from metarl.core.learner import Spaces
+from metarl.core.trees import to_device, tree_map
+from metarl.gradients.adam import Moments, adam_step, no_moments
+from metarl.gradients.adaptation import Parameters, gradient_step
+from metarl.gradients.lifting import over_tasks
+from metarl.networks.policies import Activation, Distribution
+from metarl.rl.policy_gradient import (
     AdaptivePolicy,
     PolicyBatch,
     PolicyConfig,

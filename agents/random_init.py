@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from metarl.episodes import Episodes
-from metarl.inner_loop import Parameters
-from metarl.policy_gradient import AdaptivePolicy, PolicyBatch, PolicyConfig
+from metarl.core.data import Episodes
+from metarl.gradients.adaptation import Parameters
+from metarl.rl.policy_gradient import AdaptivePolicy, PolicyBatch, PolicyConfig
 
 
 @dataclass(frozen=True)

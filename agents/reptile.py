@@ -22,13 +22,15 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from metarl.adam import no_moments, packed, packed_mean, packed_step
-from metarl.config import TrainerConfig
-from metarl.episodes import Episodes, to_device
-from metarl.errors import require
-from metarl.inner_loop import Parameters, gradient_step, over_tasks
-from metarl.learner import Spaces, loaded
-from metarl.policy_gradient import AdaptivePolicy, PolicyBatch, PolicyConfig, flatten
+from metarl.core.config import TrainerConfig
+from metarl.core.data import Episodes
+from metarl.core.errors import require
+from metarl.core.learner import Spaces, loaded
+from metarl.core.trees import to_device
+from metarl.gradients.adam import no_moments, packed, packed_mean, packed_step
+from metarl.gradients.adaptation import Parameters, gradient_step
+from metarl.gradients.lifting import over_tasks
+from metarl.rl.policy_gradient import AdaptivePolicy, PolicyBatch, PolicyConfig, flatten
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,16 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from metarl.config import TrainerConfig
-from metarl.episodes import Episodes, Trajectories, live_first, to_device, tree_map
-from metarl.errors import require
-from metarl.inner_loop import over_chunks
-from metarl.learner import Acted, ScoreName, Spaces, Unit, loaded
-from metarl.memory import Memory, MemoryName, make_memory
-from metarl.networks import Categorical, Distribution, Gaussian
-from metarl.normalization import Normalizer, load_state_of, state_of
-from metarl.returns import discounted_returns, generalized_advantages, standardize
+from metarl.core.config import TrainerConfig
+from metarl.core.data import Episodes, Trajectories
+from metarl.core.errors import require
+from metarl.core.learner import Acted, ScoreName, Spaces, Unit, loaded
+from metarl.core.trees import live_first, to_device, tree_map
+from metarl.gradients.lifting import over_chunks
+from metarl.networks.memories import Memory, MemoryName, make_memory
+from metarl.networks.policies import Categorical, Distribution, Gaussian
+from metarl.rl.normalization import Normalizer, load_state_of, state_of
+from metarl.rl.returns import discounted_returns, generalized_advantages, standardize
 
 MIN_LOG_STD = math.log(1e-6)
 

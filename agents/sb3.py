@@ -29,16 +29,17 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 from torch import Tensor
 
 from metarl.agents.rl2 import RL2, TrialState
-from metarl.episodes import to_device, tree_map
-from metarl.errors import ENVIRONMENT, InputError, one_line, require, users_code
-from metarl.gymnasium_tasks import GymnasiumTasks, spaces_of, vector_env_of
-from metarl.learner import Spaces
-from metarl.nonfinite import check_step
-from metarl.policy_gradient import AdaptivePolicy
-from metarl.seeds import Purpose, generator
-from metarl.spaces import ActionFit, own_units
-from metarl.stepping import mask_of, reset_all, step_all
-from metarl.tasks import EnvTaskDistribution, Split, draw, horizon_of
+from metarl.core.errors import ENVIRONMENT, InputError, one_line, require, users_code
+from metarl.core.learner import Spaces
+from metarl.core.seeds import Purpose, generator
+from metarl.core.tasks import Split, draw
+from metarl.core.trees import to_device, tree_map
+from metarl.rl.checks import check_step
+from metarl.rl.environments import GymnasiumTasks, spaces_of, vector_env_of
+from metarl.rl.policy_gradient import AdaptivePolicy
+from metarl.rl.spaces import ActionFit, own_units
+from metarl.rl.stepping import mask_of, reset_all, step_all
+from metarl.rl.tasks import EnvTaskDistribution, horizon_of
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -62,8 +63,8 @@ class TaskVecEnv(VecEnv):
     `infos[i]["TimeLimit.truncated"]` whether it would have gone on: at the horizon, or where the simulation broke. The
     step that breaks it pays 0 and ends with the observation before it. Actions are clipped by the environments. If
     a family defines success, `infos[i]["is_success"]` says at an episode's end whether any of its steps was a success
-    (see `metarl.stepping`). Other infos are passed on unchanged. Only an `episode` that is not from a wrapper of SB3 or
-    gymnasium is removed.
+    (see `metarl.rl.stepping`). Other infos are passed on unchanged. Only an `episode` that is not from a wrapper of
+    SB3 or gymnasium is removed.
 
     As in SB3's own, sub-environment i is seeded with seed + i at a `reset` after `seed`, and otherwise goes on from
     where it is: equal seeds give equal bits, for any number of threads. It draws its tasks itself, a fresh one at every
@@ -71,7 +72,7 @@ class TaskVecEnv(VecEnv):
     None draws again.
 
     Args:
-        distribution: any; spaces that are not flat are made so (`metarl.spaces`).
+        distribution: any; spaces that are not flat are made so (`metarl.rl.spaces`).
         num_envs: sub-environments, >= 1.
         tasks: a list with one task for each sub-environment, or one task for all that is not a list. None draws them.
         task: one task for all, of any type.
@@ -290,7 +291,7 @@ class TrialVecEnv(TaskVecEnv):
     `is_success` of a trial's last episode.
 
     Args:
-        distribution: any; spaces that are not flat are made so (`metarl.spaces`).
+        distribution: any; spaces that are not flat are made so (`metarl.rl.spaces`).
         num_envs: sub-environments, >= 1.
         episodes_per_trial: >= 1.
         settings: the others of `TaskVecEnv`; a fresh task is drawn for every trial.
@@ -438,7 +439,7 @@ class AdaptedPredictor(_Predictor):
 
         Args:
             observation: [observation_size], or [n, observation_size], as `TaskVecEnv` gives them, or an environment in
-                `metarl.fitted_envs.fitted(env)`: flat, and integers rescaled.
+                `metarl.rl.fitted_envs.fitted(env)`: flat, and integers rescaled.
             state: returned as it is.
             episode_start: not used.
             deterministic: the likeliest action instead of a random one.

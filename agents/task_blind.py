@@ -6,8 +6,8 @@ The best that can be done without learning which task it is. Trained as `metarl.
 from __future__ import annotations
 
 from metarl.agents.pretrained import Pretrained
-from metarl.inner_loop import Parameters
-from metarl.policy_gradient import PolicyBatch
+from metarl.gradients.adaptation import Parameters
+from metarl.rl.policy_gradient import PolicyBatch
 
 
 class TaskBlind(Pretrained):

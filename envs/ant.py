@@ -21,6 +21,8 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from metarl.core.errors import require, unknown_name
+from metarl.core.tasks import Split, Task
 from metarl.envs.batch import LoopSimulator, num_cores
 from metarl.envs.locomotion import (
     FULL_TURN,
@@ -33,8 +35,6 @@ from metarl.envs.locomotion import (
     unit_vectors,
 )
 from metarl.envs.vector import Bools, Floats, Ids
-from metarl.errors import require, unknown_name
-from metarl.tasks import Split, Task
 
 TORSO = 1
 NUM_CONTACT_FORCES = 78

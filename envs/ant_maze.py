@@ -15,10 +15,10 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from metarl.core.errors import require
 from metarl.envs.locomotion import ASSETS
 from metarl.envs.maze_robots import FIXED_LAYOUTS, FixedLayout, FixedMazeTasks, MazeEnv, Reward, wall_boxes
 from metarl.envs.mazes import Layout, MazeTask
-from metarl.errors import require
 
 WALL_HEIGHT = 2.0  # metres, as in AntMaze; with random full-strength controls, an ant gets onto walls of 1 m
 FRAME_SKIP = 5

@@ -14,10 +14,11 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from metarl.envs.luck import Luck
+from metarl.core.errors import require
+from metarl.core.tasks import Split
+from metarl.envs.random_numbers import Luck
 from metarl.envs.vector import Bools, Floats, Ids, TaskBatchEnv
-from metarl.errors import require
-from metarl.tasks import EnvTaskDistribution, Split
+from metarl.rl.tasks import EnvTaskDistribution
 
 
 @dataclass(frozen=True)

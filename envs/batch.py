@@ -22,7 +22,7 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from metarl.envs.luck import Luck
+from metarl.envs.random_numbers import Luck
 from metarl.envs.vector import Bools, Floats, Ids, TaskBatchEnv
 
 _HEADLESS = (

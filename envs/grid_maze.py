@@ -17,10 +17,11 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from metarl.core.errors import require, unknown_name
+from metarl.core.tasks import Split
 from metarl.envs.mazes import STEPS, MazeTask, centres, distances, generate
 from metarl.envs.vector import Bools, Floats, Ids, TaskBatchEnv
-from metarl.errors import require, unknown_name
-from metarl.tasks import EnvTaskDistribution, Scene, Split
+from metarl.rl.tasks import EnvTaskDistribution, Scene
 
 Reward = Literal["dense", "sparse"]
 

@@ -15,9 +15,10 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from metarl.core.errors import require
+from metarl.core.tasks import Split
 from metarl.envs.vector import Bools, Floats, Ids, TaskBatchEnv
-from metarl.errors import require
-from metarl.tasks import EnvTaskDistribution, Scene, Split
+from metarl.rl.tasks import EnvTaskDistribution, Scene
 
 MOVES = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))
 """The change of (x, y) by each action: stay, up, right, down, left."""

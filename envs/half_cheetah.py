@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from metarl.core.tasks import Split
 from metarl.envs.locomotion import LocomotionEnv, LocomotionTasks, TargetTasks, Velocity
 from metarl.envs.vector import Floats, Ids
-from metarl.tasks import Split
 
 CONTROL_COST = 0.05
 

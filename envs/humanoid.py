@@ -17,6 +17,7 @@ from typing import Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from metarl.core.tasks import Split
 from metarl.envs.locomotion import (
     FULL_TURN,
     Direction,
@@ -27,7 +28,6 @@ from metarl.envs.locomotion import (
     unit_vectors,
 )
 from metarl.envs.vector import Floats, Ids
-from metarl.tasks import Split
 
 VELOCITY_WEIGHT = 1.25
 CONTROL_COST = 0.1

@@ -13,10 +13,11 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from metarl.core.errors import require
+from metarl.core.tasks import Split, Task
 from metarl.envs.batch import BatchEnv, load_model
 from metarl.envs.vector import Bools, Floats, Ids
-from metarl.errors import require
-from metarl.tasks import EnvTaskDistribution, Split, Task
+from metarl.rl.tasks import EnvTaskDistribution
 
 ASSETS = Path(gymnasium.__file__).parent / "envs/mujoco/assets"
 FULL_TURN = 2.0 * math.pi

@@ -15,12 +15,13 @@ from typing import Any, ClassVar, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from metarl.core.errors import require, unknown_name
+from metarl.core.tasks import Split
 from metarl.envs.batch import BatchEnv
-from metarl.envs.luck import Luck
 from metarl.envs.mazes import MEDIUM_MAZE, U_MAZE, Layout, MazeTask, cells, centres, distances, places
+from metarl.envs.random_numbers import Luck
 from metarl.envs.vector import Bools, Floats, Ids
-from metarl.errors import require, unknown_name
-from metarl.tasks import EnvTaskDistribution, Scene, Split
+from metarl.rl.tasks import EnvTaskDistribution, Scene
 
 FixedLayout = Literal["u", "medium"]
 Reward = Literal["dense", "sparse"]

@@ -14,7 +14,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from metarl.tasks import Split
+from metarl.core.tasks import Split
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 

@@ -17,7 +17,8 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from metarl.envs.luck import Luck
+from metarl.core.errors import require
+from metarl.core.tasks import Split
 from metarl.envs.maze_robots import (
     FIXED_LAYOUTS,
     FixedLayout,
@@ -30,9 +31,8 @@ from metarl.envs.maze_robots import (
     wall_boxes,
 )
 from metarl.envs.mazes import MazeTask, generate
+from metarl.envs.random_numbers import Luck
 from metarl.envs.vector import ALL, Bools, Floats
-from metarl.errors import require
-from metarl.tasks import Split
 
 RADIUS = 0.15
 WALL_HEIGHT = 0.5

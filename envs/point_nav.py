@@ -17,9 +17,10 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from metarl.core.errors import require, unknown_name
+from metarl.core.tasks import Split
 from metarl.envs.vector import Bools, Floats, Ids, TaskBatchEnv
-from metarl.errors import require, unknown_name
-from metarl.tasks import EnvTaskDistribution, Scene, Split
+from metarl.rl.tasks import EnvTaskDistribution, Scene
 
 MAX_STEP = 0.1
 GOAL_RADIUS = 0.01

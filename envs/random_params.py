@@ -18,10 +18,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from metarl.core.errors import require
+from metarl.core.tasks import Split
 from metarl.envs.locomotion import LocomotionTasks, UniformStartEnv
 from metarl.envs.vector import Bools, Floats, Ids
-from metarl.errors import require
-from metarl.tasks import Split
 
 CONTROL_COST = 1e-3
 SURVIVAL = 1.0

@@ -1,7 +1,7 @@
 """MetaRL: meta-reinforcement learning and few-shot learning around one episodic core.
 
 A learner meets a batch of tasks, collects a little experience of each (support), adapts to it, and is judged on fresh
-experience of the same task (query). Start reading at `metarl.collect.run_episodes`.
+experience of the same task (query). Start reading at `metarl.core.episode.run_episodes`.
 
 This page lists every public name. `import metarl` is light: a name's module is imported when the name is first used.
 Environments are in `metarl.envs`, algorithms in `metarl.agents`, training objects in the modules named below.
@@ -15,46 +15,46 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from metarl.collect import run_episodes as run_episodes
-    from metarl.episodes import Episodes as Episodes
-    from metarl.episodes import Examples as Examples
-    from metarl.episodes import Trajectories as Trajectories
-    from metarl.errors import InputError as InputError
-    from metarl.evaluation import AdaptationCurve as AdaptationCurve
-    from metarl.evaluation import evaluate as evaluate
-    from metarl.examples import ExampleCollector as ExampleCollector
-    from metarl.examples import ExampleTaskDistribution as ExampleTaskDistribution
-    from metarl.learner import ActingLearner as ActingLearner
-    from metarl.learner import Learner as Learner
-    from metarl.rollout import RolloutCollector as RolloutCollector
-    from metarl.runs import load as load
-    from metarl.seeds import Seeds as Seeds
-    from metarl.tasks import EnvTaskDistribution as EnvTaskDistribution
-    from metarl.tasks import Scene as Scene
-    from metarl.tasks import TaskDistribution as TaskDistribution
-    from metarl.trainer import Trainer as Trainer
+    from metarl.core.data import Episodes as Episodes
+    from metarl.core.data import Examples as Examples
+    from metarl.core.data import Trajectories as Trajectories
+    from metarl.core.episode import run_episodes as run_episodes
+    from metarl.core.errors import InputError as InputError
+    from metarl.core.evaluation import AdaptationCurve as AdaptationCurve
+    from metarl.core.evaluation import evaluate as evaluate
+    from metarl.core.learner import ActingLearner as ActingLearner
+    from metarl.core.learner import Learner as Learner
+    from metarl.core.seeds import Seeds as Seeds
+    from metarl.core.tasks import TaskDistribution as TaskDistribution
+    from metarl.core.trainer import Trainer as Trainer
+    from metarl.fewshot.base.examples import ExampleCollector as ExampleCollector
+    from metarl.fewshot.base.examples import ExampleTaskDistribution as ExampleTaskDistribution
+    from metarl.rl.rollout import RolloutCollector as RolloutCollector
+    from metarl.rl.tasks import EnvTaskDistribution as EnvTaskDistribution
+    from metarl.rl.tasks import Scene as Scene
+    from metarl.runs.load import load as load
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
-    "ActingLearner": "metarl.learner",
-    "AdaptationCurve": "metarl.evaluation",
-    "EnvTaskDistribution": "metarl.tasks",
-    "Episodes": "metarl.episodes",
-    "ExampleCollector": "metarl.examples",
-    "ExampleTaskDistribution": "metarl.examples",
-    "Examples": "metarl.episodes",
-    "InputError": "metarl.errors",
-    "Learner": "metarl.learner",
-    "RolloutCollector": "metarl.rollout",
-    "Scene": "metarl.tasks",
-    "Seeds": "metarl.seeds",
-    "TaskDistribution": "metarl.tasks",
-    "Trainer": "metarl.trainer",
-    "Trajectories": "metarl.episodes",
-    "evaluate": "metarl.evaluation",
-    "load": "metarl.runs",
-    "run_episodes": "metarl.collect",
+    "ActingLearner": "metarl.core.learner",
+    "AdaptationCurve": "metarl.core.evaluation",
+    "EnvTaskDistribution": "metarl.rl.tasks",
+    "Episodes": "metarl.core.data",
+    "ExampleCollector": "metarl.fewshot.base.examples",
+    "ExampleTaskDistribution": "metarl.fewshot.base.examples",
+    "Examples": "metarl.core.data",
+    "InputError": "metarl.core.errors",
+    "Learner": "metarl.core.learner",
+    "RolloutCollector": "metarl.rl.rollout",
+    "Scene": "metarl.rl.tasks",
+    "Seeds": "metarl.core.seeds",
+    "TaskDistribution": "metarl.core.tasks",
+    "Trainer": "metarl.core.trainer",
+    "Trajectories": "metarl.core.data",
+    "evaluate": "metarl.core.evaluation",
+    "load": "metarl.runs.load",
+    "run_episodes": "metarl.core.episode",
 }
 
 

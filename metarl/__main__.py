@@ -8,7 +8,7 @@ import sys
 def main() -> int:
     """Runs the command line. Ctrl-C during its import, which takes a second, ends it without a traceback."""
     try:
-        from metarl.cli import main as run
+        from metarl.cli.main import main as run
 
         return run()
     except KeyboardInterrupt:
@@ -17,6 +17,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if not sys.flags.safe_path:  # only metarl.registry searches the working directory
+    if not sys.flags.safe_path:  # only metarl.runs.registry searches the working directory
         del sys.path[0]
     sys.exit(main())

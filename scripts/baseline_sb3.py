@@ -31,16 +31,16 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor
 
 from metarl.agents.sb3 import TaskVecEnv, TrialVecEnv
-from metarl.errors import InputError, RunError, one_line, require, unknown_name
-from metarl.evaluation import EVALUATION_ITERATION
-from metarl.files import writing
-from metarl.registry import load_task
-from metarl.rollout import one_torch_thread
-from metarl.runs import write_json
-from metarl.seeds import Purpose, generator
-from metarl.statistics import bootstrap
-from metarl.tables import from_table
-from metarl.tasks import EnvTaskDistribution
+from metarl.core.errors import InputError, RunError, one_line, require, unknown_name
+from metarl.core.evaluation import EVALUATION_ITERATION
+from metarl.core.files import writing
+from metarl.core.seeds import Purpose, generator
+from metarl.core.settings import from_table
+from metarl.core.statistics import bootstrap
+from metarl.rl.rollout import one_torch_thread
+from metarl.rl.tasks import EnvTaskDistribution
+from metarl.runs.registry import load_task
+from metarl.runs.reports import write_json
 
 LIBRARIES = {
     "stable_baselines3": ("A2C", "DDPG", "DQN", "PPO", "SAC", "TD3"),

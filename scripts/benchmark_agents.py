@@ -18,10 +18,10 @@ from typing import Any
 from benchmark_iteration import Stopwatch
 from benchmarking import Lines, arguments, repeats_of
 
-from metarl.config import resolve
 from metarl.envs.batch import Simulator
-from metarl.registry import AGENTS
-from metarl.runs import build
+from metarl.runs.build import build
+from metarl.runs.config import resolve
+from metarl.runs.registry import AGENTS
 
 SAME: dict[str, Any] = {"hidden_sizes": (64, 64), "activation": "tanh", "hidden_size": 64, "num_trajectories": 20}
 MEMORIES = ("lstm", "gru", "transformer", "mann")

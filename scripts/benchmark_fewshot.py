@@ -30,16 +30,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from metarl.allocation import keep_freed_memory
-from metarl.collect import run_episodes
-from metarl.episodes import to_device
-from metarl.examples import ExampleCollector, ExampleSpaces
+from metarl.core.episode import run_episodes
+from metarl.core.seeds import Purpose, Seeds, generator
+from metarl.core.trees import to_device
+from metarl.fewshot.base.examples import ExampleCollector, ExampleSpaces
+from metarl.fewshot.base.learner import ExampleBatch
 from metarl.fewshot.data.packed import Glyphs
-from metarl.fewshot.learner import ExampleBatch
 from metarl.fewshot.maml import MAML, MAMLConfig
 from metarl.fewshot.proto import Proto, ProtoConfig
-from metarl.runs import select_device
-from metarl.seeds import Purpose, Seeds, generator
+from metarl.runs.allocation import keep_freed_memory
+from metarl.runs.device import select_device
 
 WAYS, FILTERS, INNER_LR = 5, 64, 0.4
 NETWORKS = {"max-pool, 15 queries": ("conv4", 15), "stride 2, 1 query": ("conv4-strided", 1)}

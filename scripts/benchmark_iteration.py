@@ -79,8 +79,8 @@ class Stopwatch:
 
 
 def make_trainer(every: int, quick: bool) -> Any:
-    from metarl.arguments import parse_train
-    from metarl.runs import build
+    from metarl.cli.flags import parse_train
+    from metarl.runs.build import build
 
     flags = (
         "half-cheetah-dir --meta-batch-size 40 --agent.num-trajectories 20 --agent.hidden-sizes 64 64 --device cpu "
@@ -95,7 +95,7 @@ def watched() -> Stopwatch:
     from metarl.agents.maml import MAML, _OuterStep
     from metarl.envs.batch import Simulator
     from metarl.envs.vector import TaskBatchEnv
-    from metarl.rollout import RolloutCollector
+    from metarl.rl.rollout import RolloutCollector
 
     stopwatch = Stopwatch()
     for owner, method, stage in (

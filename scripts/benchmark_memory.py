@@ -16,11 +16,11 @@ import torch
 from benchmarking import Lines, alternate, arguments, ratio, repeats_of
 
 from metarl.agents.rl2 import RL2, RL2Config
-from metarl.collect import run_episodes
+from metarl.core.episode import run_episodes
+from metarl.core.seeds import Purpose, Seeds, generator
 from metarl.envs.bandit import Bandit
 from metarl.envs.half_cheetah import HalfCheetahDir
-from metarl.rollout import RolloutCollector
-from metarl.seeds import Purpose, Seeds, generator
+from metarl.rl.rollout import RolloutCollector
 
 FAMILIES: dict[str, tuple[Any, int, int, int]] = {  # family, tasks, trials of each, trajectories per trial
     "bandit, 1,000 trials x 100": (Bandit(num_arms=5, num_pulls=100), 1000, 1, 1),

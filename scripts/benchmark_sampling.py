@@ -30,13 +30,13 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from metarl.agents.maml import MAML, MAMLConfig
+from metarl.core.seeds import Seeds
 from metarl.envs.half_cheetah import HalfCheetahDir
 from metarl.envs.maze_robots import wall_boxes
 from metarl.envs.mazes import Layout, MazeTask
 from metarl.envs.point_maze import PointMazeLayout
-from metarl.registry import load_task
-from metarl.rollout import RolloutCollector, one_torch_thread
-from metarl.seeds import Seeds
+from metarl.rl.rollout import RolloutCollector, one_torch_thread
+from metarl.runs.registry import load_task
 
 WIDTH, TASKS, GROWTH = 20, 40, (10, 20, 40, 80, 160)
 PROCESSES, ROUNDS = 8, 4

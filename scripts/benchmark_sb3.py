@@ -26,10 +26,10 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor
 
 from metarl.agents.sb3 import TaskVecEnv
+from metarl.core.seeds import Purpose, generator
+from metarl.core.statistics import crossed_interval
 from metarl.envs.half_cheetah import CONTROL_COST, Direction, HalfCheetahDir
-from metarl.rollout import one_torch_thread
-from metarl.seeds import Purpose, generator
-from metarl.statistics import crossed_interval
+from metarl.rl.rollout import one_torch_thread
 
 HORIZON, NUM_ENVS, SEEDS, EPISODES = 200, 8, 3, 40
 STEPS, QUICK_STEPS = 196_608, 4096

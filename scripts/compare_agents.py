@@ -8,7 +8,7 @@ adapt by gradient take it in steps of at most their own number of trajectories (
 40 are two steps on twenty); RL² is scored on the trajectory after as many. Runs of one agent and preset are its seeds.
 The size of the steps, in units of the agent's own, is chosen from one grid on validation tasks: those of the training
 split, with random numbers of their own. All agents meet the same tasks with the same random numbers. Intervals of
-several seeds are those of `metarl.statistics.crossed_interval`; their differences from the first agent follow,
+several seeds are those of `metarl.core.statistics.crossed_interval`; their differences from the first agent follow,
 paired by task and seed.
 """
 
@@ -27,13 +27,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from results_table import difference, summary, values_of
 
-from metarl.config import load_config
-from metarl.errors import InputError, require
-from metarl.evaluation import AdaptationCurve, choose_step_scale, evaluate
-from metarl.rollout import RolloutCollector
-from metarl.runs import load_trainer, read_report
-from metarl.statistics import Array
-from metarl.tasks import EnvTaskDistribution
+from metarl.core.errors import InputError, require
+from metarl.core.evaluation import AdaptationCurve, choose_step_scale, evaluate
+from metarl.core.statistics import Array
+from metarl.rl.rollout import RolloutCollector
+from metarl.rl.tasks import EnvTaskDistribution
+from metarl.runs.config import load_config
+from metarl.runs.load import load_trainer
+from metarl.runs.reports import read_report
 
 BUDGETS = (0, 1, 2, 20, 40, 60)
 PARALLEL_TRIALS = 5  # of an agent with a memory, on each test task

@@ -21,8 +21,8 @@ import numpy as np
 from comparing import Remembering, arguments, in_parts, load, scores, table
 from matplotlib.figure import Figure
 
+from metarl.core.errors import InputError, require
 from metarl.envs import bandit_yardsticks as yardsticks
-from metarl.errors import InputError, require
 
 MOST_PULLS_FOR_EXACT = 10
 ROWS = 5000

@@ -18,9 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from metarl import runs
-from metarl.config import load_config
-from metarl.evaluation import evaluate, evaluate_baseline
+from metarl.core.evaluation import evaluate
+from metarl.fewshot.base.baseline import evaluate_baseline
+from metarl.runs.build import build
+from metarl.runs.config import load_config
+from metarl.runs.load import load_trainer
+from metarl.runs.reports import write_json
 
 # Accuracy in percent on 5-way 1-shot, 5-way 5-shot, 20-way 1-shot and 20-way 5-shot. Matching, MAML, Relation, Reptile
 # and Proto: their papers (arXiv:1606.04080, 1703.03400, 1711.06025, 1803.02999, 1703.05175; Reptile without
@@ -39,7 +42,7 @@ CELLS = ((5, 1), (5, 5), (20, 1), (20, 5))
 def test_run(run_dir: Path, *, episodes: int, queries: int | None) -> dict[str, Any]:
     """All that can be said of one run."""
     config = load_config(run_dir)
-    trainer = runs.load_trainer(run_dir, num_tasks=episodes)
+    trainer = load_trainer(run_dir, num_tasks=episodes)
     ways = sorted({ways for ways, _ in CELLS}) if trainer.learner.unit == "shots" else [config.task.num_ways]
     cells = []
     for number in ways:
@@ -63,7 +66,7 @@ def test_run(run_dir: Path, *, episodes: int, queries: int | None) -> dict[str, 
 
 def test_task(config: Any, trained: Any, episodes: int) -> list[dict[str, Any]]:
     """One cell for each number of shots, all of them from one set of episodes."""
-    trainer = runs.build(replace(config, trainer=replace(config.trainer, device="cpu")))
+    trainer = build(replace(config, trainer=replace(config.trainer, device="cpu")))
     trainer.learner.load_state_dict(trained.learner.state_dict())
     by_shots = trainer.learner.unit == "shots"
     shots = sorted({shots for _, shots in CELLS}) if by_shots else [config.task.num_shots]
@@ -114,9 +117,7 @@ def main() -> int:
         print(json.dumps(rows[-1]), flush=True)
     print(*table(rows), sep="\n")
     if parsed.json:
-        runs.write_json(
-            {"command": " ".join(["compare_fewshot.py", *map(str, sys.argv[1:])]), "rows": rows}, parsed.json
-        )
+        write_json({"command": " ".join(["compare_fewshot.py", *map(str, sys.argv[1:])]), "rows": rows}, parsed.json)
     return 0
 
 

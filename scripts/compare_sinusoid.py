@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from metarl import plots, runs
-from metarl.config import resolve
+from metarl.report import plots
+from metarl.runs.config import resolve
+from metarl.runs.reports import read_report, write_json
+from metarl.runs.train import train
 
 LEARNERS = {
     "MAML": ("maml", "default"),
@@ -40,8 +42,8 @@ def report_of(label: str, folder: Path, *, iterations: int | None, seed: int) ->
         trainer = replace(config.trainer, seed=seed, iterations=iterations or config.trainer.iterations)
         if getattr(config.agent, "schedule_iterations", None):
             config = replace(config, agent=replace(config.agent, schedule_iterations=trainer.iterations))
-        runs.train(replace(config, trainer=trainer), run_dir)
-    return runs.read_report(run_dir)
+        train(replace(config, trainer=trainer), run_dir)
+    return read_report(run_dir)
 
 
 def picture(reports: dict[str, dict[str, Any]]) -> Figure:
@@ -75,7 +77,7 @@ def main() -> int:
         print(f"{label:10}", " ".join(f"{value:.3f}" for value in reports[label]["mean"]), flush=True)
     if parsed.json:
         kept = ("mean", "ci_low", "ci_high", "num_tasks", "env_steps")
-        runs.write_json({label: {key: report[key] for key in kept} for label, report in reports.items()}, parsed.json)
+        write_json({label: {key: report[key] for key in kept} for label, report in reports.items()}, parsed.json)
     if parsed.picture:
         plots.save_figure(picture(reports), parsed.picture)
     return 0

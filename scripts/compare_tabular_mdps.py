@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from comparing import Remembering, arguments, in_parts, load, mean_and_error, scores, table
 
+from metarl.core.errors import InputError, require
 from metarl.envs import tabular_mdp_yardsticks as yardsticks
-from metarl.errors import InputError, require
 
 ROWS = 1000
 

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 import metarl
-from metarl.config import RunConfig, load_config
-from metarl.errors import require
+from metarl.core.errors import require
+from metarl.runs.config import RunConfig, load_config
 
 
 def arguments(description: str, *, episodes: int) -> argparse.ArgumentParser:

@@ -19,9 +19,9 @@ from metarl.envs.ant_maze import AntMazeGoal
 from metarl.envs.grid_maze import GridMaze
 from metarl.envs.point_maze import PointMazeGoal, PointMazeLayout
 from metarl.envs.point_nav import PointNavSparse
-from metarl.paths import scene_to_json
-from metarl.plots import save_figure, scenes_figure
-from metarl.tasks import EnvTaskDistribution
+from metarl.report.plots import save_figure, scenes_figure
+from metarl.rl.routes import scene_to_json
+from metarl.rl.tasks import EnvTaskDistribution
 
 SEED = 0
 NUM_COLUMNS = 5

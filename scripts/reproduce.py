@@ -34,17 +34,19 @@ import numpy as np
 import results_table
 from rich.console import Console
 
-from metarl.checkpoint import list_checkpoints
-from metarl.config import RunConfig, load_config, resolve
-from metarl.errors import InputError, RunError, require, unknown_name
-from metarl.files import write_atomically
-from metarl.registry import AGENTS, presets
-from metarl.runs import load, load_trainer, read_report, train, write_json
-from metarl.stopping import Stopped, StopSignals
-from metarl.tasks import EnvTaskDistribution
-from metarl.tracking import read_metrics
-from metarl.trainer import ProgressCallback, StopOnSignal
-from metarl.video import FilmSettings, make_film, save_film
+from metarl.cli.progress import ProgressCallback, StopOnSignal
+from metarl.core.errors import InputError, RunError, require, unknown_name
+from metarl.core.files import write_atomically
+from metarl.core.stopping import Stopped, StopSignals
+from metarl.report.film import FilmSettings, make_film, save_film
+from metarl.rl.tasks import EnvTaskDistribution
+from metarl.runs.checkpoint import list_checkpoints
+from metarl.runs.config import RunConfig, load_config, resolve
+from metarl.runs.load import load, load_trainer
+from metarl.runs.registry import AGENTS, presets
+from metarl.runs.reports import read_report, write_json
+from metarl.runs.tracking import read_metrics
+from metarl.runs.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ROOT / "results" / "cells"

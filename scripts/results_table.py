@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from metarl.errors import require
-from metarl.statistics import Array, crossed_interval
+from metarl.core.errors import require
+from metarl.core.statistics import Array, crossed_interval
 
 BUDGETS = (0, 1, 2, 20, 40, 60)
 EVALUATION_SEED = 1_000_000

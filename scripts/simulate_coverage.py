@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import results_table
 
-from metarl.statistics import Array, crossed_interval, interval, student_quantile
+from metarl.core.statistics import Array, crossed_interval, interval, student_quantile
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_SEEDS, NUM_RESAMPLES = 3, 500

@@ -29,8 +29,8 @@ from typing import Any
 from benchmarking import Lines
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from metarl import checkpoint
-from metarl.tracking import read_metrics
+from metarl.runs import checkpoint
+from metarl.runs.tracking import read_metrics
 
 METARL = str(Path(sys.executable).with_name("metarl"))
 ITERATIONS, EVERY = 20, 8

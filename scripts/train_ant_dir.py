@@ -13,7 +13,7 @@ Every flag of `metarl train` works: `--help` lists them.
 
 import sys
 
-from metarl.cli import main
+from metarl.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["train", "ant-dir", *sys.argv[1:]]))

@@ -12,7 +12,7 @@ Every flag of `metarl train` works: `--help` lists them.
 
 import sys
 
-from metarl.cli import main
+from metarl.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["train", "ant-goal", *sys.argv[1:]]))

@@ -14,7 +14,7 @@ Every flag of `metarl train` works: `--help` lists them.
 
 import sys
 
-from metarl.cli import main
+from metarl.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["train", "point-nav-sparse", *sys.argv[1:]]))

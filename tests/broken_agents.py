@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metarl.core.learner import Acted
 from metarl.fewshot.proto import Proto
-from metarl.learner import Acted
 
 
 @dataclass(frozen=True)

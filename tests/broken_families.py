@@ -1,4 +1,4 @@
-"""Task families that each break one thing; tests/test_bad_input.py copies this file into a user's folder."""
+"""Task families that each break one thing; tests/cli/test_bad_input.py copies this file into a user's folder."""
 
 from dataclasses import dataclass
 

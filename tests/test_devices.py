@@ -17,23 +17,26 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import metarl.rollout
-from metarl import registry
+import metarl.rl.rollout
 from metarl.agents.fomaml import FOMAML
 from metarl.agents.maml import MAML, MAMLConfig
 from metarl.agents.rl2 import RL2, RL2Config
-from metarl.collect import run_episodes
+from metarl.core.data import Episodes, Examples, Trajectories
+from metarl.core.episode import run_episodes
+from metarl.core.errors import InputError
+from metarl.core.learner import Spaces
+from metarl.core.seeds import Purpose, Seeds, generator
+from metarl.core.trees import to_device, tree_map
 from metarl.envs.point_nav import PointNav
-from metarl.episodes import Episodes, Examples, Trajectories, to_device, tree_map
-from metarl.errors import InputError
-from metarl.examples import ExampleCollector, ExampleSpaces
+from metarl.fewshot.base.examples import ExampleCollector, ExampleSpaces
 from metarl.fewshot.data.packed import Glyphs
-from metarl.inner_loop import Parameters, TaskHessians, over_tasks
-from metarl.learner import Spaces
-from metarl.policy_gradient import PolicyBatch, kl_from, surrogate
-from metarl.rollout import RolloutCollector
-from metarl.runs import select_device
-from metarl.seeds import Purpose, Seeds, generator
+from metarl.gradients.adaptation import Parameters
+from metarl.gradients.curvature import TaskHessians
+from metarl.gradients.lifting import over_tasks
+from metarl.rl.policy_gradient import PolicyBatch, kl_from, surrogate
+from metarl.rl.rollout import RolloutCollector
+from metarl.runs import registry
+from metarl.runs.device import select_device
 
 N, K, H = 2, 2, 3
 GAUSSIAN = Spaces(observation_size=3, action_size=2, discrete=False)
@@ -235,7 +238,7 @@ def crossings(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         return move_tree(tree, device)
 
     monkeypatch.setattr(torch.Tensor, "to", to)
-    monkeypatch.setattr(metarl.rollout, "to_device", counting)
+    monkeypatch.setattr(metarl.rl.rollout, "to_device", counting)
     return counted
 
 

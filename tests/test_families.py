@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from metarl import checkpoint, evaluation, plots
-from metarl.config import EvaluationConfig, RunConfig, TrainerConfig, resolve
-from metarl.registry import TASKS, load_task
-from metarl.runs import train
-from metarl.statistics import bootstrap
-from metarl.tasks import EnvTaskDistribution
-from metarl.tracking import read_metrics
+from metarl.core import evaluation
+from metarl.core.config import EvaluationConfig, TrainerConfig
+from metarl.core.statistics import bootstrap
+from metarl.report import plots
+from metarl.rl.tasks import EnvTaskDistribution
+from metarl.runs import checkpoint
+from metarl.runs.config import RunConfig, resolve
+from metarl.runs.registry import TASKS, load_task
+from metarl.runs.tracking import read_metrics
+from metarl.runs.train import train
 
 FAMILIES = sorted(name for name in TASKS if issubclass(load_task(name), EnvTaskDistribution))
 

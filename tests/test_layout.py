@@ -18,86 +18,26 @@ ROOT = Path(__file__).resolve().parent.parent
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 FOLDERS = {"metarl": "metarl", "metarl.agents": "agents", "metarl.envs": "envs"}
 
-# A new module of metarl/ gets its layer here. A layer may import itself and the layers above it in this list.
-FOUNDATION = {"console", "endings", "errors", "files", "seeds", "statistics", "stopping", "tables", "tasks"}
-CORE = {
-    "adam",
-    "config",
-    "episodes",
-    "examples",
-    "inner_loop",
-    "learner",
-    "memory",
-    "networks",
-    "normalization",
-    "policy_gradient",
-    "registry",
-    "returns",
-    "threads",
-    "trust_region",
+# A folder is a layer. Each room may import itself, the rooms named here, and these libraries.
+ROOMS: dict[str, tuple[set[str], set[str]]] = {
+    "core": (set(), {"numpy", "torch"}),
+    "gradients": ({"core"}, {"torch"}),
+    "networks": ({"core"}, {"torch"}),
+    "rl": ({"core", "gradients", "networks"}, {"gymnasium", "numpy", "torch"}),
+    "fewshot": ({"core", "gradients", "networks"}, {"PIL", "filelock", "numpy", "torch"}),
+    "envs": ({"core", "rl"}, {"gymnasium", "mujoco", "numpy"}),
+    "agents": ({"core", "gradients", "networks", "rl"}, {"numpy", "torch"}),
+    "report": ({"core", "fewshot", "gradients", "networks", "rl"}, {"PIL", "matplotlib", "numpy", "torch"}),
+    "runs": ({"core", "fewshot", "gradients", "networks", "report", "rl"}, {"filelock", "numpy", "torch"}),
 }
-WORKINGS = {
-    "agent_checks",
-    "allocation",
-    "arguments",
-    "backend",
-    "capacity",
-    "checkpoint",
-    "collect",
-    "evaluation",
-    "fitted_envs",
-    "environment_checks",
-    "foreign",
-    "fitting",
-    "gymnasium_tasks",
-    "mujoco_warnings",
-    "nonfinite",
-    "paths",
-    "plots",
-    "report",
-    "rollout",
-    "run_folder",
-    "run_pictures",
-    "runs",
-    "size_checks",
-    "spaces",
-    "stepping",
-    "testing",
-    "time_limit",
-    "tracking",
-    "trainer",
-    "transfer",
-    "video",
-    "watched",
-    "waiting",
-}
-EPISODIC = FOUNDATION | CORE | WORKINGS
-LAYERS = {
-    "foundation": (FOUNDATION, {"numpy"}),
-    "core": (FOUNDATION | CORE, {"numpy", "torch"}),
-    "workings": (EPISODIC, {"numpy", "torch"}),
-    "fewshot": (EPISODIC | {"fewshot"}, {"numpy", "torch", "PIL", "filelock"}),
-    "agents": (EPISODIC | {"agents"}, {"numpy", "torch"}),
-    "envs": ({"envs", "errors", "tasks"}, {"gymnasium", "mujoco", "numpy"}),
-}
+FREE = {"__main__", "cli", "testing"}  # may import anything
 # Libraries that one module alone may import.
 PRIVILEGES = {
     "metarl.agents.sb3": {"gymnasium", "stable_baselines3"},
-    "metarl.arguments": {"tyro"},
-    "metarl.backend": {"matplotlib"},
-    "metarl.config": {"tyro"},
-    "metarl.files": {"filelock"},
-    "metarl.plots": {"matplotlib"},
-    "metarl.environment_checks": {"gymnasium"},
-    "metarl.fitted_envs": {"gymnasium"},
-    "metarl.gymnasium_tasks": {"gymnasium"},
-    "metarl.mujoco_warnings": {"mujoco"},
-    "metarl.tracking": {"tensorboard"},
-    "metarl.size_checks": {"gymnasium"},
-    "metarl.spaces": {"gymnasium"},
-    "metarl.trainer": {"rich"},
-    "metarl.video": {"PIL", "av"},
-    "metarl.waiting": {"rich"},
+    "metarl.core.config": {"tyro"},
+    "metarl.report.film": {"av"},
+    "metarl.rl.mujoco_warnings": {"mujoco"},
+    "metarl.runs.tracking": {"tensorboard"},
 }
 
 
@@ -114,17 +54,13 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
-def layer_of(module: str) -> str | None:
-    """The layer of a module of the package, or None where anything may be imported."""
+def room_of(module: str) -> str | None:
+    """The room of a module of the package, or None where anything may be imported."""
     name = module.split(".")[1]
-    if name in {"__main__", "cli"}:
+    if name in FREE:
         return None
-    for layer, names in (("foundation", FOUNDATION), ("core", CORE), ("workings", WORKINGS)):
-        if name in names:
-            return layer
-    if name in LAYERS:
-        return name
-    raise AssertionError(f"{module} is in no layer; give it one in tests/test_layout.py")
+    assert name in ROOMS, f"{module} is in no room; give it one in tests/test_layout.py"
+    return name
 
 
 def runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
@@ -152,18 +88,18 @@ def library_of(name: str) -> str:
 
 
 def violations(module: str, source: str) -> list[str]:
-    """The imports of `source`, as the module named `module`, that its layer does not allow."""
-    layer = layer_of(module)
-    if layer is None:
+    """The imports of `source`, as the module named `module`, that its room does not allow."""
+    room = room_of(module)
+    if room is None:
         return []
-    own, libraries = LAYERS[layer]
+    others, libraries = ROOMS[room]
     libraries = libraries | PRIVILEGES.get(module, set())
     wrong = []
     for name in imports_in(source):
         library = library_of(name)
         if library == "metarl":
-            inside = name.split(".")[1:2]
-            if inside not in [[name] for name in own] and name != "metarl.__version__":
+            allowed = name.split(".")[1] in {room, *others} or name == "metarl.__version__"
+            if not allowed:
                 wrong.append(name)
         elif library not in sys.stdlib_module_names and library not in libraries:
             wrong.append(name)
@@ -182,33 +118,37 @@ def test_every_folder_with_code_is_a_package() -> None:
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "metarl"])
-def test_a_module_imports_only_what_its_layer_may(module: str) -> None:
+def test_a_module_imports_only_what_its_room_may(module: str) -> None:
     assert violations(module, MODULES[module].read_text()) == []
 
 
 @pytest.mark.parametrize(
     ("module", "source", "wrong"),
     [
-        ("metarl.seeds", "import torch", ["torch"]),
-        ("metarl.tasks", "import gymnasium.vector", ["gymnasium.vector"]),
-        ("metarl.learner", "from metarl.trainer import Trainer", ["metarl.trainer.Trainer"]),
-        ("metarl.learner", "from metarl import trainer", ["metarl.trainer"]),
-        ("metarl.learner", "from metarl import Trainer", ["metarl.Trainer"]),
-        ("metarl.collect", "def f():\n    import metarl.agents.maml", ["metarl.agents.maml"]),
+        ("metarl.core.seeds", "import gymnasium", ["gymnasium"]),
         (
-            "metarl.trainer",
+            "metarl.core.learner",
+            "from metarl.rl.rollout import RolloutCollector",
+            ["metarl.rl.rollout.RolloutCollector"],
+        ),
+        ("metarl.core.learner", "from metarl import runs", ["metarl.runs"]),
+        ("metarl.core.learner", "from metarl import Trainer", ["metarl.Trainer"]),
+        ("metarl.core.episode", "def f():\n    import metarl.agents.maml", ["metarl.agents.maml"]),
+        (
+            "metarl.core.trainer",
             "from torch.utils.tensorboard import SummaryWriter",
             ["torch.utils.tensorboard.SummaryWriter"],
         ),
-        ("metarl.evaluation", "import matplotlib.pyplot", ["matplotlib.pyplot"]),
+        ("metarl.core.evaluation", "import matplotlib.pyplot", ["matplotlib.pyplot"]),
+        ("metarl.gradients.adam", "from metarl.networks.policies import MLP", ["metarl.networks.policies.MLP"]),
         ("metarl.envs.batch", "import torch", ["torch"]),
-        ("metarl.envs.batch", "from metarl.episodes import Trajectories", ["metarl.episodes.Trajectories"]),
+        ("metarl.envs.batch", "from metarl.networks.policies import MLP", ["metarl.networks.policies.MLP"]),
         ("metarl.agents.maml", "import stable_baselines3", ["stable_baselines3"]),
         ("metarl.agents.maml", "from metarl.envs.batch import BatchEnv", ["metarl.envs.batch.BatchEnv"]),
         ("metarl.fewshot.proto", "from metarl.agents.maml import MAML", ["metarl.agents.maml.MAML"]),
         ("metarl.agents.sb3", "import stable_baselines3", []),
-        ("metarl.checkpoint", "from metarl import __version__", []),
-        ("metarl.tasks", "if TYPE_CHECKING:\n    import gymnasium", []),
+        ("metarl.runs.checkpoint", "from metarl import __version__", []),
+        ("metarl.core.tasks", "if TYPE_CHECKING:\n    import gymnasium", []),
     ],
 )
 def test_the_walk_sees_what_is_wrong(module: str, source: str, wrong: list[str]) -> None:
@@ -238,8 +178,14 @@ def fresh(code: str, *, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     ("statement", "absent"),
     [
         ("import metarl", "numpy torch mujoco gymnasium stable_baselines3 matplotlib tensorboard tyro rich"),
-        ("import metarl.tasks, metarl.seeds, metarl.envs", "torch mujoco gymnasium stable_baselines3 matplotlib"),
-        ("import metarl.collect, metarl.agents", "mujoco gymnasium stable_baselines3 matplotlib tensorboard tyro rich"),
+        (
+            "import metarl.core.tasks, metarl.core.seeds, metarl.envs",
+            "torch mujoco gymnasium stable_baselines3 matplotlib",
+        ),
+        (
+            "import metarl.core.episode, metarl.agents",
+            "mujoco gymnasium stable_baselines3 matplotlib tensorboard tyro rich",
+        ),
     ],
 )
 def test_an_import_is_light(statement: str, absent: str) -> None:

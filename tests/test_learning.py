@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from metarl import runs
-from metarl.config import resolve
+from metarl.runs.config import resolve
+from metarl.runs.train import train
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 def test_maml_learns_to_adapt(task: str, seed: int, after_one_step: float, gain: float, tmp_path: Path) -> None:
     config = resolve(task, "maml", preset="quick")
     config = replace(config, trainer=replace(config.trainer, seed=seed, iterations=15))
-    report = runs.train(config, tmp_path / "run")
+    report = train(config, tmp_path / "run")
     assert report["mean"][1] > after_one_step
     assert report["gain"]["ci_low"][1] > gain
     cross = report["cross_adaptation"]

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metarl.errors import require
-from metarl.examples import Tables
-from metarl.fewshot.encoders import BatchNormMode, Network, Statistics
-from metarl.fewshot.gradient import GradientConfig, GradientLearner
-from metarl.fewshot.learner import ExampleBatch, Outcome, joined, loss_of, score_of
-from metarl.inner_loop import Parameters, StepSize
+from metarl.core.errors import require
+from metarl.fewshot.base.encoders import BatchNormMode, Network, Statistics
+from metarl.fewshot.base.examples import Tables
+from metarl.fewshot.base.gradient import GradientConfig, GradientLearner
+from metarl.fewshot.base.learner import ExampleBatch, Outcome, joined, loss_of, score_of
+from metarl.gradients.adaptation import Parameters, StepSize
 
 
 @dataclass(frozen=True)

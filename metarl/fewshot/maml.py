@@ -1,8 +1,8 @@
 """MAML for examples: weights from which a few gradient steps on the support lead far.
 
 Chelsea Finn, Pieter Abbeel, Sergey Levine: Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks.
-ICML 2017, arXiv:1703.03400. The inner step is that of the RL agents (`metarl.inner_loop.gradient_step`) on a supervised
-loss; the meta-step is Adam on the mean query loss, through all inner steps.
+ICML 2017, arXiv:1703.03400. The inner step is that of the RL agents (`metarl.gradients.adaptation.gradient_step`) on a
+supervised loss; the meta-step is Adam on the mean query loss, through all inner steps.
 
 Differs from the authors' code: the last layer starts Xavier-uniform instead of from N(0, 1); stride 2 pads both sides
 of an image, TensorFlow's one; batch norms have a scale, and it and the shift are adapted with all weights, where theirs
@@ -17,10 +17,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from metarl.examples import Tables
-from metarl.fewshot.gradient import GradientConfig, GradientLearner
-from metarl.fewshot.learner import ExampleBatch, Outcome
-from metarl.inner_loop import Parameters, gradient_step
+from metarl.fewshot.base.examples import Tables
+from metarl.fewshot.base.gradient import GradientConfig, GradientLearner
+from metarl.fewshot.base.learner import ExampleBatch, Outcome
+from metarl.gradients.adaptation import Parameters, gradient_step
 
 
 @dataclass(frozen=True)

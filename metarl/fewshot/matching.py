@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metarl.errors import require
-from metarl.fewshot.encoders import Network, Statistics
-from metarl.fewshot.learner import one_hot
-from metarl.fewshot.metric import MetricConfig, MetricLearner, Remembered
-from metarl.inner_loop import Parameters
+from metarl.core.errors import require
+from metarl.fewshot.base.encoders import Network, Statistics
+from metarl.fewshot.base.learner import one_hot
+from metarl.fewshot.base.metric import MetricConfig, MetricLearner, Remembered
+from metarl.gradients.adaptation import Parameters
 
 LEAST_PROBABILITY = 1e-6
 

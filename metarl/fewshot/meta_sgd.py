@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import torch
 
-from metarl.episodes import Episodes
-from metarl.errors import require
-from metarl.fewshot.gradient import Adapted
-from metarl.fewshot.learner import ExampleBatch
+from metarl.core.data import Episodes
+from metarl.core.errors import require
+from metarl.fewshot.base.gradient import Adapted
+from metarl.fewshot.base.learner import ExampleBatch
 from metarl.fewshot.maml import MAML, MAMLConfig
-from metarl.inner_loop import LEARNED_STEP_SIZE
+from metarl.gradients.adaptation import LEARNED_STEP_SIZE
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from metarl.errors import require
+from metarl.core.errors import require
+from metarl.fewshot.base.learner import score_of
 from metarl.fewshot.fine_tune import FineTune
-from metarl.fewshot.learner import score_of
 
 
 class MultiTask(FineTune):

@@ -15,11 +15,11 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional
 
-from metarl.errors import require
-from metarl.fewshot.encoders import Statistics
-from metarl.fewshot.learner import one_hot
-from metarl.fewshot.metric import MetricConfig, MetricLearner
-from metarl.inner_loop import Parameters
+from metarl.core.errors import require
+from metarl.fewshot.base.encoders import Statistics
+from metarl.fewshot.base.learner import one_hot
+from metarl.fewshot.base.metric import MetricConfig, MetricLearner
+from metarl.gradients.adaptation import Parameters
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,15 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from metarl.adam import no_moments, packed, packed_mean, packed_step
-from metarl.episodes import Episodes, to_device
-from metarl.errors import require
-from metarl.examples import ExampleSpaces, Tables
-from metarl.fewshot.gradient import Adapted, GradientConfig, GradientLearner
-from metarl.fewshot.learner import ExampleBatch, Outcome
-from metarl.inner_loop import Parameters
-from metarl.learner import loaded
+from metarl.core.data import Episodes
+from metarl.core.errors import require
+from metarl.core.learner import loaded
+from metarl.core.trees import to_device
+from metarl.fewshot.base.examples import ExampleSpaces, Tables
+from metarl.fewshot.base.gradient import Adapted, GradientConfig, GradientLearner
+from metarl.fewshot.base.learner import ExampleBatch, Outcome
+from metarl.gradients.adam import no_moments, packed, packed_mean, packed_step
+from metarl.gradients.adaptation import Parameters
 
 
 @dataclass(frozen=True)

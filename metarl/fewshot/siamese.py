@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metarl.fewshot.encoders import Network, Statistics
-from metarl.fewshot.learner import ExampleBatch, Outcome, joined, one_hot, score_of
-from metarl.fewshot.metric import MetricConfig, MetricLearner, Remembered
-from metarl.inner_loop import Parameters
+from metarl.fewshot.base.encoders import Network, Statistics
+from metarl.fewshot.base.learner import ExampleBatch, Outcome, joined, one_hot, score_of
+from metarl.fewshot.base.metric import MetricConfig, MetricLearner, Remembered
+from metarl.gradients.adaptation import Parameters
 
 
 @dataclass(frozen=True)

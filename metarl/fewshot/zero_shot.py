@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metarl.errors import require
-from metarl.examples import Tables
-from metarl.fewshot.encoders import Network, Statistics
-from metarl.fewshot.metric import MetricConfig, MetricLearner
+from metarl.core.errors import require
+from metarl.fewshot.base.encoders import Network, Statistics
+from metarl.fewshot.base.examples import Tables
+from metarl.fewshot.base.metric import MetricConfig, MetricLearner
 from metarl.fewshot.proto import class_means, squared_distances
-from metarl.inner_loop import Parameters
+from metarl.gradients.adaptation import Parameters
 
 
 @dataclass(frozen=True)

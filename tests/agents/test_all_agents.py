@@ -14,16 +14,20 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from metarl import checkpoint, evaluation, plots
-from metarl.collect import run_episodes
-from metarl.config import EvaluationConfig, RunConfig, TrainerConfig, resolve
-from metarl.episodes import tree_map
-from metarl.registry import AGENTS
-from metarl.runs import build, train
-from metarl.seeds import Purpose, Seeds, generator
-from metarl.statistics import bootstrap
-from metarl.tracking import read_metrics
-from metarl.trainer import Callback, Progressed, Trainer
+from metarl.core import evaluation
+from metarl.core.config import EvaluationConfig, TrainerConfig
+from metarl.core.episode import run_episodes
+from metarl.core.seeds import Purpose, Seeds, generator
+from metarl.core.statistics import bootstrap
+from metarl.core.trainer import Callback, Progressed, Trainer
+from metarl.core.trees import tree_map
+from metarl.report import plots
+from metarl.runs import checkpoint
+from metarl.runs.build import build
+from metarl.runs.config import RunConfig, resolve
+from metarl.runs.registry import AGENTS
+from metarl.runs.tracking import read_metrics
+from metarl.runs.train import train
 
 # Those settings that an agent has are made small.
 SMALL: dict[str, Any] = {

@@ -16,26 +16,29 @@ import torch
 from torch import Tensor
 
 import metarl
-from metarl import cli, registry
 from metarl.agents.expert import Expert, ExpertConfig
 from metarl.agents.maml import _OuterStep
 from metarl.agents.pretrained import Pretrained, PretrainedConfig
-from metarl.collect import run_episodes
-from metarl.config import EvaluationConfig, RunConfig, TrainerConfig, from_dict, resolve, to_dict
+from metarl.cli import main as cli
+from metarl.core.config import EvaluationConfig, TrainerConfig
+from metarl.core.episode import run_episodes
+from metarl.core.errors import InputError
+from metarl.core.evaluation import STEP_SCALES, choose_step_scale, evaluate
+from metarl.core.seeds import Purpose, Seeds, generator
 from metarl.envs.ant import AntDir
 from metarl.envs.grid_nav import GoalCell, GridNav
 from metarl.envs.half_cheetah import Direction, HalfCheetahDir
 from metarl.envs.humanoid import HumanoidDir
 from metarl.envs.locomotion import Direction as Angle
 from metarl.envs.point_nav import PointNav
-from metarl.errors import InputError
-from metarl.evaluation import STEP_SCALES, choose_step_scale, evaluate
-from metarl.gymnasium_tasks import TaskInObservation
-from metarl.policy_gradient import AdaptivePolicy, PolicyBatch, flatten, unflatten
-from metarl.rollout import RolloutCollector
-from metarl.runs import build, train
-from metarl.seeds import Purpose, Seeds, generator
-from metarl.tasks import EnvTaskDistribution
+from metarl.rl.environments import TaskInObservation
+from metarl.rl.policy_gradient import AdaptivePolicy, PolicyBatch, flatten, unflatten
+from metarl.rl.rollout import RolloutCollector
+from metarl.rl.tasks import EnvTaskDistribution
+from metarl.runs import registry
+from metarl.runs.build import build
+from metarl.runs.config import RunConfig, from_dict, resolve, to_dict
+from metarl.runs.train import train
 
 POINTS = PointNav(horizon=8)
 
@@ -331,6 +334,9 @@ def test_the_step_scale_is_chosen_on_validation_tasks() -> None:
 
     class Data:
         num_tasks, num_steps, num_diverged = 5, 1, 0
+
+        def success_rates(self) -> None:
+            return None
 
     class Nothing:
         acts = True

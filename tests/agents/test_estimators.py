@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from metarl.agents.maml import MAML, MAMLConfig, _OuterStep
-from metarl.episodes import Episodes
-from metarl.inner_loop import over_tasks
-from metarl.learner import Spaces
-from metarl.policy_gradient import PolicyBatch, flatten, unflatten
+from metarl.core.data import Episodes
+from metarl.core.learner import Spaces
+from metarl.gradients.lifting import over_tasks
+from metarl.rl.policy_gradient import PolicyBatch, flatten, unflatten
 
 INNER_LR = 0.7
 

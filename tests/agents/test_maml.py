@@ -13,15 +13,16 @@ from torch import Tensor
 
 from metarl.agents.fomaml import FOMAML
 from metarl.agents.maml import MAML, MAMLConfig, _OuterStep
-from metarl.collect import run_episodes
+from metarl.core.data import Episodes
+from metarl.core.episode import run_episodes
+from metarl.core.learner import Spaces
+from metarl.core.seeds import Purpose, Seeds, generator
 from metarl.envs.half_cheetah import HalfCheetahDir
 from metarl.envs.point_nav import PointNav
-from metarl.episodes import Episodes
-from metarl.inner_loop import Parameters, over_tasks
-from metarl.learner import Spaces
-from metarl.policy_gradient import PolicyBatch, flatten, unflatten
-from metarl.rollout import RolloutCollector
-from metarl.seeds import Purpose, Seeds, generator
+from metarl.gradients.adaptation import Parameters
+from metarl.gradients.lifting import over_tasks
+from metarl.rl.policy_gradient import PolicyBatch, flatten, unflatten
+from metarl.rl.rollout import RolloutCollector
 
 NUM_TASKS, NUM_STEPS = 4, 30
 GAUSSIAN = Spaces(observation_size=3, action_size=2, discrete=False)

@@ -15,12 +15,13 @@ from metarl.agents.cavia import CAVIA
 from metarl.agents.fomaml import FOMAML
 from metarl.agents.maml import MAML, _credits, _OuterStep
 from metarl.agents.meta_sgd import MetaSGD
-from metarl.episodes import Episodes, Trajectories
-from metarl.errors import InputError
-from metarl.inner_loop import Parameters, over_tasks
-from metarl.learner import Spaces
-from metarl.policy_gradient import PolicyBatch, flatten, unflatten
-from metarl.returns import discounted_returns, linear_baseline
+from metarl.core.data import Episodes, Trajectories
+from metarl.core.errors import InputError
+from metarl.core.learner import Spaces
+from metarl.gradients.adaptation import Parameters
+from metarl.gradients.lifting import over_tasks
+from metarl.rl.policy_gradient import PolicyBatch, flatten, unflatten
+from metarl.rl.returns import discounted_returns, linear_baseline
 
 NUM_TASKS, NUM_STEPS, INNER_LR = 4, 30, 0.3
 GAUSSIAN = Spaces(observation_size=3, action_size=2, discrete=False)

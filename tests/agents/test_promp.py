@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 
 from metarl.agents.promp import ProMP, ProMPConfig
-from metarl.collect import run_episodes
-from metarl.config import resolve
+from metarl.core.data import Episodes
+from metarl.core.episode import run_episodes
+from metarl.core.errors import InputError
+from metarl.core.learner import Spaces
+from metarl.core.seeds import Purpose, Seeds, generator
+from metarl.core.trees import tree_map
 from metarl.envs.point_nav import PointNav
-from metarl.episodes import Episodes, tree_map
-from metarl.errors import InputError
-from metarl.inner_loop import Parameters, over_tasks
-from metarl.learner import Spaces
-from metarl.policy_gradient import PolicyBatch, clipped_surrogate, flatten, unflatten
-from metarl.rollout import RolloutCollector
-from metarl.runs import build
-from metarl.seeds import Purpose, Seeds, generator
+from metarl.gradients.adaptation import Parameters
+from metarl.gradients.lifting import over_tasks
+from metarl.rl.policy_gradient import PolicyBatch, clipped_surrogate, flatten, unflatten
+from metarl.rl.rollout import RolloutCollector
+from metarl.runs.build import build
+from metarl.runs.config import resolve
 
 NUM_TASKS, NUM_TRAJECTORIES, HORIZON = 3, 4, 8
 GAUSSIAN = Spaces(observation_size=3, action_size=2, discrete=False)

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 from metarl.agents.reptile import Reptile, ReptileConfig
-from metarl.config import EvaluationConfig, RunConfig, TrainerConfig, resolve
+from metarl.core.config import EvaluationConfig, TrainerConfig
+from metarl.core.data import Episodes
+from metarl.core.errors import InputError
+from metarl.core.learner import Spaces
+from metarl.core.trees import tree_map
 from metarl.envs.point_nav import PointNav
-from metarl.episodes import Episodes, tree_map
-from metarl.errors import InputError
-from metarl.inner_loop import Parameters
-from metarl.learner import Spaces
-from metarl.policy_gradient import PolicyBatch
-from metarl.rollout import RolloutCollector
-from metarl.runs import build
+from metarl.gradients.adaptation import Parameters
+from metarl.rl.policy_gradient import PolicyBatch
+from metarl.rl.rollout import RolloutCollector
+from metarl.runs.build import build
+from metarl.runs.config import RunConfig, resolve
 
 NUM_TASKS, NUM_STEPS = 3, 24
 GAUSSIAN = Spaces(observation_size=3, action_size=2, discrete=False)

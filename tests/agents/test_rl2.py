@@ -14,17 +14,19 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from metarl.agents.rl2 import RL2, RL2Config, Trials, TrialState
-from metarl.collect import run_episodes
-from metarl.config import TrainerConfig
+from metarl.core.config import TrainerConfig
+from metarl.core.data import Episodes, Trajectories
+from metarl.core.episode import run_episodes
+from metarl.core.errors import InputError
+from metarl.core.evaluation import adaptation_controls
+from metarl.core.seeds import Seeds
+from metarl.core.tasks import Split
+from metarl.core.trainer import Trainer
+from metarl.core.trees import tree_zip
 from metarl.envs.point_nav import PointNav
 from metarl.envs.vector import TaskBatchEnv
-from metarl.episodes import Episodes, Trajectories, tree_zip
-from metarl.errors import InputError
-from metarl.evaluation import adaptation_controls
-from metarl.rollout import RolloutCollector
-from metarl.seeds import Seeds
-from metarl.tasks import EnvTaskDistribution, Split
-from metarl.trainer import Trainer
+from metarl.rl.rollout import RolloutCollector
+from metarl.rl.tasks import EnvTaskDistribution
 
 MEMORIES = pytest.mark.parametrize("memory", ["lstm", "gru", "transformer", "mann"])
 

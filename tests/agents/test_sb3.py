@@ -25,22 +25,23 @@ from metarl.agents.cavia import CAVIA, CAVIAConfig
 from metarl.agents.maml import MAML, MAMLConfig
 from metarl.agents.rl2 import RL2, RL2Config
 from metarl.agents.sb3 import AdaptedPredictor, TaskVecEnv, TrialPredictor, TrialVecEnv
-from metarl.collect import run_episodes
-from metarl.config import TrainerConfig
+from metarl.core.config import TrainerConfig
+from metarl.core.episode import run_episodes
+from metarl.core.errors import EnvironmentFaultError, InputError
+from metarl.core.seeds import Seeds
+from metarl.core.tasks import Split
+from metarl.core.trainer import Trainer
 from metarl.envs.bandit import Bandit
 from metarl.envs.bandit_yardsticks import exact_return
 from metarl.envs.half_cheetah import Direction, HalfCheetahDir, HalfCheetahVel
 from metarl.envs.point_nav import PointNav
 from metarl.envs.vector import TaskBatchEnv
-from metarl.errors import EnvironmentFaultError, InputError
-from metarl.networks import Gaussian, make_policy
-from metarl.policy_gradient import flatten, unflatten
-from metarl.returns import discounted_returns, generalized_advantages
-from metarl.rollout import RolloutCollector
-from metarl.seeds import Seeds
-from metarl.tasks import EnvTaskDistribution, Split
-from metarl.trainer import Trainer
-from metarl.trust_region import trust_region_step
+from metarl.gradients.trust_region import trust_region_step
+from metarl.networks.policies import Gaussian, make_policy
+from metarl.rl.policy_gradient import flatten, unflatten
+from metarl.rl.returns import discounted_returns, generalized_advantages
+from metarl.rl.rollout import RolloutCollector
+from metarl.rl.tasks import EnvTaskDistribution
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,10 @@ import gymnasium
 import numpy as np
 import pytest
 
+from metarl.core.errors import InputError
 from metarl.envs.ant_maze import AntMazeEnv, AntMazeGoal
 from metarl.envs.mazes import U_MAZE, Layout, MazeTask
-from metarl.errors import InputError
-from metarl.testing import check_task_distribution
+from metarl.testing.tasks import check_task_distribution
 
 CELL = Layout(("###", "#.#", "###"))
 HALL = Layout(("#####", "#...#", "#...#", "#...#", "#####"))

@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
+from metarl.core.errors import InputError
 from metarl.envs.bandit import Arms, Bandit
-from metarl.errors import InputError
 
 
 def test_arms_pay_with_their_own_chances():

@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from metarl.core.errors import InputError
 from metarl.envs.grid_maze import GridMaze
 from metarl.envs.mazes import STEPS, U_MAZE, Layout, MazeTask, distances
-from metarl.errors import InputError
-from metarl.testing import check_task_distribution
+from metarl.testing.tasks import check_task_distribution
 
 UP, RIGHT, DOWN, LEFT = range(4)
 U_TASK = MazeTask(U_MAZE, (1, 1), (3, 1))

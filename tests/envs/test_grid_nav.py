@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from metarl.core.errors import InputError
 from metarl.envs.grid_nav import GoalCell, GridNav
-from metarl.errors import InputError
 
 STAY, UP, RIGHT, DOWN, LEFT = range(5)
 

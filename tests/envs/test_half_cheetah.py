@@ -6,9 +6,9 @@ import gymnasium
 import numpy as np
 import pytest
 
+from metarl.core.errors import InputError
 from metarl.envs import batch
 from metarl.envs.half_cheetah import Direction, HalfCheetahDir, HalfCheetahVel, Velocity
-from metarl.errors import InputError
 
 SEEDS = [0, 1, 77]
 NUM_STEPS = 200

@@ -6,11 +6,11 @@ import gymnasium
 import numpy as np
 import pytest
 
+from metarl.core.errors import InputError
 from metarl.envs import batch
 from metarl.envs.humanoid import HumanoidDir
 from metarl.envs.locomotion import Direction
-from metarl.errors import InputError
-from metarl.testing import check_task_distribution
+from metarl.testing.tasks import check_task_distribution
 
 SEEDS = [0, 1, 77]
 NUM_STEPS = 40

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from metarl.core.errors import InputError
 from metarl.envs.locomotion import Direction, TargetTasks, unit_vectors
-from metarl.errors import InputError
 
 
 class Distances(TargetTasks[float]):

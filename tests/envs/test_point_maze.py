@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
+from metarl.core.errors import InputError
 from metarl.envs import batch, point_maze
 from metarl.envs.maze_robots import wall_boxes
 from metarl.envs.mazes import Layout, MazeTask
 from metarl.envs.point_maze import PointMazeEnv, PointMazeGoal, PointMazeLayout, ray_lengths
-from metarl.errors import InputError
-from metarl.testing import check_task_distribution
+from metarl.testing.tasks import check_task_distribution
 
 ROOM = Layout(("#####", "#...#", "#...#", "#...#", "#####"))
 CELL = Layout(("#####", "#####", "##.##", "#####", "#####"))

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from metarl.core.errors import InputError
 from metarl.envs.point_nav import Goal, PointNav, PointNavSparse
-from metarl.errors import InputError
-from metarl.testing import check_task_distribution
+from metarl.testing.tasks import check_task_distribution
 
 
 def paper_env():

@@ -9,10 +9,10 @@ import mujoco
 import numpy as np
 import pytest
 
+from metarl.core.errors import InputError
 from metarl.envs import batch
 from metarl.envs.random_params import HopperParams, Walker2dParams
-from metarl.errors import InputError
-from metarl.testing import check_task_distribution
+from metarl.testing.tasks import check_task_distribution
 
 NUM_STEPS = 60
 SEEDS = [0, 1, 77, 3, 9]

@@ -5,9 +5,9 @@ import pickle
 import numpy as np
 import pytest
 
+from metarl.core.errors import InputError
 from metarl.envs.tabular_mdp import MDP, TabularMDP
 from metarl.envs.tabular_mdp_yardsticks import simulate, stack
-from metarl.errors import InputError
 
 # Action 0 leads from 0 to 1, from 1 to 2 and from 2 to 0. Action 1 in state 0 stays with probability 0.3.
 ROUND = MDP(

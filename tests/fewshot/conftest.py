@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import metarl.fewshot.gradient
-import metarl.fewshot.metric
-from metarl.episodes import Episodes, tree_map
-from metarl.examples import ExampleSpaces
+import metarl.fewshot.base.gradient
+import metarl.fewshot.base.metric
+from metarl.core.data import Episodes
+from metarl.core.trees import tree_map
+from metarl.fewshot.base.examples import ExampleSpaces
+from metarl.fewshot.base.learner import ExampleBatch
 from metarl.fewshot.data.classes import ImageSet, ImageTasks
-from metarl.fewshot.learner import ExampleBatch
 
 SIDE = 16
 
@@ -117,7 +118,7 @@ def logits_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
 
     def logits(learner: Any, state: Any, query: ExampleBatch) -> Tensor:
         with monkeypatch.context() as patch:
-            for module in (metarl.fewshot.gradient, metarl.fewshot.metric):
+            for module in (metarl.fewshot.base.gradient, metarl.fewshot.base.metric):
                 patch.setattr(module, "score_of", lambda outputs, targets: outputs)
             found: Tensor = learner.score(state, query)
         return found

@@ -13,17 +13,18 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from metarl.collect import run_episodes
-from metarl.config import EvaluationConfig, TrainerConfig
-from metarl.episodes import tree_map
-from metarl.errors import InputError
-from metarl.examples import ExampleCollector, ExampleSpaces, ExampleTaskDistribution
+from metarl.cli.progress import ProgressCallback
+from metarl.core.config import EvaluationConfig, TrainerConfig
+from metarl.core.episode import run_episodes
+from metarl.core.errors import InputError
+from metarl.core.seeds import Purpose, Seeds, generator
+from metarl.core.trainer import Callback, Progressed, Trainer
+from metarl.core.trees import tree_map
+from metarl.fewshot.base.examples import ExampleCollector, ExampleSpaces, ExampleTaskDistribution
+from metarl.fewshot.base.learner import ExampleBatch
 from metarl.fewshot.data.described import DescribedTasks
-from metarl.fewshot.learner import ExampleBatch
-from metarl.plots import learning_figure
-from metarl.registry import LEARNERS, load_learner
-from metarl.seeds import Purpose, Seeds, generator
-from metarl.trainer import Callback, ProgressCallback, Progressed, Trainer
+from metarl.report.plots import learning_figure
+from metarl.runs.registry import LEARNERS, load_learner
 
 WAYS, QUERIES = 3, 4
 # Those settings that a learner has are made small; Reptile's mini-batches are the whole support.

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from metarl.errors import InputError
-from metarl.examples import ExampleSpaces
+from metarl.core.errors import InputError
+from metarl.fewshot.base.examples import ExampleSpaces
+from metarl.fewshot.base.learner import ExampleBatch
 from metarl.fewshot.fine_tune import FineTune, FineTuneConfig
-from metarl.fewshot.learner import ExampleBatch
 from metarl.fewshot.multi_task import MultiTask
 
 NUMBERS = (0, 1, 2, 3, 4, 5, 8)  # of training classes, not one after another

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarl.errors import InputError, RunError
-from metarl.examples import ExampleSpaces
-from metarl.fewshot.foreign import made_by
+from metarl.core.errors import InputError, RunError
+from metarl.fewshot.base.examples import ExampleSpaces
+from metarl.fewshot.base.foreign import made_by
 from metarl.fewshot.maml import MAML
 from metarl.fewshot.proto import Proto
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from metarl.config import EvaluationConfig, TrainerConfig
-from metarl.evaluation import evaluate_baseline
-from metarl.examples import ExampleCollector
-from metarl.registry import LEARNERS, load_learner
-from metarl.trainer import Trainer
+from metarl.core.config import EvaluationConfig, TrainerConfig
+from metarl.core.trainer import Trainer
+from metarl.fewshot.base.baseline import evaluate_baseline
+from metarl.fewshot.base.examples import ExampleCollector
+from metarl.runs.registry import LEARNERS, load_learner
 
 # Settings, meta-batch, iterations, adaptation steps at test time, and the accuracy that the lower end of the interval
 # must be above: 0.1 below what seed 0 reached on 200 test episodes, which stands beside it. Chance is 0.2, and pixel

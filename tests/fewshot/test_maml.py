@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from metarl.episodes import tree_map
-from metarl.errors import InputError
-from metarl.examples import ExampleSpaces
+from metarl.core.errors import InputError
+from metarl.core.trees import tree_map
+from metarl.fewshot.base.examples import ExampleSpaces
+from metarl.fewshot.base.learner import ExampleBatch
 from metarl.fewshot.fomaml import FOMAML
-from metarl.fewshot.learner import ExampleBatch
 from metarl.fewshot.maml import MAML
 from metarl.fewshot.meta_sgd import MetaSGD, MetaSGDConfig
 

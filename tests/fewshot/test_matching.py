@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarl.errors import InputError
-from metarl.examples import ExampleSpaces
-from metarl.fewshot.learner import ExampleBatch
+from metarl.core.errors import InputError
+from metarl.fewshot.base.examples import ExampleSpaces
+from metarl.fewshot.base.learner import ExampleBatch
 from metarl.fewshot.matching import AttentionLSTM, LSTMCell, Matching, MatchingConfig, SupportContext
 
 SPACES = ExampleSpaces((6,), 3, True, train_ways=3)

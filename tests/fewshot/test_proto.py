@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarl.errors import InputError
-from metarl.examples import ExampleSpaces
-from metarl.fewshot.learner import ExampleBatch
+from metarl.core.errors import InputError
+from metarl.fewshot.base.examples import ExampleSpaces
+from metarl.fewshot.base.learner import ExampleBatch
 from metarl.fewshot.proto import Proto, ProtoConfig, class_means, squared_distances
 
 PLANE = ExampleSpaces((2,), 2, True, train_ways=2)

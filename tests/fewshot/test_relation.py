@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metarl.errors import InputError
-from metarl.examples import ExampleSpaces
+from metarl.core.errors import InputError
+from metarl.fewshot.base.examples import ExampleSpaces
 from metarl.fewshot.relation import Relation, RelationConfig, RelationModule
 
 VECTORS = ExampleSpaces((6,), 3, True, train_ways=3)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from metarl.episodes import tree_map
-from metarl.errors import InputError
-from metarl.examples import ExampleSpaces
-from metarl.fewshot.learner import ExampleBatch
+from metarl.core.errors import InputError
+from metarl.core.trees import tree_map
+from metarl.fewshot.base.examples import ExampleSpaces
+from metarl.fewshot.base.learner import ExampleBatch
 from metarl.fewshot.reptile import Reptile, ReptileConfig, mini_batch
 
 SPACES = ExampleSpaces((6,), 3, True, train_ways=3)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from metarl.examples import ExampleSpaces
-from metarl.fewshot.learner import ExampleBatch
+from metarl.fewshot.base.examples import ExampleSpaces
+from metarl.fewshot.base.learner import ExampleBatch
 from metarl.fewshot.siamese import Siamese, pair_loss
 
 PLANE = ExampleSpaces((2,), 2, True, train_ways=2)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from metarl.errors import InputError, one_line, require, unknown_name
+from metarl.core.errors import InputError, one_line, require, unknown_name
+from metarl.core.settings import from_table
 from metarl.fewshot.data.classes import SHARES, SPLITS, ImageSet, ImageTasks, require_shares, split_at_random
-from metarl.tables import from_table
 
 CHANNELS = (1, 3, 4)
 
@@ -29,7 +29,7 @@ def from_arrays(
 
         import numpy as np
         from metarl.fewshot.data.arrays import from_arrays
-        from metarl.seeds import Seeds
+        from metarl.core.seeds import Seeds
 
         rng = np.random.default_rng(0)
         y = np.repeat(np.arange(30), 20)  # 30 classes, 20 images of each

@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarl.episodes import Examples
-from metarl.errors import InputError, require
-from metarl.examples import ExampleSpaces, ExampleTaskDistribution
-from metarl.seeds import Seeds
-from metarl.tasks import Split
+from metarl.core.data import Examples
+from metarl.core.errors import InputError, require
+from metarl.core.seeds import Seeds
+from metarl.core.tasks import Split
+from metarl.fewshot.base.examples import ExampleSpaces, ExampleTaskDistribution
 
 QUARTER_TURNS = 4
 SPLITS = ("train", "val", "test")

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metarl.episodes import Examples
-from metarl.examples import ExampleSpaces, ExampleTaskDistribution
+from metarl.core.data import Examples
+from metarl.core.seeds import Seeds
+from metarl.core.tasks import Split, Splits
+from metarl.fewshot.base.examples import ExampleSpaces, ExampleTaskDistribution
 from metarl.fewshot.data.classes import Classes, ImageTasks
-from metarl.seeds import Seeds
-from metarl.tasks import Split, Splits
 
 
 class DescribedTasks(ExampleTaskDistribution[Classes]):

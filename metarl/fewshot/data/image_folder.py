@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from metarl.errors import InputError, require
+from metarl.core.errors import InputError, require
+from metarl.core.files import total_memory
 from metarl.fewshot.data.classes import SHARES, SPLITS, ImageSet, ImageTasks, require_shares, split_at_random
 from metarl.fewshot.data.pictures import (
     SUFFIXES,
@@ -25,7 +26,6 @@ from metarl.fewshot.data.pictures import (
     read_picture,
     shown,
 )
-from metarl.files import total_memory
 
 LAYOUT = "a folder for each class, or folders train, test and perhaps val that hold them"
 # What a folder that holds the classes of a split may be called, in any capitals.

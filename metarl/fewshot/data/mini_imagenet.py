@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metarl.errors import InputError, require
+from metarl.core.errors import InputError, require
 from metarl.fewshot.data.classes import SPLITS, ImageSet, ImageTasks
 from metarl.fewshot.data.pictures import (
     VARIABLE,

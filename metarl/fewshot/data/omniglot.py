@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from metarl.errors import InputError, one_line, require
+from metarl.core.errors import InputError, one_line, require
 from metarl.fewshot.data.classes import ImageSet, ImageTasks, split_at_random
 from metarl.fewshot.data.omniglot_alphabets import characters
 from metarl.fewshot.data.packed import SIZE, by_name, read_packed

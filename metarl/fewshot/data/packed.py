@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metarl.errors import InputError, one_line
+from metarl.core.errors import InputError, one_line
 from metarl.fewshot.data.classes import ImageSet, ImageTasks
 
 GLYPHS = Path(__file__).parent / "glyphs" / "glyphs.npz"

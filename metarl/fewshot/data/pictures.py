@@ -15,8 +15,8 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from metarl.errors import InputError, one_line
-from metarl.files import UNFINISHED, made_folder, sync_folder, write_error
+from metarl.core.errors import InputError, one_line
+from metarl.core.files import UNFINISHED, made_folder, sync_folder, write_error
 
 VARIABLE = "METARL_DATA"
 # Pillow's decoders of pictures, with their suffixes. Others are not tried: that of PostScript starts Ghostscript.

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metarl.episodes import Examples
-from metarl.errors import require
-from metarl.examples import ExampleSpaces, ExampleTaskDistribution
-from metarl.seeds import Seeds
-from metarl.tasks import Split
+from metarl.core.data import Examples
+from metarl.core.errors import require
+from metarl.core.seeds import Seeds
+from metarl.core.tasks import Split
+from metarl.fewshot.base.examples import ExampleSpaces, ExampleTaskDistribution
 
 AMPLITUDES = (0.1, 5.0)
 PHASES = (0.0, math.pi)

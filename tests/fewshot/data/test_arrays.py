@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from metarl.config import EvaluationConfig, TrainerConfig
-from metarl.errors import InputError
-from metarl.examples import ExampleCollector
+from metarl.core.config import EvaluationConfig, TrainerConfig
+from metarl.core.errors import InputError
+from metarl.core.seeds import Seeds
+from metarl.core.trainer import Trainer
+from metarl.fewshot.base.examples import ExampleCollector
 from metarl.fewshot.data.arrays import from_arrays
 from metarl.fewshot.fine_tune import FineTune
 from metarl.fewshot.proto import Proto
-from metarl.seeds import Seeds
-from metarl.trainer import Trainer
 
 RNG = np.random.default_rng(0)
 Y = RNG.permutation(np.repeat(["ant", "bee", "cat", "dog", "eel", "fox"], 5))

@@ -17,11 +17,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from metarl.episodes import Examples
-from metarl.errors import InputError
+from metarl.core.data import Examples
+from metarl.core.errors import InputError
+from metarl.core.seeds import Seeds
 from metarl.fewshot.data.classes import Classes, ImageSet, ImageTasks, pixel_prototypes, split_at_random
 from metarl.fewshot.data.omniglot import Omniglot
-from metarl.seeds import Seeds
 
 COUNTS = (9, 12, 20, 9, 15, 10, 9, 11, 13, 9)
 SPLITS = {"train": (0, 2, 4, 6, 8), "val": (1,), "test": (3, 5, 7, 9)}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metarl.errors import InputError
+from metarl.core.errors import InputError
 from metarl.fewshot.data.image_folder import ImageFolder
 
 SETTINGS: dict[str, Any] = {"num_ways": 2, "num_shots": 1, "num_queries": 2, "image_size": 6}

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metarl.errors import InputError
+from metarl.core.errors import InputError
+from metarl.core.files import WriteError
+from metarl.core.seeds import Seeds
 from metarl.fewshot.data import mini_imagenet, pictures
 from metarl.fewshot.data.mini_imagenet import MiniImageNet
-from metarl.files import WriteError
-from metarl.seeds import Seeds
 
 CLASSES = {"train": ("n03", "n01", "n07"), "val": ("n05", "n02"), "test": ("n06", "n04")}
 ORDERED = ["n01", "n03", "n07", "n02", "n05", "n04", "n06"]

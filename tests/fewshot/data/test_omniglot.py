@@ -15,10 +15,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from metarl.errors import InputError
+from metarl.core.errors import InputError
+from metarl.core.seeds import Seeds
 from metarl.fewshot.data import omniglot, omniglot_alphabets
 from metarl.fewshot.data.omniglot import Omniglot, split
-from metarl.seeds import Seeds
 
 DATA = Path(os.environ.get("METARL_DATA", Path(__file__).parents[3].parent / "shared" / "data"))
 REAL = pytest.mark.skipif(not (DATA / "omniglot28.npz").is_file(), reason="no Omniglot here")

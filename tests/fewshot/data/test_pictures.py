@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metarl.errors import InputError
+from metarl.core.errors import InputError
 from metarl.fewshot.data.pictures import FORMATS, SUFFIXES, read_picture
 
 INK = np.zeros((12, 8), bool)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from metarl.errors import InputError
+from metarl.core.errors import InputError
+from metarl.core.seeds import Seeds
 from metarl.fewshot.data.sinusoid import Sinusoid, Wave
-from metarl.seeds import Seeds
 
 WAVES = [Wave(2.0, 0.5), Wave(0.1, 3.0), Wave(5.0, 0.0)]
 

@@ -1,0 +1,336 @@
+"""The command line of `metarl train`: every setting of the task, the agent and the run is a flag."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import io
+import os
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional, arg
+
+from metarl.core.config import EvaluationConfig, TrainerConfig
+from metarl.core.errors import InputError, require
+from metarl.core.settings import TABLES
+from metarl.runs import registry
+from metarl.runs.capacity import require_capacity
+from metarl.runs.config import RunConfig, from_dict, own_encoder, parts_of, read_saved, resolve, resume_command
+
+DEFAULT_AGENT = "maml"
+_SHOWN = "_shown_for"
+_DESCRIPTION = (
+    "Meta-trains an agent on a family of tasks. Settings: preset, then --config file, then flags. "
+    "metarl train TASKS --help shows the settings of that family and agent too."
+)
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """The command line of `metarl train`.
+
+    Attributes:
+        config: the configuration, all flags applied.
+        run_dir: folder for a new run, or None for a name of its own.
+        resume: run folder to go on with, or None.
+        quiet: print nothing but errors.
+    """
+
+    config: RunConfig
+    run_dir: Path | None
+    resume: Path | None
+    quiet: bool
+
+
+def parse_train(argv: Sequence[str]) -> TrainArguments:
+    """Reads the command line after `metarl train`; `--help` shows every setting with the value it would have.
+
+    Settings come from the preset, then the file, then the flags; with `--resume` from the saved run, then the flags.
+
+    Raises:
+        InputError: anything wrong in the command line, in one line.
+        SystemExit: after `--help`, with status 0.
+    """
+    _refuse_early(argv)
+    task_name, agent_name = _find_task(argv), _find_value(argv, "--agent")
+    preset, file, resume = (_find_value(argv, flag) for flag in ("--preset", "--config", "--resume"))
+    if task_name is None and resume is None:
+        if {"-h", "--help"} & {*argv}:
+            _parse_command_line(argv, None)
+        raise InputError(f"task: missing; metarl train TASKS, one of {', '.join(sorted(registry.names('task')))}")
+    if resume is not None:
+        chosen = preset is None and file is None
+        require(
+            chosen, "--resume", resume, "without --preset and --config: a run keeps its settings, only flags change"
+        )
+        names = {"task": task_name, "agent": agent_name, "agent.encoder": _find_value(argv, "--agent.encoder")}
+        base = _resumed(Path(resume), names, task_values(argv))
+    else:
+        config_file = None if file is None else Path(file)
+        agent_name = DEFAULT_AGENT if agent_name is None else agent_name
+        base = resolve(str(task_name), agent_name, preset=preset, config_file=config_file)
+    parsed = _parse_command_line(argv, base, resuming=resume is not None)
+    require(parsed.task_name == base.task_name, "task", parsed.task_name, "the first argument: metarl train TASKS ...")
+    parts = {name: _plain(getattr(parsed, name, getattr(base, name))) for name in TABLES}
+    config = dataclasses.replace(base, **parts)
+    require_capacity(config)
+    return TrainArguments(config, parsed.run_dir, parsed.resume, parsed.quiet)
+
+
+def split_task_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """`argv` without the `--task.*` flags and what follows each up to the next flag; and these."""
+    own: list[str] = []
+    flags: list[str] = []
+    part = own
+    for token in argv:
+        if token.startswith("--"):
+            part = flags if token.startswith("--task.") else own
+        part.append(token)
+    return own, flags
+
+
+def task_values(argv: Sequence[str]) -> dict[str, str]:
+    """The value of each `--task.*` flag in `argv`, by setting, before the real parsing."""
+    flags = {token.partition("=")[0] for token in argv if token.startswith("--task.")}
+    return {flag.removeprefix("--task.").replace("-", "_"): _find_value(argv, flag) or "" for flag in flags}
+
+
+def parse_task_flags(task: Any, flags: Sequence[str]) -> Any:
+    """The task distribution `task` with the settings that `flags`, all `--task.*`, give it.
+
+    Raises:
+        InputError: an unknown setting, or a value that is not allowed.
+    """
+    fields = dataclasses.fields(task) if dataclasses.is_dataclass(task) else ()
+    known = [f"--task.{field.name}".replace("_", "-") for field in fields if field.init]
+    part = [("task", type(task), dataclasses.field(default_factory=functools.partial(_same, task)))] if fields else []
+    command = dataclasses.make_dataclass("Evaluate", part, frozen=True)
+    with errors_in_one_line("metarl evaluate", known), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Could not resolve type parameter")
+        return getattr(tyro.cli(command, prog="metarl evaluate", args=list(flags)), "task", task)
+
+
+def refuse_blank(argv: Sequence[str]) -> None:
+    """Refuses empty arguments, whose path would be the folder one is in, and those with control characters.
+
+    Settings of tasks and agents are left to their own classes.
+
+    Raises:
+        InputError: there is one.
+    """
+    for before, token in zip(("", *argv), argv, strict=False):
+        flag, equals, value = token.partition("=") if token.startswith("--") else (before, "", token)
+        field = flag if flag.startswith("--") else "argument"
+        blank = not value.strip() and (equals or not token.startswith("--"))
+        fine = field.startswith(("--task.", "--agent.")) or not (blank or not token.isprintable())
+        require(fine, field, value, "printable text, and not empty")
+
+
+def _refuse_early(argv: Sequence[str]) -> None:
+    """Refuses what no task or agent could make right, before these are imported, which takes seconds."""
+    if {"-h", "--help"} & {*argv}:
+        return
+    _, unread = _parse_command_line(argv, None, partly=True)
+    for token in unread:
+        if token.startswith("--") and not token.startswith(("--task.", "--agent.")):
+            try:
+                _parse_command_line(["TASKS", token], None)
+            except InputError as error:
+                if "did you mean" in str(error):
+                    raise
+
+
+def _resumed(run_dir: Path, names: Mapping[str, str | None], paths: Mapping[str, str]) -> RunConfig:
+    """The configuration of a run to resume; `names` are those on the command line."""
+    plain = read_saved(run_dir)
+    saved = {"task": plain.get("task_name"), "agent": plain.get("agent_name"), "agent.encoder": own_encoder(plain)}
+    for field, given in names.items():
+        same = given in (None, saved[field]) or (field == "agent.encoder" and saved[field] is None)
+        require(same, field, given, f"{saved[field]!r}, as in the run {run_dir}")
+        allowed = f"given by you, since code named in a run folder is not imported: {resume_command(run_dir)}"
+        require(given is not None or ":" not in str(saved[field]), field, saved[field], allowed)
+    return from_dict(plain, trusted=True, paths=paths)
+
+
+def _find_value(argv: Sequence[str], flag: str) -> str | None:
+    """The last value of `flag`, before the real parsing: it decides which settings there are to parse."""
+    value = None
+    for index, token in enumerate(argv):
+        if token.startswith(f"{flag}="):
+            value = token.partition("=")[2]
+        elif token == flag and index + 1 < len(argv):
+            value = argv[index + 1]
+    return value
+
+
+def _find_task(argv: Sequence[str]) -> str | None:
+    """The task's name, wherever it stands: first, or a registered name, or what follows no flag."""
+    pairs = list(zip(("", *argv), argv, strict=False))
+    words = [(before, token) for before, token in pairs if not token.startswith("-")]
+    if argv and not argv[0].startswith("-"):
+        return argv[0]
+    known, taking = registry.names("task"), ("--agent", "--preset", "--config", "--resume", "--run-dir", "--run_dir")
+    registered = [token for before, token in words if token in known and before not in taking]
+    free = [token for before, token in words if not before.startswith("--") or before in ("--quiet", "--no-quiet")]
+    return next(iter([*registered, *free]), None)
+
+
+def _parse_command_line(
+    argv: Sequence[str], base: RunConfig | None, *, resuming: bool = False, partly: bool = False
+) -> Any:
+    """Lets tyro parse all of `argv` into one flat-and-nested object whose defaults are `base`'s values.
+
+    With `partly`, what it does not know is returned beside the object instead of refused.
+    """
+    settings = parts_of(base) if base else []
+    known = [
+        f"--{table}.{field.name}".replace("_", "-")
+        for table, part in settings
+        if dataclasses.is_dataclass(part)
+        for field in dataclasses.fields(part)
+        if field.init
+    ]
+    with errors_in_one_line("metarl train TASKS", known), warnings.catch_warnings():
+        # A family that derives from EnvTaskDistribution without naming its task type is fine here.
+        warnings.filterwarnings("ignore", "Could not resolve type parameter")
+        command = _command(base, resuming or partly)
+        parse = functools.partial(tyro.cli, command, prog="metarl train", description=_DESCRIPTION, args=list(argv))
+        return parse(return_unknown_args=True) if partly else parse()
+
+
+@contextlib.contextmanager
+def errors_in_one_line(command: str, known: Sequence[str] = ()) -> Iterator[None]:
+    """Turns what tyro prints and exits with into an `InputError`; `--help` still prints and exits.
+
+    Args:
+        command: whose `--help` lists the flags.
+        known: flags to look for the nearest one in, where tyro finds none.
+    """
+    words = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(words), _wide_enough():
+            yield
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+        cause: BaseException | None = stop
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__context__
+        raise cause or InputError(_one_line(words.getvalue(), command, known)) from None
+    sys.stderr.write(words.getvalue())  # what tasks said while they were made
+
+
+@contextlib.contextmanager
+def _wide_enough() -> Iterator[None]:
+    """Makes tyro assume at least 80 columns. With fewer, it breaks words in two."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(max(80, shutil.get_terminal_size().columns))
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS")
+        if before is not None:
+            os.environ["COLUMNS"] = before
+
+
+def _command(base: RunConfig | None, resuming: bool) -> type[Any]:
+    """The dataclass of the whole command line; without `base`, what all tasks and agents share."""
+
+    def option(kind: Any, name: str, default: Any, text: str) -> tuple[str, Any, Any]:
+        return name, Annotated[kind, arg(help=text)], default
+
+    task_name = (base.task_name if base else "") if resuming else dataclasses.MISSING
+    agent_name = base.agent_name if base else DEFAULT_AGENT
+    families = ", ".join(sorted(registry.names("task")))
+    task_help = f"Family of tasks: {families}, or module:Class."
+    agent_help = "Agent or few-shot learner, by name or as module:Class."
+    fields: list[tuple[str, Any, Any]] = [
+        ("task_name", Annotated[Positional[str], arg(metavar="TASKS", help=task_help)], task_name),
+        ("agent_name", Annotated[str, arg(name="agent", help=agent_help)], agent_name),
+        option(str | None, "preset", base and base.preset, "Settings shipped for this family and agent."),
+        option(Path | None, "config", None, "TOML file with tables [task] [agent] [trainer] [evaluation]."),
+        option(Path | None, "run_dir", None, "Folder of the new run; default: runs/ and a name of its own."),
+        option(Path | None, "resume", None, "Run folder to go on with."),
+        option(bool, "quiet", False, "Print nothing but errors."),
+    ]
+    shared = [("trainer", TrainerConfig()), ("evaluation", EvaluationConfig())]
+    for name, part in parts_of(base) if base else shared:
+        if dataclasses.is_dataclass(part):
+            shown = _as_settings(part)
+            fields.append((name, type(shown), dataclasses.field(default_factory=functools.partial(_same, shown))))
+    return dataclasses.make_dataclass("Train", fields, frozen=True)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _as_settings(part: Any) -> Any:
+    """`part` as an object of a subclass that has no fields but those one may set: of the others, which `part` computes,
+    tyro would make flags, and the values that they have by default would stay whatever is set."""
+    kind = type(part)
+    settable = {field.name: field for field in dataclasses.fields(part) if field.init}
+    if len(settable) == len(dataclasses.fields(part)):
+        return part
+    members = {"__dataclass_fields__": settable, "__doc__": kind.__doc__, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), {**members, _SHOWN: kind})(**{name: getattr(part, name) for name in settable})
+
+
+def _plain(part: Any) -> Any:
+    """The inverse of `_as_settings`."""
+    kind = getattr(part, _SHOWN, None)
+    return part if kind is None else kind(**{f.name: getattr(part, f.name) for f in dataclasses.fields(part)})
+
+
+# What tyro says, and how it is said here: field = value: must be what is allowed.
+_REWORDED = (
+    (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 = \2: must be an integer"),
+    (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 = \2: must be a number"),
+    (r"Error parsing (\S+): Exceeds the limit \((\d+) digits\).*", r"\1: must be an integer of at most \2 digits"),
+    (r"Error parsing (\S+): no type .*\{None\}\|INT .* from \[(.*?)\]\..*", r"\1 = \2: must be an integer"),
+    (r"Error parsing (\S+): no type .*\{None\}\|FLOAT .* from \[(.*?)\]\..*", r"\1 = \2: must be a number"),
+    (
+        r"Error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]",
+        r"\1 = \2: must be values of the type that --help shows",
+    ),
+    (r"Missing value for argument '(.*?)'\..*", r"\1: needs a value"),
+    (r"invalid choice (.*) for argument '(.*?)'\. Expected one of \((.*)\)\.", r"\2 = \1: must be one of \3"),
+    (r"Missing from [\w -]+: (--\S+) [A-Z]+ (.*) \(required\)", r"\1: missing; \2"),
+    (r"Missing from [\w -]+: (\S+) (.*) \(required\)", r"\1: missing; \2"),
+    (r"Error parsing (\S+): (.*)", r"\1: \2"),
+)
+_UNKNOWN = "Unrecognized options: "
+
+
+def _one_line(box: str, command: str, known: Sequence[str]) -> str:
+    """The message of tyro's framed error, frame drawn in ASCII or not, without the title, the help and the advice."""
+    sections: list[list[str]] = [[]]
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
+        text = line.strip("│| ")
+        if text and not text.strip("─-╭╮╰╯ "):
+            sections.append([])
+        elif text.startswith("╭"):
+            sections = [[text], []]
+        elif text:
+            sections[-1].append(text)
+    _, message, *others = sections if len(sections) > 1 else [[], *sections]
+    near = [lines[1] for lines in others if len(lines) > 1 and lines[0].startswith("Perhaps you meant")]
+    text = " ".join(message)
+    if not text.startswith(_UNKNOWN):
+        return functools.reduce(lambda line, pair: re.sub(f"^{pair[0]}$", pair[1], line), _REWORDED, text)
+    first = text.removeprefix(_UNKNOWN).split(", ")[0]
+    near = [re.split("[ ,]", option)[0] for option in near] or difflib.get_close_matches(first, known, n=1, cutoff=0.7)
+    if near:
+        return f"{first}: unknown; did you mean {near[0]}?"
+    table = [flag for flag in known if flag.startswith("--task.") and first.startswith("--task.")]
+    return f"{first}: unknown; " + (f"known: {', '.join(table)}" if table else f"{command} --help lists what there is")

@@ -1,0 +1,243 @@
+"""Numbers that are not finite: found where they enter, named with the task they came with, and dumped to be looked at.
+
+A dump is plain data that `torch.load(path, weights_only=True)` reads: "state" (the learner's, before),
+"episodes", "iteration", "seed", "metrics" and "finding". `reproduce` runs its update again:
+
+    learner = metarl.load("runs/point-nav")
+    metrics = metarl.core.nonfinite.reproduce(learner, "runs/point-nav/nonfinite/iteration_000012.pt")
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarl.core.data import Episodes
+from metarl.core.errors import InputError, one_line, text_of
+from metarl.core.files import write_atomically
+from metarl.core.learner import Learner
+
+MAX_DUMPS = 3
+MAX_TASKS = 3
+_CLASS = "__class__"
+# Dumps of earlier versions name modules that have moved.
+_MOVED = {
+    "metarl.episodes": "metarl.core.data",
+    "metarl.fewshot.learner": "metarl.fewshot.base.learner",
+    "metarl.fewshot.gradient": "metarl.fewshot.base.gradient",
+    "metarl.fewshot.metric": "metarl.fewshot.base.metric",
+    "metarl.fewshot.batch_norm": "metarl.fewshot.base.batch_norm",
+    "metarl.memory": "metarl.networks.memories",
+    "metarl.networks": "metarl.networks.policies",
+    "metarl.normalization": "metarl.rl.normalization",
+    "metarl.policy_gradient": "metarl.rl.policy_gradient",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What of an update is not finite.
+
+    Attributes:
+        term: the first such number, in the order in which they are computed.
+        tasks: "slot 3 Goal(x=0.1, y=0.2)" for every task whose scores, adapted state, and log_probs and advantages, if
+            its batches have these, are not all finite.
+    """
+
+    term: str
+    tasks: tuple[str, ...]
+
+    def __str__(self) -> str:
+        more = len(self.tasks) - MAX_TASKS
+        named = [*self.tasks[:MAX_TASKS], *([f"{more} more"] if more > 0 else [])]
+        return f"{self.term} ({', '.join(named)})" if named else self.term
+
+
+def find(learner: Learner[Any, Any, Any], episodes: Episodes[Any, Any], metrics: Mapping[str, float]) -> Finding | None:
+    """What is not finite after the update of `learner` on `episodes`, or None.
+
+    Looks at what `Finding.tasks` lists, at the metrics, the parameters and every tensor of the learner's state.
+    """
+    trees = {"parameters": learner.parameters, "state": learner.state_dict()}
+    numbers = [value for value in metrics.values() if not math.isfinite(value)]
+    if not numbers and _all_finite(value for _, value in (*_per_task(episodes), *tensors_in(trees, ""))):
+        return None
+    terms, indices = [], set()
+    for name, value in _per_task(episodes):
+        finite = value.isfinite().unsqueeze(-1).flatten(1).all(1)
+        if bad := torch.nonzero(~finite).flatten().tolist():
+            terms.append(name)
+            indices.update(bad)
+    terms += [f"train/{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    terms += nonfinite_tensors(trees)
+    slots = (f"slot {episodes.slots[i]} {one_line(episodes.tasks[i], max_length=100)}" for i in sorted(indices))
+    return Finding(terms[0], tuple(slots))
+
+
+def nonfinite_tensors(tree: Any) -> Iterator[str]:
+    """Where in nested dicts, lists, tuples and dataclasses tensors hold a number that is not finite."""
+    return (name for name, value in tensors_in(tree, "") if not bool(value.isfinite().all()))
+
+
+def dump(
+    folder: Path,
+    *,
+    finding: Finding,
+    state: Mapping[str, Any],
+    episodes: Episodes[Any, Any],
+    metrics: Mapping[str, float],
+    iteration: int,
+    seed: int,
+) -> Path | None:
+    """Writes `folder`/iteration_000012.pt, whole or not at all.
+
+    Args:
+        folder: made if missing.
+        finding: what was not finite.
+        state: of the learner before the update.
+        episodes: of the update.
+        metrics: that it returned.
+        iteration: the update's number, from 1.
+        seed: of the run.
+
+    Returns:
+        The file, or None where `folder` holds `MAX_DUMPS` already: they are large.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    path = folder / f"iteration_{iteration:06d}.pt"
+    if len({*folder.glob("iteration_*.pt")} - {path}) >= MAX_DUMPS:
+        return None
+    content = {
+        "finding": str(finding),
+        "iteration": iteration,
+        "seed": seed,
+        "metrics": {name: float(value) for name, value in metrics.items()},
+        "state": dict(state),
+        "episodes": _plain(episodes),
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, buffer.getvalue())
+    return path
+
+
+def reproduce(learner: Learner[Any, Any, Any], path: Path | str) -> dict[str, float]:
+    """Puts `learner` where it was before the update that `path` is the dump of, and updates it again.
+
+    Args:
+        learner: of the run, on the CPU: `metarl.load(run_dir)`.
+        path: the dump.
+
+    Returns:
+        The metrics of the update.
+
+    Raises:
+        InputError: the file cannot be read, or is no dump of such a learner.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        learner.load_state_dict(content["state"])
+        episodes = _restored(content["episodes"], type(learner).__module__)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: is no dump of this learner: {one_line(error)}") from error
+    return learner.meta_update(episodes)
+
+
+def _all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Asked once of all of them: every answer that the CPU reads makes it wait for a GPU."""
+    answers: dict[torch.device, list[Tensor]] = {}
+    for tensor in {id(tensor): tensor for tensor in tensors}.values():
+        once = tensor[tuple(slice(1) if stride == 0 else slice(None) for stride in tensor.stride())]  # what is expanded
+        answers.setdefault(tensor.device, []).append(once.isfinite().all())
+    return all(bool(torch.stack(there).all()) for there in answers.values())
+
+
+def _per_task(episodes: Episodes[Any, Any]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors with a leading task axis whose numbers decide the update, in the order of an episode."""
+    batches = [*((f"support {k}", batch) for k, batch in enumerate(episodes.support)), ("query", episodes.query)]
+    for k, (name, batch) in enumerate(batches):
+        if name == "query":
+            adapted = tensors_in(episodes.state, "the adapted state")
+            yield from ((part, value) for part, value in adapted if value.shape[:1] == (len(episodes.slots),))
+        for field in ("log_probs", "advantages"):
+            value = getattr(batch, field, None)
+            if isinstance(value, Tensor):
+                yield f"{field} of {name}", value
+        if k < len(episodes.scores):  # a learner that adapts in its update has its scores among the metrics
+            yield f"the score after {k} steps", episodes.scores[k]
+
+
+def tensors_in(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors in nested dicts, lists, tuples and dataclasses, each with its place in them."""
+    if isinstance(tree, Tensor):
+        yield name, tree
+    else:
+        for key, value in _parts(tree):
+            yield from tensors_in(value, f"{name}.{key}" if name else str(key))
+
+
+def _parts(tree: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(tree, Mapping):
+        yield from tree.items()
+    elif isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        yield from zip(tree._fields, tree, strict=True)
+    elif isinstance(tree, (list, tuple)):
+        yield from enumerate(tree)
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        yield from ((field.name, getattr(tree, field.name)) for field in fields(tree))
+
+
+def _plain(value: Any) -> Any:
+    """Classes as dicts that name them; what is neither data nor a tensor, such as a task, as text."""
+    if isinstance(value, Episodes):
+        value = replace(value, tasks=tuple(map(one_line, value.tasks)))
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    parts = {key: _plain(part) for key, part in _parts(value)}
+    if isinstance(value, Mapping):
+        return parts
+    if type(value) in (list, tuple):
+        return type(value)(parts.values())
+    if is_dataclass(value) or isinstance(value, tuple):
+        return {_CLASS: f"{type(value).__module__}:{type(value).__qualname__}", **parts}
+    return text_of(value)
+
+
+def _restored(value: Any, module: str) -> Any:
+    """The inverse of `_plain`. The file names classes: only data classes of `module` and MetaRL are made."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_restored(part, module) for part in value)
+    if not isinstance(value, Mapping):
+        return value
+    parts = {key: _restored(part, module) for key, part in value.items() if key != _CLASS}
+    return _data_class(value[_CLASS], module)(**parts) if _CLASS in value else parts
+
+
+def _data_class(reference: str, module: str) -> Any:
+    home, _, name = reference.partition(":")
+    home = _MOVED.get(home, home)
+    known = home == module or home.startswith("metarl.")
+    found = getattr(sys.modules.get(home), name, None) if known else None
+    is_data = is_dataclass(found) or (hasattr(found, "_fields") and issubclass(found, tuple))  # type: ignore[arg-type]
+    if not (isinstance(found, type) and is_data):
+        raise ValueError(f"{reference!r} is no data class of MetaRL or of the learner's module")
+    return found

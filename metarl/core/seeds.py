@@ -1,0 +1,93 @@
+"""Seeds are counters, not streams.
+
+Every random number of a run comes from `SeedSequence(seed, spawn_key=(iteration, purpose, step, slot))`. A task's
+numbers therefore depend on its slot (its number in the iteration's draw) and on nothing else: reordering or sharding a
+meta-batch permutes results and changes no bit, and resuming needs no generator state.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from metarl.core.errors import InputError, one_line
+from metarl.core.tasks import are_listed
+
+
+class Purpose(enum.IntEnum):
+    """What random numbers are drawn for. The values are part of every recorded run: append, never renumber."""
+
+    INITIALISE = 0
+    TASKS = 1
+    SUPPORT = 2
+    QUERY = 3
+    UPDATE = 4
+    EVALUATION_TASKS = 5
+    EVALUATION_SUPPORT = 6
+    EVALUATION_QUERY = 7
+    BOOTSTRAP = 8
+
+
+def generator(seed: int, iteration: int, purpose: Purpose, step: int = 0, slot: int = 0) -> np.random.Generator:
+    """The generator of one (iteration, purpose, step, slot)."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(iteration, int(purpose), step, slot)))
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The counters of one call to `run_episodes`.
+
+    Attributes:
+        seed: the run's seed, >= 0.
+        iteration: the iteration the episodes belong to.
+        slots: one number per task; distinct within an iteration.
+        evaluation: whether evaluation's own purposes are used.
+    """
+
+    seed: int
+    iteration: int
+    slots: tuple[int, ...]
+    evaluation: bool = False
+
+    @staticmethod
+    def first(num_tasks: int, *, seed: int = 0, iteration: int = 0, evaluation: bool = False) -> Seeds:
+        """Slots 0, 1, ..., num_tasks - 1."""
+        return Seeds(seed, iteration, tuple(range(num_tasks)), evaluation)
+
+    def support(self, step: int) -> list[np.random.Generator]:
+        """One generator per task for the support data of adaptation step `step`."""
+        return self._generators(Purpose.EVALUATION_SUPPORT if self.evaluation else Purpose.SUPPORT, step)
+
+    def query(self) -> list[np.random.Generator]:
+        """One generator per task for the query data."""
+        return self._generators(Purpose.EVALUATION_QUERY if self.evaluation else Purpose.QUERY, 0)
+
+    def take(self, indices: Sequence[int]) -> Seeds:
+        """The seeds of some of the tasks, in the given order."""
+        return replace(self, slots=tuple(self.slots[i] for i in indices))
+
+    def _generators(self, purpose: Purpose, step: int) -> list[np.random.Generator]:
+        return [generator(self.seed, self.iteration, purpose, step, slot) for slot in self.slots]
+
+
+def require_tasks(tasks: Any) -> None:
+    """Raises `InputError` unless `tasks` is a list of tasks. A number, a dict or an array without axes is one task."""
+    if not are_listed(tasks):
+        raise InputError(f"tasks = {one_line(tasks)}: must be a list of tasks; write [task] for one task")
+
+
+def require_slots(tasks: Any, seeds: Any) -> None:
+    """Raises `InputError` unless `tasks` is a list of tasks and `seeds` has a slot for each of them."""
+    require_tasks(tasks)
+    example = f"metarl.Seeds.first({len(tasks)}, seed=0)"
+    if not isinstance(seeds, Seeds):
+        raise InputError(f"seeds = {one_line(seeds)}: must be a metarl.Seeds with one slot per task: {example}")
+    if len(tasks) != len(seeds.slots):
+        there = f"{len(tasks)} tasks and seeds of {len(seeds.slots)} slots"
+        raise InputError(
+            f"tasks: {there}; must be equal numbers. Write [task] for one task, and {example} for the seeds"
+        )

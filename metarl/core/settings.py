@@ -1,0 +1,201 @@
+"""Strict reading of settings: a TOML table (or a JSON object) becomes a frozen dataclass, or one line says why not."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import math
+import re
+import sys
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from metarl.core.errors import InputError, one_line, raised, shortened
+from metarl.core.files import LARGEST_TEXT, read_file
+
+Config = TypeVar("Config")
+_LARGEST = int(sys.float_info.max)
+TABLES = ("task", "agent", "trainer", "evaluation")
+
+
+def from_table(cls: type[Config], table: Mapping[str, Any], prefix: str, base: Config | None = None) -> Config:
+    """Builds a settings dataclass from a TOML table (or a JSON object), strictly.
+
+    Args:
+        cls: a dataclass; fields may be bool, int, float, str, Path, Literal, Optional and tuples of these. A class that
+            is no dataclass has no settings.
+        table: setting -> value.
+        prefix: where the table stands, for messages ("agent").
+        base: values of the settings that `table` leaves out; None = the defaults.
+
+    Raises:
+        InputError: unknown setting (with the nearest), wrong type, missing setting, or whatever `cls` itself raises.
+    """
+    if not isinstance(table, Mapping):
+        raise InputError(f"{prefix} = {shortened(table)}: must be a table")
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init} if dataclasses.is_dataclass(cls) else {}
+    hints = typing.get_type_hints(cls) if fields else {}
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in fields:
+            raise unknown_setting(f"{prefix}.{key}", key, fields)
+        values[key] = convert(value, hints[key], f"{prefix}.{key}")
+    if base is not None:
+        return _made(prefix, cls, dataclasses.replace, base, **values) if values else base
+    for name, field in fields.items():
+        if name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise InputError(f"{prefix}.{name}: missing; it has no default")
+    if not fields:
+        _require_no_arguments(cls, prefix)
+    return _made(prefix, cls, cls, **values)
+
+
+def _made(prefix: str, cls: type[Config], make: Callable[..., Any], *values: Any, **settings: Any) -> Config:
+    try:
+        made: Config = make(*values, **settings)
+        return made
+    except (InputError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # the class is foreign code: whatever stops it is the answer
+        raise InputError(f"{prefix}: {cls.__name__}({_listed(settings)}) raised {raised(error)}") from error
+
+
+def _require_no_arguments(cls: type[Any], prefix: str) -> None:
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    wanted = [
+        parameter.name
+        for parameter in inspect.signature(cls).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind not in kinds
+    ]
+    if wanted:
+        raise InputError(
+            f"{prefix}: {cls.__name__} needs {', '.join(wanted)} to be made; write it as a dataclass, whose fields are "
+            "settings, each with a default"
+        )
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in settings.items())
+
+
+def read_toml(path: Path) -> dict[str, dict[str, Any]]:
+    """The tables of a settings file.
+
+    Raises:
+        InputError: missing, a folder, not TOML (with line and column), or with a table other than the four.
+    """
+    path = Path(path)
+    if path.suffix in {".yaml", ".yml"}:
+        raise InputError(f"{path}: is YAML; settings files are TOML, with the tables {_table_list()}")
+    try:
+        tables = tomllib.loads(read_file(path, largest=LARGEST_TEXT).decode())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text (byte {error.start})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(_located(path, str(error))) from error
+    except (ValueError, RecursionError) as error:  # an integer of 5,000 digits, a date that is none, deep nesting
+        reason = "is nested too deeply" if isinstance(error, RecursionError) else one_line(error)
+        reason = re.sub(r"Exceeds the limit \((\d+) digits\).*", r"has an integer of more than \1 digits", reason)
+        raise InputError(f"{path}: {reason}") from error
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise InputError(f"{path}: {name}: stands outside a table; allowed: {_table_list()}")
+        if name not in TABLES:
+            raise unknown_setting(f"{path}: [{name}]", name, TABLES)
+    return tables
+
+
+def convert(value: Any, hint: Any, path: str) -> Any:
+    """`value` as the type `hint`.
+
+    Raises:
+        InputError: it is of another type; names `path`, the value and what was expected.
+    """
+    matched, converted = _match(value, hint)
+    if matched:
+        return converted
+    problem = f"{path} = {shortened(value)}: must be {_expected(hint)}"
+    if isinstance(value, str) and _is_number(value) and _match(float(value), hint)[0]:
+        problem += f"; write it without quotes: {path.rpartition('.')[2]} = {value.strip()}"
+    raise InputError(problem)
+
+
+def _match(value: Any, hint: Any) -> tuple[bool, Any]:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        matches = [match for match in (_match(value, option) for option in args) if match[0]]
+        return matches[0] if matches else (False, None)
+    if origin is Literal:
+        return any(value == option and type(value) is type(option) for option in args), value
+    if origin is tuple:
+        return _match_tuple(value, args)
+    if hint is None or hint is types.NoneType:
+        return value is None, None
+    if hint is float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
+        number = number or (isinstance(value, float) and not math.isfinite(value))  # checked where it is used
+        return number, float(value) if number else None
+    if hint is Path:
+        return isinstance(value, str), Path(value) if isinstance(value, str) else None
+    if hint in (bool, int, str):
+        return type(value) is hint, value
+    raise TypeError(f"{hint!r} is not a type that a setting can have")
+
+
+def _match_tuple(value: Any, args: tuple[Any, ...]) -> tuple[bool, Any]:
+    if not isinstance(value, (list, tuple)):
+        return False, None
+    options = args[:1] * len(value) if args[-1:] == (Ellipsis,) else args
+    if len(options) != len(value):
+        return False, None
+    matches = [_match(item, option) for item, option in zip(value, options, strict=True)]
+    return all(matched for matched, _ in matches), tuple(item for _, item in matches)
+
+
+def _expected(hint: Any, plural: bool = False) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        options = [option for option in args if option is not types.NoneType]
+        return " or ".join(_expected(option, plural) for option in options) + " (or left out)"
+    if origin is Literal:
+        return "one of " + ", ".join(repr(option) for option in args)
+    if origin is tuple:
+        if args[-1:] == (Ellipsis,):
+            return f"a list of {_expected(args[0], plural=True)}"
+        return f"a list of {len(args)} {_expected(args[0], plural=True)}"
+    words = {bool: "true or false", int: "an integer", float: "a number", str: "a string", Path: "a path"}
+    return words[hint].split()[-1] + "s" if plural and hint is not bool else words[hint]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def unknown_setting(path: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a setting `name` at `path` that is not among `known`; names the nearest one."""
+    options = sorted(known)
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(options) or 'none'}"
+    return InputError(f"{path}: unknown; {hint}")
+
+
+def _table_list() -> str:
+    return " ".join(f"[{name}]" for name in TABLES)
+
+
+def _located(path: Path, message: str) -> str:
+    place = re.search(r" \(at line (\d+), column (\d+)\)$", message)
+    return f"{path}:{place[1]}:{place[2]}: {message[: place.start()]}" if place else f"{path}: {message}"

@@ -1,0 +1,210 @@
+"""Task distributions: what a task is and how tasks are drawn.
+
+A task is plain data, such as a frozen dataclass of numbers: comparable, printable, picklable. A distribution draws
+tasks from an explicit generator and has a `train` and a `test` split.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import fields, is_dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metarl.core.errors import DISTRIBUTION, environment_fault, text_of, users_code
+
+Split = Literal["train", "test"]
+Splits = Literal["disjoint", "identical", "same distribution"]
+Task = TypeVar("Task")
+
+
+class TaskDistribution(ABC, Generic[Task]):
+    """Draws tasks.
+
+    Attributes:
+        splits: what a test score means. "disjoint": no test task can be drawn in training (generalisation);
+            "identical": a finite family, trained and tested on the same tasks (adaptation only); "same distribution":
+            fresh draws from one continuous distribution.
+    """
+
+    splits: Splits = "same distribution"
+
+    @abstractmethod
+    def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Task]:
+        """Draws `num_tasks` tasks of `split`; all randomness comes from `rng`."""
+
+    def all_tasks(self, split: Split = "test") -> list[Task] | None:
+        """Every task of a finite split, in a fixed order, or None if the split is infinite.
+
+        Evaluation covers a finite split task by task, with replicates, instead of sampling from it.
+        """
+        return None
+
+    def for_validation(self) -> TaskDistribution[Task]:
+        """The distribution whose training tasks serve as validation tasks. By default, this one."""
+        return self
+
+
+def draw(distribution: TaskDistribution[Task], num_tasks: int, rng: np.random.Generator, *, split: Split) -> list[Task]:
+    """The tasks that `distribution.sample` draws, as many as asked for.
+
+    Raises:
+        EnvironmentFaultError: it raised, or returned something else.
+    """
+    call = f"sample({num_tasks}, split={split!r})"
+    with users_code(call):
+        tasks: Any = distribution.sample(num_tasks, rng, split=split)
+    return _listed(tasks, call, num_tasks)
+
+
+def list_tasks(distribution: TaskDistribution[Task], split: Split) -> list[Task] | None:
+    """`distribution.all_tasks(split)`.
+
+    Raises:
+        EnvironmentFaultError: it raised, or returned something else than None or tasks.
+    """
+    call = f"all_tasks({split!r})"
+    with users_code(call):
+        tasks: Any = distribution.all_tasks(split)
+    return None if tasks is None else _listed(tasks, call, None)
+
+
+def are_listed(tasks: Any) -> bool:
+    """Whether `tasks` is a list of tasks, another sequence or an array; text, a named tuple or a dict is one task."""
+    if isinstance(tasks, np.ndarray):
+        return tasks.ndim > 0
+    one = isinstance(tasks, (str, bytes, bytearray)) or hasattr(tasks, "_fields")
+    return isinstance(tasks, Sequence) and not one
+
+
+def _listed(tasks: Any, call: str, num_tasks: int | None) -> list[Any]:
+    """`tasks` as a list of `num_tasks`, or of any number above 0."""
+    counted = are_listed(tasks)
+    fits = counted and (len(tasks) == num_tasks if num_tasks else len(tasks) > 0)
+    if not fits:
+        returned = f"{len(tasks)} tasks" if counted else f"{text_of(tasks, repr):.80}"
+        asked = f"a list of {num_tasks or 'one or more'} tasks"
+        what = f"{call} returned {returned}: must be {asked}"
+        raise environment_fault(what, task=None, seed=None, step=None, whose=DISTRIBUTION)
+    return list(tasks)
+
+
+def parts_of(task: Any, name: str = "task") -> Iterator[tuple[str, Any]]:
+    """The name and value of everything that `task` holds, however it is nested; arrays and tensors as one array."""
+    task = _as_array(task)
+    if isinstance(task, Mapping):
+        for key, value in task.items():
+            yield from parts_of(value, str(key))
+    elif isinstance(task, Sequence) and not isinstance(task, (str, bytes, bytearray)):
+        for value in task:
+            yield from parts_of(value, name)
+    elif is_dataclass(task) and not isinstance(task, type):
+        for field in fields(task):
+            yield from parts_of(getattr(task, field.name), field.name)
+    else:
+        yield name, task
+
+
+def same_task(left: Any, right: Any) -> bool:
+    """Whether two tasks have the same content. The one comparison of tasks: `==` may raise, or give an array.
+
+    Arrays, tensors and numbers are compared by value, and NaN equals NaN. Containers and dataclasses are compared part
+    by part. Other objects are the same if `==` says so, or if they have one type and pickle to equal parts.
+    """
+    try:
+        return _same(left, right, set())
+    except RecursionError:  # nested too deeply to compare or to pickle
+        return False
+
+
+def distinct_tasks(tasks: Iterable[Any], most: int) -> list[Any]:
+    """The first tasks of different content, at most `most` of them."""
+    found: list[Any] = []
+    for task in tasks:
+        if len(found) == most:
+            break
+        if not any(same_task(task, other) for other in found):
+            found.append(task)
+    return found
+
+
+def _same(left: Any, right: Any, comparing: set[tuple[int, int]]) -> bool:
+    """`same_task`; `comparing` holds the pairs that are being compared, for objects that hold themselves."""
+    left, right = _as_array(left), _as_array(right)
+    pair = (id(left), id(right))
+    if left is right or pair in comparing:
+        return True
+    if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
+        return left.shape == right.shape and _same_arrays(left, right, comparing)
+    if isinstance(left, np.ndarray) or isinstance(right, np.ndarray):
+        return False
+    try:
+        equal = left == right
+        if isinstance(equal, (bool, np.bool_)) and equal:
+            return True
+        if isinstance(left, _NUMBERS) and isinstance(right, _NUMBERS) and left != left and right != right:
+            return True  # both are NaN
+    except Exception:
+        pass  # the parts decide
+    if type(left) is not type(right):
+        return False
+    inner = comparing | {pair}
+    if isinstance(left, Mapping):
+        if len(left) != len(right):
+            return False
+        if all(key in right for key in left):
+            return all(_same(value, right[key], inner) for key, value in left.items())
+        return _same(list(left.items()), list(right.items()), inner)
+    if isinstance(left, Set):
+        return len(left) == len(right) and all(any(_same(one, other, inner) for other in right) for one in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(_same(*both, inner) for both in zip(left, right, strict=True))
+    if is_dataclass(left) and not isinstance(left, type):
+        compared = [field.name for field in fields(left) if field.compare]
+        return all(_same(getattr(left, name, None), getattr(right, name, None), inner) for name in compared)
+    return _same_pickled(left, right, inner)
+
+
+_NUMBERS = (float, complex, np.generic)
+
+
+def _same_arrays(left: NDArray[Any], right: NDArray[Any], comparing: set[tuple[int, int]]) -> bool:
+    """Whether two arrays of one shape hold the same."""
+    if left.dtype.names is not None or right.dtype.names is not None:
+        names = left.dtype.names or ()
+        return names == right.dtype.names and all(_same_arrays(left[name], right[name], comparing) for name in names)
+    if left.dtype.kind == "O" or right.dtype.kind == "O":
+        return all(_same(*both, comparing) for both in zip(left.ravel(), right.ravel(), strict=True))
+    if left.size and not _equal_entries(left.ravel()[:1], right.ravel()[:1]):
+        return False  # quick: most large arrays that differ have another first entry
+    return _equal_entries(left, right)
+
+
+def _equal_entries(left: NDArray[Any], right: NDArray[Any]) -> bool:
+    numbers = left.dtype.kind in "fcmM" and right.dtype.kind in "fcmM"
+    return np.array_equal(left, right, equal_nan=numbers)
+
+
+def _same_pickled(left: Any, right: Any, comparing: set[tuple[int, int]]) -> bool:
+    """Whether two objects of one type consist of equal parts, as pickle sees them: attributes, slots, items."""
+    if isinstance(left, (str, bytes, int, float, complex, np.generic, type)):
+        return False  # values without parts were compared above
+    try:
+        parts = [whole.__reduce_ex__(4) for whole in (left, right)]
+    except Exception:  # an object that cannot be pickled, such as a generator or a lock
+        return False
+    one, other = ([list(part) if isinstance(part, Iterator) else part for part in whole] for whole in parts)
+    return _same(one, other, comparing)
+
+
+def _as_array(value: Any) -> Any:
+    """A tensor as an array, everything else as it is. (Environments use this module without torch.)"""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(value, torch.Tensor):
+        return value
+    dense = value.detach().to_dense().cpu().resolve_conj().resolve_neg()
+    return dense.numpy() if dense.element_size() > 1 and dense.dtype != torch.bfloat16 else dense.double().numpy()

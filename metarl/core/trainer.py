@@ -1,0 +1,309 @@
+"""The meta-training loop, and what can hang on it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metarl.core import nonfinite
+from metarl.core.config import EvaluationConfig, TrainerConfig
+from metarl.core.data import Episodes
+from metarl.core.episode import Collector, run_episodes
+from metarl.core.errors import NonFiniteError
+from metarl.core.evaluation import AdaptationCurve, EvaluationObserver, evaluate
+from metarl.core.learner import Learner, ScoreName
+from metarl.core.seeds import Purpose, Seeds, generator
+from metarl.core.tasks import Split, TaskDistribution, draw
+from metarl.core.trees import tree_map
+
+PRE_ADAPT, POST_ADAPT = "rollout/pre_adapt/ep_rew_mean", "rollout/post_adapt/ep_rew_mean"
+STEP = "adapt/step_"  # what an update reports under it are scores after so many steps
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progressed:
+    """What one iteration did.
+
+    Attributes:
+        iteration: iterations finished, from 1.
+        episodes: of the iteration.
+        scalars: by TensorBoard tag.
+        env_steps: environment steps (or examples) since the run began.
+        wall_s: seconds since the run began.
+    """
+
+    iteration: int
+    episodes: Episodes[Any, Any]
+    scalars: dict[str, float]
+    env_steps: int
+    wall_s: float
+
+
+class Callback:
+    """Hooks into the loop; override what is needed. All hooks run at iteration boundaries."""
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Before the first iteration."""
+
+    def on_iteration(self, trainer: Trainer, progressed: Progressed) -> None:
+        """After each meta-update. May call `trainer.stop()` and add to `progressed.scalars`."""
+
+    def before_evaluation(self, trainer: Trainer) -> None:
+        """Before each evaluation, and before the controls that follow the last one."""
+
+    def on_evaluation(self, trainer: Trainer, curve: AdaptationCurve) -> None:
+        """After each evaluation."""
+
+    def on_end(self, trainer: Trainer) -> None:
+        """After the last iteration and evaluation; also when an error ends the run."""
+
+
+@dataclass
+class Trainer:
+    """Meta-trains `learner` on tasks of `distribution`.
+
+    Attributes:
+        learner: any learner.
+        collector: brings its data.
+        distribution: where tasks come from.
+        config: how long, how many tasks, which seed.
+        evaluation: how the adaptation curve is measured.
+        callbacks: called in this order.
+        evaluation_collector: collector of the evaluation, where it differs.
+        validation: the score of the last evaluation on validation tasks, after the learner's own number of adaptation
+            steps (the last evaluated step at most); None where none was measured.
+        observer: sees the data of every evaluation on test tasks.
+        space_notes: how actions and observations are converted, one line each; None without environments.
+        nonfinite_dir: where updates that were not finite are dumped; None = nowhere.
+        iteration: iterations finished.
+        env_steps: steps spent in meta-training.
+        wall_s: seconds spent in it, evaluations included.
+        evaluation_missing: whether the evaluation after the present iteration was interrupted and must run first.
+        curve: the final adaptation curve; None before it is measured.
+    """
+
+    learner: Learner[Any, Any, Any]
+    collector: Collector[Any, Any]
+    distribution: TaskDistribution[Any]
+    config: TrainerConfig
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    callbacks: Sequence[Callback] = ()
+    evaluation_collector: Collector[Any, Any] | None = None
+    observer: EvaluationObserver | None = None
+    space_notes: tuple[str, ...] | None = None
+    nonfinite_dir: Path | None = None
+    iteration: int = 0
+    env_steps: int = 0
+    wall_s: float = 0.0
+    validation: float | None = field(default=None, init=False)
+    evaluation_missing: bool = False
+    curve: AdaptationCurve | None = None
+
+    def __post_init__(self) -> None:
+        self._stopping = False
+        self._evaluating = True
+        self._undone: list[str] = []
+
+    def stop(self, *, evaluate: bool = True) -> None:
+        """Ends the run after the present iteration, with or without the final evaluation."""
+        self._stopping = True
+        self._evaluating = self._evaluating and evaluate
+
+    @property
+    def ends(self) -> bool:
+        """Whether no iteration follows the present one."""
+        return self._stopping or self.iteration >= self.config.iterations
+
+    @property
+    def evaluation_follows(self) -> bool:
+        """Whether an evaluation comes right after the present iteration."""
+        every = self.evaluation.every
+        return self._evaluating if self.ends else every > 0 and self.iteration % every == 0
+
+    def run(self) -> AdaptationCurve | None:
+        """Trains until `iterations` or `max_minutes`, whichever comes first, and evaluates.
+
+        Returns:
+            The final adaptation curve on test tasks; None if the run was stopped without one.
+
+        Raises:
+            NonFiniteError: `max_nonfinite` updates in a row were undone.
+        """
+        with contextlib.ExitStack() as ending:
+            for callback in reversed(self.callbacks):
+                ending.callback(callback.on_end, self)
+            for callback in self.callbacks:
+                callback.on_start(self)
+            start, before, first, steps = time.monotonic(), self.wall_s, self.iteration, self.env_steps
+            if self.evaluation_missing and not self.ends:
+                self.evaluate()
+            while not self.ends:
+                progressed = self.train_iteration()
+                elapsed = time.monotonic() - start
+                self.wall_s = progressed.wall_s = before + elapsed
+                progressed.scalars["time/fps"] = (self.env_steps - steps) / max(elapsed, 1e-9)
+                if self._out_of_time(elapsed, self.iteration - first):
+                    self.stop()
+                for callback in self.callbacks:  # before the evaluation, so that a kill in it loses nothing
+                    callback.on_iteration(self, progressed)
+                self._require_progress()
+                if self.evaluation_follows and not self.ends:
+                    self.evaluate()
+            if self._evaluating:
+                self.curve = self.evaluate()
+            return self.curve
+
+    @torch.enable_grad()  # users' code may have switched gradients off
+    def train_iteration(self) -> Progressed:
+        """One meta-batch of episodes and one meta-update, which is undone if anything about it is not finite."""
+        started = time.monotonic()
+        config, learner = self.config, self.learner
+        rng = generator(config.seed, self.iteration, Purpose.TASKS)
+        tasks = draw(self.distribution, config.meta_batch_size, rng, split="train")
+        seeds = Seeds.first(len(tasks), seed=config.seed, iteration=self.iteration)
+        before = tree_map(lambda tensor: tensor.detach().clone(), learner.state_dict())
+        in_update = getattr(learner, "adapts_in_update", False)
+        try:
+            episodes = run_episodes(
+                learner, self.collector, tasks, seeds, num_steps=learner.num_adaptation_steps, adapting=not in_update
+            )
+            sampled = time.monotonic()
+            metrics = learner.meta_update(episodes)
+            finding = nonfinite.find(learner, episodes, metrics)
+            steps = _step_scores(episodes, metrics)
+            learned = time.monotonic()
+            if finding is not None:
+                learner.load_state_dict(before)
+            self.iteration += 1
+        except BaseException:
+            learner.load_state_dict(before)  # what is saved now is the state after the last whole iteration
+            raise
+        if finding is None:
+            self._undone.clear()
+        else:
+            self._undone.append(f"at iteration {self.iteration}, not finite: {finding}")
+            self._report(finding, before, episodes, metrics)
+        self.env_steps += episodes.num_steps
+        scalars = {
+            **_score_scalars(steps, learner.score_name),
+            **{f"train/{name}": value for name, value in metrics.items() if not name.startswith(STEP)},
+            "time/sample_s": sampled - started,
+            "time/learn_s": learned - sampled,
+            "time/env_steps": float(self.env_steps),
+            "health/diverged_sims": float(episodes.num_diverged),
+            "health/nonfinite_skips": float(finding is not None),
+        }
+        return Progressed(self.iteration, episodes, scalars, self.env_steps, 0.0)
+
+    def evaluate(self) -> AdaptationCurve:
+        """The adaptation curve on test tasks; the same tasks and random numbers at every call.
+
+        In a run with `evaluation.every`, it also measures `validation`.
+        """
+        for callback in self.callbacks:
+            callback.before_evaluation(self)
+        settings = self.evaluation
+        curve = self._curve("test", settings.num_tasks, settings.num_adaptation_steps)
+        wanted = settings.num_tasks if settings.validation_tasks is None else settings.validation_tasks
+        if settings.every and wanted:
+            # Episodes are as in training, where a learner that counts shots gets all of them in each step.
+            by_shots, own = self.learner.unit == "shots", self.learner.num_adaptation_steps
+            steps = own if by_shots else own_steps(self.learner, settings.num_adaptation_steps)
+            self.validation = float(self._curve("train", wanted, steps).mean[-1])
+        for callback in self.callbacks:
+            callback.on_evaluation(self, curve)
+        return curve
+
+    def _curve(self, split: Split, num_tasks: int, num_steps: int) -> AdaptationCurve:
+        return evaluate(
+            self.learner,
+            self.evaluation_collector or self.collector,
+            self.distribution,
+            num_tasks=num_tasks,
+            num_steps=num_steps,
+            seed=self.config.seed,
+            batch_size=self.config.meta_batch_size,
+            split=split,
+            observer=self.observer if split == "test" else None,
+        )
+
+    def _report(
+        self,
+        finding: nonfinite.Finding,
+        before: Mapping[str, Any],
+        episodes: Episodes[Any, Any],
+        metrics: Mapping[str, float],
+    ) -> None:
+        """Dumps an update that was undone, and logs it in one line."""
+        where = ""
+        if self.nonfinite_dir is not None:
+            try:
+                path = nonfinite.dump(
+                    self.nonfinite_dir,
+                    finding=finding,
+                    state=before,
+                    episodes=episodes,
+                    metrics=metrics,
+                    iteration=self.iteration,
+                    seed=self.config.seed,
+                )
+                where = f"; dumped to {path}" if path else f"; not dumped: {nonfinite.MAX_DUMPS} of this run are there"
+            except OSError as error:
+                where = f"; not dumped: {error.strerror}"
+        _logger.warning("iteration %d: the update was undone, not finite: %s%s", self.iteration, finding, where)
+
+    def _require_progress(self) -> None:
+        if len(self._undone) >= self.config.max_nonfinite:
+            raise NonFiniteError(
+                f"{len(self._undone)} updates in a row were undone, the last {self._undone[-1]}; lower the "
+                "step sizes, or look for the cause in the run folder's nonfinite/ (metarl.core.nonfinite.reproduce)"
+            )
+
+    def _out_of_time(self, elapsed: float, done: int) -> bool:
+        """Whether one more iteration, after `done` in `elapsed` seconds, would end beyond `max_minutes`."""
+        limit = self.config.max_minutes
+        return limit is not None and elapsed * (1.0 + 1.0 / done) > 60.0 * limit
+
+
+def curve_scalars(curve: AdaptationCurve) -> dict[str, float]:
+    """An evaluation's scalars by TensorBoard tag: scores, ends of their 95 % intervals, success rates where known."""
+    low, high = curve.interval()
+    by_step = {"meta_test/step": curve.mean, "meta_test_ci/low_step": low, "meta_test_ci/high_step": high}
+    if curve.success is not None:
+        by_step["meta_test/success_step"] = curve.success.mean((1, 2))
+    return {f"{tag}_{step}": float(value) for tag, values in by_step.items() for step, value in enumerate(values)}
+
+
+def own_steps(learner: Learner[Any, Any, Any], last: int) -> int:
+    """The adaptation steps after which a learner's score counts: its own number of them, but at most `last`.
+
+    `last` is the last evaluated step. A learner that counts shots or trains jointly has no own number: it uses `last`.
+    """
+    numberless = learner.unit == "shots" or getattr(learner, "trains_jointly", False)
+    return last if numberless else min(learner.num_adaptation_steps, last)
+
+
+def _step_scores(episodes: Episodes[Any, Any], metrics: Mapping[str, float]) -> dict[int, float]:
+    """The mean score after each step, as far as it is known: some updates look at the last one alone."""
+    told = {int(name.removeprefix(STEP)): value for name, value in metrics.items() if name.startswith(STEP)}
+    return told or {step: float(score.mean()) for step, score in enumerate(episodes.scores)}
+
+
+def _score_scalars(steps: Mapping[int, float], score_name: ScoreName) -> dict[str, float]:
+    if not steps:  # an update that adapts to no task
+        return {}
+    last = steps[max(steps)]
+    scalars = {POST_ADAPT: last, **{f"{STEP}{step}": value for step, value in steps.items()}}
+    if 0 in steps:
+        gain = last - steps[0] if score_name != "mse" else steps[0] - last
+        scalars |= {PRE_ADAPT: steps[0], "adapt/gain": gain}
+    return scalars

@@ -1,0 +1,1 @@
+"""What few-shot learners share."""

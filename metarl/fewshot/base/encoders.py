@@ -1,0 +1,307 @@
+"""Encoders: what turns an input into features.
+
+Networks are written for ONE task: `Network` makes a module a function of parameters, inputs and batch statistics.
+
+Shape legend: B examples, C channels, H height, X width, D features.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from metarl.core.errors import InputError, require, unknown_name
+from metarl.fewshot.base.batch_norm import BatchNorm, Record
+from metarl.fewshot.base.foreign import made_by
+from metarl.gradients.adaptation import Parameters
+from metarl.networks.policies import MLP
+
+BatchNormMode = Literal["transductive", "support", "running", "none"]
+BATCH_NORM_MODES = ("transductive", "support", "running", "none")
+Statistics = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Settings of the network that turns an input into features."""
+
+    encoder: str = "auto"
+    """conv4 (four blocks of convolution, batch norm, max-pooling and ReLU: Vinyals et al. 2016), conv4-strided (stride
+    2 instead of pooling, and a mean over space: MAML's own for Omniglot), mlp, or module:Class of your own, which is
+    called with the input's shape and makes a module without dropout; auto = conv4 for images, else mlp."""
+    num_filters: int = 64
+    """Channels of a convolutional encoder."""
+    hidden_sizes: tuple[int, ...] = (40, 40)
+    """Widths of the mlp encoder's layers, ReLU after each."""
+    batch_norm: BatchNormMode = "transductive"
+    """Whose statistics normalise the query: transductive = the query batch's own; support = the support's; running =
+    averages over meta-training (training itself uses the batch's); none = each example by its own (layer norm)."""
+
+    def __post_init__(self) -> None:
+        known = ("auto", *ENCODERS)
+        if ":" not in self.encoder and self.encoder not in known:
+            raise InputError(f"{unknown_name('agent.encoder', self.encoder, known)}; module:Class for one of your own")
+        require(self.num_filters >= 1, "agent.num_filters", self.num_filters, "an integer >= 1")
+        require(all(w >= 1 for w in self.hidden_sizes), "agent.hidden_sizes", self.hidden_sizes, "positive integers")
+        allowed = "one of " + ", ".join(map(repr, BATCH_NORM_MODES))
+        require(self.batch_norm in BATCH_NORM_MODES, "agent.batch_norm", self.batch_norm, allowed)
+
+
+class Convolution(nn.Conv2d):
+    """A convolution of square filters, which can be done as one matrix product.
+
+    Args:
+        channels: of the inputs.
+        filters: channels of the outputs.
+        size: of a filter's side.
+        stride: in both directions.
+        padding: zeros on every side.
+        bias: whether a number is added to each output channel.
+
+    Attributes:
+        as_product: of the weights and every patch of the inputs, with no operation but products and copies. Tasks whose
+            weights differ then take one batched product under `vmap`, not a grouped convolution.
+    """
+
+    as_product = False
+
+    def __init__(
+        self, channels: int, filters: int, size: int, *, stride: int = 1, padding: int = 0, bias: bool = True
+    ) -> None:
+        super().__init__(channels, filters, size, stride=stride, padding=padding, bias=bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.as_product:
+            return super().forward(inputs)
+        assert not isinstance(self.padding, str)
+        settings = zip(inputs.shape[2:], self.kernel_size, self.stride, self.padding, strict=True)
+        height, width = ((size + 2 * pad - kernel) // stride + 1 for size, kernel, stride, pad in settings)
+        patches = functional.unfold(inputs, self.kernel_size, padding=self.padding, stride=self.stride)
+        columns = patches.transpose(0, 1).flatten(1)
+        outputs = self.weight.flatten(1) @ columns
+        if self.bias is not None:
+            outputs = outputs + self.bias.unsqueeze(1)
+        return outputs.view(-1, len(inputs), height, width).transpose(0, 1)
+
+
+class ConvBlock(nn.Module):
+    """Convolution of 3 by 3, normalisation, ReLU; with max-pooling of 2 by 2 or stride 2, or neither.
+
+    Pooling stands before the ReLU: the two commute, and the ReLU then has a quarter of the work.
+    """
+
+    def __init__(
+        self, channels: int, filters: int, *, shrink: Literal["pool", "stride", "none"], norm: bool, padding: int = 1
+    ) -> None:
+        super().__init__()
+        self.convolution = Convolution(channels, filters, 3, stride=2 if shrink == "stride" else 1, padding=padding)
+        self.norm: nn.Module = BatchNorm(filters) if norm else nn.GroupNorm(1, filters)
+        self.pool = shrink == "pool"
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.norm(self.convolution(inputs))
+        return torch.relu(functional.max_pool2d(hidden, 2) if self.pool else hidden)
+
+
+class Conv4(nn.Module):
+    """Four blocks of 64 filters: Vinyals et al. 2016, arXiv:1606.04080; Finn et al. 2017, arXiv:1703.03400.
+
+    Args:
+        input_shape: (C, H, X).
+        filters: of every block.
+        batch_norm: batch normalisation, else layer normalisation.
+        shrink: for each block, by what its output is smaller than its input.
+        spatial_mean: features are the mean over space, else all of it.
+        flat: features are a vector, else maps.
+        generator: draws the Xavier-uniform weights; biases are zero.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        filters: int,
+        *,
+        batch_norm: bool,
+        shrink: Sequence[Literal["pool", "stride", "none"]] = ("pool",) * 4,
+        spatial_mean: bool = False,
+        flat: bool = True,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        sizes = [input_shape[0], *[filters] * len(shrink)]
+        self.blocks = nn.ModuleList(
+            ConvBlock(channels, filters, shrink=by, norm=batch_norm)
+            for channels, by in zip(sizes, shrink, strict=False)
+        )
+        self.spatial_mean, self.flat = spatial_mean, flat
+        # The layout in which a CPU's convolutions and pooling are fast, where images are large.
+        self.channels_last = "pool" in shrink
+        for block in self.blocks:
+            assert isinstance(block, ConvBlock)
+            nn.init.xavier_uniform_(block.convolution.weight, generator=generator)
+            bias = block.convolution.bias
+            assert bias is not None
+            nn.init.zeros_(bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = inputs
+        if self.channels_last:
+            # A copy, since an image of one channel has both layouts at once and would be taken for one of the other.
+            hidden = inputs.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
+        for block in self.blocks:
+            hidden = block(hidden)
+        if self.spatial_mean:
+            return hidden.mean((2, 3))
+        return hidden.flatten(1) if self.flat else hidden
+
+
+# Layers whose second derivative is right where several tasks share their weights under `vmap`: those tested for it.
+SHAREABLE = (Conv4, ConvBlock, Convolution, BatchNorm, nn.Conv2d, nn.GroupNorm, nn.Linear, nn.ModuleList)
+
+
+class FeatureMLP(nn.Module):
+    """A multilayer perceptron whose last layer has a ReLU too."""
+
+    def __init__(self, input_shape: Sequence[int], widths: Sequence[int], *, generator: torch.Generator) -> None:
+        super().__init__()
+        sizes = [int(torch.Size(input_shape).numel()), *widths]
+        self.layers = MLP(sizes, activation="relu", generator=generator)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.relu(self.layers(inputs.flatten(1)))
+
+
+def _conv4(shape: Sequence[int], config: EncoderConfig, generator: torch.Generator) -> nn.Module:
+    return Conv4(shape, config.num_filters, batch_norm=config.batch_norm != "none", generator=generator)
+
+
+def _conv4_strided(shape: Sequence[int], config: EncoderConfig, generator: torch.Generator) -> nn.Module:
+    norm = config.batch_norm != "none"
+    shrink: tuple[Literal["stride"], ...] = ("stride",) * 4
+    return Conv4(shape, config.num_filters, batch_norm=norm, shrink=shrink, spatial_mean=True, generator=generator)
+
+
+def _mlp(shape: Sequence[int], config: EncoderConfig, generator: torch.Generator) -> nn.Module:
+    return FeatureMLP(shape, config.hidden_sizes, generator=generator)
+
+
+ENCODERS: dict[str, Callable[[Sequence[int], EncoderConfig, torch.Generator], nn.Module]] = {
+    "conv4": _conv4,
+    "conv4-strided": _conv4_strided,
+    "mlp": _mlp,
+}
+
+
+def make_encoder(config: EncoderConfig, input_shape: Sequence[int], *, generator: torch.Generator) -> nn.Module:
+    """The encoder that `config` names: [B, *input_shape] -> [B, D], or a feature map where it is your own.
+
+    Raises:
+        InputError: the input's shape does not fit, or your own cannot be imported or made, or has batch norms where
+            there shall be none.
+    """
+    name = config.encoder
+    if name == "auto":
+        name = "conv4" if len(input_shape) == 3 else "mlp"
+    if ":" in name:
+        own = made_by(name, input_shape, generator=generator)
+        fits = config.batch_norm != "none" or not any(isinstance(part, BatchNorm) for part in own.modules())
+        require(fits, "agent.batch_norm", "none", f"another mode: {name} has batch normalisation")
+        return own
+    require(name == "mlp" or len(input_shape) == 3, "agent.encoder", name, f"'mlp' for inputs of shape {input_shape}")
+    if name == "conv4":
+        fits = min(input_shape[1:]) >= 16
+        require(
+            fits, "agent.encoder", name, f"another for images of {tuple(input_shape[1:])}: it halves them four times"
+        )
+    return ENCODERS[name](input_shape, config, generator)
+
+
+class Network:
+    """A module as a function of parameters and batch statistics, for ONE task.
+
+    Every thread works on a copy of its own: parameters are exchanged while the module runs.
+
+    Args:
+        module: the network.
+        name: stands before the names of its parameters and batch norms: "encoder.blocks.0.norm".
+
+    Attributes:
+        parameters: the module's initial parameters by name; one that stands in two places has one name.
+        buffers: what is constant, by name: the module's buffers, and parameters that require no gradient.
+        statistics: [2, C] for every batch norm by name: the running averages before any training.
+        momenta: of these averages.
+        can_share: the module is of layers whose second derivative outside `vmap` is known to be right.
+        shares: this is what it is used for.
+        multiplies: MetaRL's own convolutions are done as matrix products.
+    """
+
+    def __init__(self, module: nn.Module, *, name: str) -> None:
+        self._module = module
+        self._local = threading.local()
+        self._norms: dict[str, str] = {}
+        self._names: dict[str, str] = {}
+        self.parameters: Parameters = {}
+        self.buffers: Parameters = {}
+        self.statistics: Statistics = {}
+        self.momenta: dict[str, float] = {}
+        self.can_share = all(type(part) in SHAREABLE for part in module.modules())
+        self.shares = self.multiplies = False
+        known: dict[int, str] = {}
+        for place, part in module.named_modules():
+            here = f"{place}." if place else ""
+            for own, value in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
+                self._names[here + own] = known.setdefault(id(value), f"{name}.{here}{own}")
+                kept = self.parameters if value.requires_grad else self.buffers
+                kept[self._names[here + own]] = value.detach().clone()
+            if isinstance(part, BatchNorm):
+                self._norms[f"{name}.{place}"] = place
+                self.statistics[f"{name}.{place}"] = part.initial.clone()
+                self.momenta[f"{name}.{place}"] = part.momentum
+
+    def __call__(
+        self, parameters: Mapping[str, Tensor], *inputs: Tensor, statistics: Statistics | None = None
+    ) -> Tensor:
+        """The module's output.
+
+        Args:
+            parameters: by their names; others are left out.
+            *inputs: of the module.
+            statistics: [2, C] for every batch norm; None = the batch's own.
+        """
+        return self._run(parameters, inputs, statistics, record="no")[0]
+
+    def recorded(
+        self, parameters: Mapping[str, Tensor], *inputs: Tensor, differentiable: bool = False
+    ) -> tuple[Tensor, Statistics]:
+        """The module's output by the batch's own statistics, and those, as constants unless `differentiable`."""
+        return self._run(parameters, inputs, None, record="differentiable" if differentiable else "constants")
+
+    def _run(
+        self, parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...], given: Statistics | None, *, record: Record
+    ) -> tuple[Tensor, Statistics]:
+        if not hasattr(self._local, "module"):
+            self._local.module = copy.deepcopy(self._module)
+        norms: dict[str, BatchNorm] = {
+            name: self._local.module.get_submodule(place) for name, place in self._norms.items()
+        }
+        for name, norm in norms.items():
+            norm.given, norm.record = None if given is None else given[name], record
+            norm.elementary = self.shares
+        for part in self._local.module.modules():
+            if isinstance(part, Convolution):
+                part.as_product = self.multiplies
+        values = {**parameters, **self.buffers}
+        own = {place: values[name] for place, name in self._names.items()}
+        output: Tensor = torch.func.functional_call(self._local.module, own, inputs, tie_weights=False)
+        output = output.to(inputs[0].dtype)  # of a module that calculates in another precision
+        used = {name: norm.used for name, norm in norms.items() if norm.used is not None}
+        for norm in norms.values():
+            norm.given = norm.used = None
+        return output, used

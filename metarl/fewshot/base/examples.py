@@ -1,0 +1,144 @@
+"""Few-shot tasks: small labelled data sets, drawn from a distribution and handed to a learner.
+
+The counterpart of environments and `metarl.rl.rollout`: here data is given, not collected by acting.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from metarl.core.data import Examples
+from metarl.core.errors import DISTRIBUTION, environment_fault, text_of, users_code
+from metarl.core.learner import Learner
+from metarl.core.seeds import Seeds, require_slots
+from metarl.core.tasks import Task, TaskDistribution, same_task
+
+Tables = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class ExampleSpaces:
+    """What a few-shot learner must know of the tasks to build its networks.
+
+    Attributes:
+        input_shape: of one input, such as (1, 28, 28).
+        num_outputs: classes of a test task (its ways), or the length of a regression target.
+        discrete: whether targets are class numbers instead of vectors.
+        train_ways: classes of a training task; equal to `num_outputs` where that is not said otherwise.
+        train_classes: global numbers of the classes that training tasks are made of; empty for regression.
+        description_size: length of the vectors that describe classes, where these are the support (zero-shot), else 0.
+    """
+
+    input_shape: tuple[int, ...]
+    num_outputs: int
+    discrete: bool
+    train_ways: int = 0
+    train_classes: tuple[int, ...] = ()
+    description_size: int = 0
+
+
+class ExampleTaskDistribution(TaskDistribution[Task]):
+    """A distribution of supervised tasks: the input of every few-shot learner.
+
+    All random numbers come from `seeds`: a task's support and query are the same for every adaptation step and every
+    learner, and share no example. Whether training's or evaluation's sizes apply says `seeds.evaluation`.
+
+    Attributes:
+        defaults: what few-shot tasks set otherwise in [trainer] and [evaluation]; presets, files and flags come after.
+        caption: what a score on these tasks means, for people: "5-way 1-shot".
+        baseline_name: what `baseline` is called in a report.
+    """
+
+    defaults: ClassVar[Tables] = {"evaluation": {"num_tasks": 600, "num_adaptation_steps": 1, "controls": False}}
+    baseline_name: ClassVar[str] = "baseline"
+
+    @property
+    def caption(self) -> str:
+        return ""
+
+    @property
+    @abstractmethod
+    def spaces(self) -> ExampleSpaces:
+        """What inputs and targets look like."""
+
+    @abstractmethod
+    def support(
+        self, tasks: Sequence[Task], seeds: Seeds, *, shot: int | None = None, device: torch.device | str = "cpu"
+    ) -> Examples:
+        """What may be learned of each task.
+
+        Args:
+            tasks: one per slot of `seeds`.
+            seeds: of the episode.
+            shot: only the example of this number, from 0, of every class; None for all of them.
+            device: where the examples are wanted.
+        """
+
+    @abstractmethod
+    def query(self, tasks: Sequence[Task], seeds: Seeds, *, device: torch.device | str = "cpu") -> Examples:
+        """What is asked of each task."""
+
+    def for_validation(self) -> ExampleTaskDistribution[Task]:
+        """The distribution for validation: its training tasks have as many classes as test tasks."""
+        return self
+
+    def baseline(self, support: Examples, query: Examples) -> Tensor | None:
+        """[num_tasks]: the score of a method that learns nothing, for comparison; None where there is none."""
+        return None
+
+
+class ExampleCollector:
+    """Hands a learner the examples of its tasks.
+
+    At test time a learner whose unit is "shots" gets the k-th example of every class in step k; in training, and where
+    the unit is another, every step gets the whole support.
+
+    Args:
+        tasks: the distribution.
+        device: where the learner is.
+    """
+
+    acts = False
+
+    def __init__(self, tasks: ExampleTaskDistribution[Any], *, device: torch.device | str = "cpu") -> None:
+        self.tasks = tasks
+        self.device = torch.device(device)
+        self._last: tuple[Seeds, int | None, list[Any], Examples] | None = None
+
+    @property
+    def spaces(self) -> ExampleSpaces:
+        """Of the distribution."""
+        return self.tasks.spaces
+
+    def support(
+        self, tasks: Sequence[Any], learner: Learner[Any, Any, Any], state: Any, seeds: Seeds, *, step: int
+    ) -> Examples:
+        """As in `metarl.core.episode.Collector`."""
+        require_slots(tasks, seeds)
+        one_by_one = learner.unit == "shots" and seeds.evaluation
+        wanted = (seeds, step if one_by_one else None)
+        if self._last is None or self._last[:2] != wanted or not same_task(self._last[2], list(tasks)):
+            with users_code("support"):
+                examples = self.tasks.support(tasks, seeds, shot=wanted[1], device=self.device)
+            self._last = (*wanted, list(tasks), _require_examples(examples, "support"))
+        return self._last[3]
+
+    def query(self, tasks: Sequence[Any], learner: Any, state: Any, seeds: Seeds) -> Examples:
+        """As in `metarl.core.episode.Collector`."""
+        require_slots(tasks, seeds)
+        with users_code("query"):
+            examples = self.tasks.query(tasks, seeds, device=self.device)
+        return _require_examples(examples, "query")
+
+
+def _require_examples(examples: Any, method: str) -> Examples:
+    if not isinstance(examples, Examples):
+        what = f"{method} returned {text_of(examples, repr):.80}: must be a metarl.Examples"
+        raise environment_fault(what, task=None, seed=None, step=None, whose=DISTRIBUTION)
+    return examples

@@ -1,0 +1,1 @@
+"""Derivatives through an adaptation."""

@@ -1,0 +1,1 @@
+"""Experience: environments as tasks, collection, returns and policy gradients."""

@@ -1,0 +1,107 @@
+"""Builds the trainer that a configuration describes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from metarl.core.episode import ShuffledTasks
+from metarl.core.errors import require
+from metarl.core.seeds import Purpose, generator
+from metarl.core.trainer import Callback, Trainer
+from metarl.fewshot.base.examples import ExampleCollector
+from metarl.rl.environments import TaskInObservation
+from metarl.rl.rollout import RolloutCollector
+from metarl.rl.routes import RouteRecorder
+from metarl.rl.tasks import EnvTaskDistribution
+from metarl.runs import registry
+from metarl.runs.allocation import keep_freed_memory
+from metarl.runs.capacity import require_capacity
+from metarl.runs.config import RunConfig
+from metarl.runs.device import select_device
+
+
+def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer:
+    """The trainer that `config` describes, ready to run.
+
+    Raises:
+        InputError: the device is not there, or the environments' spaces cannot be used.
+    """
+    require_capacity(config)
+    device = select_device(config.trainer.device)
+    keep_freed_memory()
+    agent = config.agent
+    if hasattr(agent, "check_trainer"):
+        agent.check_trainer(config.trainer)
+    distribution = distribution_of(config)
+    collector, evaluation_collector = collectors_of(config, distribution, device)
+    if isinstance(collector, RolloutCollector):
+        require_capacity(config, observation_size=collector.spaces.observation_size)
+    learner = _learner(config, collector.spaces)
+    least = config.evaluation.min_live_steps
+    own_memory = learner.unit == "trajectories"
+    allowed = f"left out for {config.agent_name}: each of its trajectories has a memory of its own"
+    require(least is None or not own_memory, "evaluation.min_live_steps", least, allowed)
+    shuffled = getattr(agent, "shuffle_tasks", False) and isinstance(collector, RolloutCollector)
+    acting = isinstance(collector, RolloutCollector)
+    return Trainer(
+        learner=learner.to(device),
+        collector=ShuffledTasks(collector, num_steps=learner.num_adaptation_steps) if shuffled else collector,
+        distribution=distribution,
+        config=config.trainer,
+        evaluation=config.evaluation,
+        callbacks=callbacks,
+        evaluation_collector=evaluation_collector,
+        observer=observer_of(distribution, evaluation_collector),
+        space_notes=collector.space_notes if acting else None,
+    )
+
+
+def distribution_of(config: RunConfig) -> Any:
+    """The run's tasks, with the task in the observation for an agent that is told it."""
+    told = getattr(_kind(config), "observes_task", False)
+    return TaskInObservation(config.task, timeout=config.trainer.environment_timeout) if told else config.task
+
+
+def collectors_of(config: RunConfig, distribution: Any, device: torch.device) -> tuple[Any, Any]:
+    """What brings the data of training, and that of evaluation or None where it is the same."""
+    if not isinstance(distribution, EnvTaskDistribution):
+        for name in ("num_trajectories", "min_live_steps"):
+            value = getattr(config.evaluation, name)
+            require(value is None, f"evaluation.{name}", value, f"left out: the tasks of {config.task_name} are given")
+        acting = config.trainer.act_device
+        allowed = f"left out: nothing acts in the tasks of {config.task_name}"
+        require(acting == "cpu", "trainer.act_device", acting, allowed)
+        return ExampleCollector(distribution, device=device), None
+
+    def collector_of(num_trajectories: int, min_live_steps: int | None = None) -> RolloutCollector:
+        return RolloutCollector(
+            distribution,
+            num_trajectories=num_trajectories,
+            min_live_steps=min_live_steps,
+            num_threads=config.trainer.num_threads,
+            device=device,
+            act_device=device if config.trainer.act_device == "learner" else "cpu",
+            environment_timeout=config.trainer.environment_timeout,
+        )
+
+    own, evaluation = config.agent.num_trajectories, config.evaluation
+    return collector_of(own), collector_of(evaluation.num_trajectories or own, evaluation.min_live_steps)
+
+
+def observer_of(distribution: Any, collector: Any) -> RouteRecorder | None:
+    """What keeps the routes of an evaluation by `collector`; None if the tasks are no environments."""
+    if not isinstance(distribution, EnvTaskDistribution):
+        return None
+    return RouteRecorder(distribution, positions=collector.positions)
+
+
+def _learner(config: RunConfig, spaces: Any) -> Any:
+    """A new learner, its weights drawn by the run's seed."""
+    seed = int(generator(config.trainer.seed, 0, Purpose.INITIALISE).integers(2**63))
+    return _kind(config)(config.agent, spaces, generator=torch.Generator().manual_seed(seed))
+
+
+def _kind(config: RunConfig) -> type[Any]:
+    return registry.load_agent_for(type(config.task), config.task_name, config.agent_name)

@@ -1,0 +1,238 @@
+"""Configuration of a run: frozen dataclasses filled from a preset, a TOML file and the command line, in this order.
+
+Before the preset come the `defaults` that a task family or a learner's `Config` may have: tables as in a preset.
+
+Settings files and presets are TOML with the tables [task], [agent], [trainer] and [evaluation]; the command line spells
+the same settings `--agent.inner-lr 0.1`. What a run used in the end stands in its `config.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+import typing
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metarl.core.config import EvaluationConfig, TrainerConfig
+from metarl.core.errors import InputError, require
+from metarl.core.files import LARGEST_TEXT, parse_json, read_file, shown
+from metarl.core.settings import TABLES, convert, unknown_setting
+from metarl.core.settings import from_table as from_table
+from metarl.core.settings import read_toml as read_toml
+from metarl.runs import registry
+
+SPACES = "spaces"
+"""The entry of `config.json` that records how actions and observations are converted. It is not a setting."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's results.
+
+    Attributes:
+        task_name: registered name, or module:Class.
+        agent_name: registered name, or module:Class.
+        preset: the preset the settings started from, or None.
+        task: the task distribution.
+        agent: the agent's `Config`.
+        trainer: settings of the meta-training loop.
+        evaluation: settings of the evaluation.
+    """
+
+    task_name: str
+    agent_name: str
+    preset: str | None
+    task: Any
+    agent: Any
+    trainer: TrainerConfig
+    evaluation: EvaluationConfig
+
+
+def resolve(
+    task_name: str, agent_name: str, *, preset: str | None = None, config_file: Path | None = None
+) -> RunConfig:
+    """The configuration before any command-line flag: a file's settings over a preset's over the defaults.
+
+    Args:
+        task_name: registered name, or module:Class.
+        agent_name: registered name, or module:Class.
+        preset: a preset of (task, agent); None = "default" where there is one.
+        config_file: TOML file.
+
+    Raises:
+        InputError: an unknown name or setting, a wrong type, a value out of range, an unreadable file.
+    """
+    task_class = registry.load_task(task_name)
+    registry.kind_of_agent(task_class, task_name, agent_name)
+    file_tables = {} if config_file is None else read_toml(config_file)
+    if preset is None and "default" in registry.presets(task_name, agent_name):
+        preset = "default"
+    tables = {} if preset is None else registry.preset_table(task_name, agent_name, preset)
+    agent_class = registry.load_agent_for(task_class, task_name, agent_name)  # last: importing it takes seconds
+    if agent_name in registry.BASELINES:  # whose presets are another agent's
+        tables = tables or registry.baseline_changes(agent_name)
+        known = {field.name for field in dataclasses.fields(agent_class.Config) if field.init}
+        tables = {**tables, "agent": {key: tables["agent"][key] for key in known & tables.get("agent", {}).keys()}}
+    classes = (task_class, agent_class.Config)
+    layers = [*(getattr(kind, "defaults", {}) for kind in classes), tables]
+    config = _build(task_name, agent_name, preset, classes, _merged(layers))
+    if config_file is None:
+        return config
+    try:
+        parts = {name: from_table(type(base), file_tables.get(name, {}), name, base) for name, base in parts_of(config)}
+    except InputError as error:
+        raise InputError(f"{config_file}: {error}") from error
+    return dataclasses.replace(config, **parts)
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """`config` as JSON-ready plain data."""
+    plain: dict[str, Any] = {
+        "task_name": config.task_name,
+        "agent_name": config.agent_name,
+        "preset": config.preset,
+    }
+    for name, part in parts_of(config):
+        settings = dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
+        values = {field.name: getattr(part, field.name) for field in settings if field.init}
+        plain[name] = {key: _plain(value, f"{name}.{key}") for key, value in values.items()}
+    return plain
+
+
+def from_dict(plain: Mapping[str, Any], *, trusted: bool = False, paths: Mapping[str, str] | None = None) -> RunConfig:
+    """The inverse of `to_dict`.
+
+    Args:
+        plain: what `to_dict` returned, perhaps read from a run folder that came from elsewhere.
+        trusted: also accept names of the form module:Class, which import code.
+        paths: new values of the task's path settings, if its data was moved; other names are ignored.
+
+    Raises:
+        InputError: as `from_table`; or a name that is not registered while `trusted` is false.
+    """
+    known = {field.name for field in dataclasses.fields(RunConfig)} | {SPACES}
+    for key in plain:
+        if key not in known:
+            raise unknown_setting(key, key, known)
+    for key in ("task_name", "agent_name", *TABLES):
+        if key not in plain:
+            raise InputError(f"{key}: missing from the saved configuration")
+    task_name: str = convert(plain["task_name"], str, "task_name")
+    agent_name: str = convert(plain["agent_name"], str, "agent_name")
+    allowed = "a registered name, or module:Class with --trust (from Python, trusted=True), which imports code"
+    require(trusted or task_name in registry.names("task"), "task_name", task_name, allowed)
+    agents = {*registry.names("agent"), *registry.names("learner")}
+    require(trusted or agent_name in agents, "agent_name", agent_name, allowed)
+    encoder = own_encoder(plain)
+    allowed = "one of MetaRL's, or module:Class with --trust (from Python, trusted=True), which imports code"
+    require(trusted or encoder is None, "agent.encoder", encoder, allowed)
+    task_class = registry.load_task(task_name)
+    agent_class = registry.load_agent_for(task_class, task_name, agent_name)
+    preset = convert(plain.get("preset"), str | None, "preset")
+    convert(plain.get(SPACES, []), tuple[str, ...], SPACES)
+    tables = {name: plain[name] for name in TABLES}
+    moved = {name: path for name, path in (paths or {}).items() if name in path_settings(task_class)}
+    if moved and isinstance(tables["task"], Mapping):
+        tables["task"] = {**tables["task"], **moved}
+    return _build(task_name, agent_name, preset, (task_class, agent_class.Config), tables)
+
+
+def load_config(run_dir: Path, *, trusted: bool = False, paths: Mapping[str, str] | None = None) -> RunConfig:
+    """The configuration that a run folder was trained with.
+
+    Args:
+        run_dir: a folder with `config.json`.
+        trusted: as for `from_dict`.
+        paths: as for `from_dict`.
+
+    Raises:
+        InputError: not a run folder, or as `from_dict`.
+    """
+    return from_dict(read_saved(Path(run_dir)), trusted=trusted, paths=paths)
+
+
+def path_settings(cls: type[Any]) -> set[str]:
+    """The settings of a dataclass that are paths: they say where files lie, and results do not depend on them."""
+    hints = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
+    return {name for name, hint in hints.items() if Path in (hint, *typing.get_args(hint))}
+
+
+def _merged(layers: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Tables of settings, later ones over earlier ones."""
+    return {name: {key: value for layer in layers for key, value in layer.get(name, {}).items()} for name in TABLES}
+
+
+def _build(
+    task_name: str,
+    agent_name: str,
+    preset: str | None,
+    classes: tuple[type[Any], type[Any]],
+    tables: Mapping[str, Mapping[str, Any]],
+) -> RunConfig:
+    parts: list[tuple[str, type[Any]]] = list(zip(TABLES, (*classes, TrainerConfig, EvaluationConfig), strict=True))
+    built = {name: from_table(cls, tables.get(name, {}), name) for name, cls in parts}
+    return RunConfig(task_name, agent_name, preset, **built)
+
+
+def parts_of(config: RunConfig) -> list[tuple[str, Any]]:
+    """The four groups of settings with the names of their tables."""
+    return [(name, getattr(config, name)) for name in TABLES]
+
+
+def _plain(value: Any, field: str) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, field) for item in value]
+    if isinstance(value, Path):
+        return str(value.absolute())  # so that the run can be resumed from any working directory
+    value = value.item() if isinstance(value, np.generic) else value
+    fits = value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
+    require(fits, field, value, "a finite number, a text, true, false, None, a path or a list of these, to be saved")
+    return value
+
+
+def read_saved(run_dir: Path) -> dict[str, Any]:
+    """What `config.json` of a run folder holds, unchecked.
+
+    Raises:
+        InputError: not a run folder, or a damaged file.
+    """
+    path = run_dir / "config.json"
+    if run_dir.is_file():
+        what = "a zip file, such as Stable-Baselines3 saves," if zipfile.is_zipfile(run_dir) else "a file"
+        raise InputError(f"{run_dir}: is {what} and not a run folder; only those that metarl train filled are read")
+    try:
+        plain = parse_json(read_file(path, largest=LARGEST_TEXT))
+    except OSError as error:
+        raise InputError(f"{run_dir}: is not a run folder: config.json: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: is damaged: {error}") from error
+    if not isinstance(plain, dict):
+        raise InputError(f"{path}: is damaged: holds no configuration")
+    return plain
+
+
+def own_encoder(plain: Mapping[str, Any]) -> str | None:
+    """The user's own encoder, as module:Class, in a saved configuration; None if there is none."""
+    agent = plain.get("agent")
+    encoder = str(agent.get("encoder", "")) if isinstance(agent, Mapping) else ""
+    return encoder if ":" in encoder else None
+
+
+def resume_command(run_dir: Path) -> str:
+    """The shell command that resumes the run in `run_dir`.
+
+    It names the user's own classes, since code named in a run folder is not imported.
+    """
+    plain = read_saved(run_dir)
+    task, agent = (str(plain.get(f"{kind}_name", "")) for kind in ("task", "agent"))
+    own = [*([task] if ":" in task else []), *(["--agent", agent] if ":" in agent else [])]
+    encoder = own_encoder(plain)
+    flags = [] if encoder is None else ["--agent.encoder", encoder]
+    return shlex.join(["metarl", "train", *own, "--resume", str(shown(run_dir)), *flags])

@@ -1,0 +1,21 @@
+"""Chooses the device of a run."""
+
+from __future__ import annotations
+
+import torch
+
+from metarl.core.errors import InputError
+
+
+def select_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is CUDA where torch finds it. There, cuDNN's convolutions and recurrent networks
+    keep all bits of float32 from now on, as matrix products do: TensorFloat-32, torch's default for them, turned MAML's
+    meta-gradient on images of noise by a fifth of its length."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        reason = "this torch is a CPU build" if torch.version.cuda is None else "torch finds no CUDA device"
+        raise InputError(f"trainer.device = 'cuda': {reason}; use 'auto' or 'cpu'")
+    if not available or name == "cpu":
+        return torch.device("cpu")
+    torch.backends.cudnn.allow_tf32 = False
+    return torch.device("cuda")

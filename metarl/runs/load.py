@@ -1,0 +1,165 @@
+"""Loads trained runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from metarl.core.errors import printable, raised, require
+from metarl.core.learner import Learner
+from metarl.core.settings import unknown_setting
+from metarl.core.trainer import Trainer
+from metarl.runs import checkpoint
+from metarl.runs.build import build, collectors_of, distribution_of, observer_of
+from metarl.runs.config import SPACES, RunConfig, load_config, path_settings, read_saved
+from metarl.runs.fitting import of_another_learner, require_counts, require_fit
+from metarl.runs.folder import VALIDATION, best_iteration, decisive_settings
+from metarl.runs.other_tasks import Target, require_same_spaces
+from metarl.runs.tracking import read_metrics
+
+_logger = logging.getLogger(__name__)
+
+
+def restore(trainer: Trainer, run_dir: Path, *, config: RunConfig, which: str | int = "latest") -> None:
+    """Puts `trainer` where a checkpoint of `run_dir` was taken.
+
+    Args:
+        trainer: as `build` made it.
+        run_dir: the run folder.
+        config: the run's; a checkpoint that was made with other settings is not used.
+        which: "latest" for the newest that can be used, and a warning about newer ones that cannot; "best" for that
+            of `best_iteration`; or an iteration.
+
+    Raises:
+        InputError: there is no such checkpoint, or it is damaged or of another learner.
+    """
+    own = trainer.learner.state_dict()
+
+    def use(folder: Path, found: checkpoint.Checkpoint) -> None:
+        try:
+            require_fit(folder, found.state, own)
+            trainer.learner.load_state_dict(found.state)
+        except checkpoint.CheckpointError:
+            raise
+        except Exception as error:  # the learner may be foreign code, and so may the file
+            raise of_another_learner(folder, raised(error)) from error
+        require_counts(folder, found.manifest)
+
+    chosen = _chosen(which, trainer.learner, run_dir, decisive_settings(config), use)
+    extra = chosen.manifest["extra"]
+    trainer.iteration = chosen.iteration
+    trainer.env_steps = extra["env_steps"]
+    trainer.wall_s = float(extra["wall_s"])
+    _say_other_spaces(trainer, run_dir)
+
+
+def load(
+    run_dir: Path | str,
+    *,
+    checkpoint: str | int = "latest",
+    trusted: bool = False,
+    paths: Mapping[str, str] | None = None,
+) -> Any:
+    """The trained learner of a run folder, on the CPU.
+
+    Args:
+        run_dir: a folder that `metarl train` filled.
+        checkpoint: "latest" valid one, the "best" on validation tasks during training, or an iteration.
+        trusted: allow the folder's configuration to name code of its own (`module:Class`), which is imported.
+        paths: where the task's data lies now, if it was moved: {"root": "new/place"}.
+
+    Raises:
+        InputError: the folder holds no run, or no such checkpoint.
+    """
+    return load_trainer(run_dir, checkpoint=checkpoint, trusted=trusted, paths=paths).learner
+
+
+def load_trainer(
+    run_dir: Path | str,
+    *,
+    checkpoint: str | int = "latest",
+    trusted: bool = False,
+    seed: int | None = None,
+    on: Target | None = None,
+    paths: Mapping[str, str] | None = None,
+    **evaluation: Any,
+) -> Trainer:
+    """The trainer of a run folder with the learner of one of its checkpoints, for evaluation on the CPU.
+
+    Args:
+        run_dir: a folder that `metarl train` filled.
+        checkpoint: as in `load`.
+        trusted: as in `load`.
+        seed: of the evaluation; None for the run's.
+        on: other tasks than the run's, for evaluation.
+        paths: as in `load`.
+        **evaluation: settings of the evaluation that replace the run's.
+
+    Raises:
+        InputError: as `load`; the tasks of `on` have other observations, actions, inputs or classes than the run's.
+    """
+    run_dir = Path(run_dir).absolute()  # an environment may change the working directory
+    saved = load_config(run_dir, trusted=trusted, paths=paths)
+    known = path_settings(type(saved.task))
+    for name in paths or {}:
+        if name not in known:
+            raise unknown_setting(f"paths: {name}", name, known)
+    config = replace(
+        saved,
+        trainer=replace(saved.trainer, device="cpu", seed=saved.trainer.seed if seed is None else seed),
+        evaluation=replace(saved.evaluation, **{"every": 0, **evaluation}),  # nothing is trained between evaluations
+    )
+    trainer = build(config)
+    restore(trainer, run_dir, config=saved, which=checkpoint)
+    if on is not None:
+        before = trainer.evaluation_collector or trainer.collector
+        config = replace(config, task_name=on.name, task=on.task)
+        trainer.distribution = distribution_of(config)
+        there = collectors_of(config, trainer.distribution, trainer.learner.device)
+        require_same_spaces(on, there[0].spaces, getattr(before, "spaces", None))
+        trainer.collector, trainer.evaluation_collector = there
+        trainer.observer = observer_of(trainer.distribution, there[1])
+    return trainer
+
+
+def _chosen(
+    which: str | int,
+    learner: Learner[Any, Any, Any],
+    run_dir: Path,
+    settings: Mapping[str, Any],
+    use: Callable[[Path, checkpoint.Checkpoint], None],
+) -> checkpoint.Checkpoint:
+    """The checkpoint that `restore` was asked for, after `use` took it."""
+    if which == "latest":
+        newest = checkpoint.latest(run_dir, config=settings, use=use)
+        for reason in newest.skipped:
+            _logger.warning("%s; going on from iteration %d", printable(reason), newest.iteration)
+        return newest
+    folders = {str(iteration): folder for iteration, folder in checkpoint.list_checkpoints(run_dir).items()}
+    there = ", ".join(folders) or "none"
+    if which == "best":
+        best = best_iteration(run_dir, learner)
+        require(best is not None, "checkpoint", which, f"one of {there}: none of them was evaluated (evaluation.every)")
+        if not any(VALIDATION in row for row in read_metrics(run_dir)):
+            _logger.warning(
+                "%s: no validation scores, so iteration %s was chosen by its score on test tasks; the best of several "
+                "test scores is too optimistic; --evaluation.every N in training measures validation scores",
+                *(run_dir, best),
+            )
+        which = str(best)
+    require(str(which) in folders, "checkpoint", which, f"latest, best or an iteration, one of {there}")
+    found = checkpoint.load(folders[str(which)], config=settings)
+    use(folders[str(which)], found)
+    return found
+
+
+def _say_other_spaces(trainer: Trainer, run_dir: Path) -> None:
+    """Warns if actions and observations are now converted differently than in training."""
+    saved, now = read_saved(run_dir).get(SPACES, []), list(trainer.space_notes or ())
+    if saved != now:
+        then, still = ("; ".join(notes) or "nothing changed" for notes in (saved, now))
+        text = "%s: actions or observations are converted differently than in training. In training: %s. Now: %s"
+        _logger.warning(text, run_dir, then, still)

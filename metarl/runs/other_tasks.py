@@ -1,0 +1,95 @@
+"""Evaluation of a trained run on tasks that it was not trained on: another family, or its own with other settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from metarl.core.errors import InputError, require
+from metarl.core.learner import Spaces
+from metarl.core.settings import from_table
+from metarl.fewshot.base.examples import ExampleSpaces
+from metarl.rl.tasks import EnvTaskDistribution
+from metarl.runs import registry
+from metarl.runs.config import RunConfig, to_dict
+
+# How an agent meets tasks, not which tasks there are: another family takes these from the run where it has them.
+CARRIED = ("horizon", "action_limit", "contact_forces", "num_ways", "num_shots", "num_queries")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Tasks to evaluate on.
+
+    Attributes:
+        name: of the family, as registered or module:Class.
+        task: the task distribution.
+    """
+
+    name: str
+    task: Any
+
+
+def target_family(config: RunConfig, on: str | None, *, trusted: bool = False) -> Target:
+    """The family called `on`, with its own settings but for those in `CARRIED`, which are the run's.
+
+    Args:
+        config: the run's.
+        on: registered name, or module:Class; None or the run's own family for its own settings.
+        trusted: accept module:Class, which imports code.
+
+    Raises:
+        InputError: no such family; or one of another kind: a run that learned to act needs environments.
+    """
+    if on is None or on == config.task_name:
+        return Target(config.task_name, config.task)
+    require(trusted or ":" not in on, "--on", on, "a registered name, or with --trust module:Class")
+    family = registry.load_task(on)
+    acting = isinstance(config.task, EnvTaskDistribution)
+    kind = "environments" if acting else "examples"
+    fits = acting == issubclass(family, EnvTaskDistribution)
+    require(fits, "--on", on, f"a family of {kind}, as {config.task_name}, on which the run was trained")
+    fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(family) if dataclasses.is_dataclass(family) else ()
+    known = [field.name for field in fields]
+    carried = {name: getattr(config.task, name) for name in CARRIED if name in known and hasattr(config.task, name)}
+    return Target(on, from_table(family, carried, "task"))
+
+
+def require_same_spaces(target: Target, there: Any, own: Any) -> None:
+    """Raises `InputError` naming both if a learner built for the spaces `own` cannot use those of `target`, `there`."""
+    if _shapes(there) != _shapes(own):
+        raise InputError(f"{target.name}: has {_shapes(there)}; the run was trained with {_shapes(own)}")
+
+
+def describe_transfer(report: Mapping[str, Any], config: RunConfig, target: Target) -> dict[str, Any]:
+    """`report` with `trained_on` and `evaluated_on`: each the name of a family and its settings.
+
+    `splits` speaks of the evaluated family's own training tasks; where the run met others, it becomes "transfer".
+    """
+    there = dataclasses.replace(config, task_name=target.name, task=target.task)
+    both = {"trained_on": config, "evaluated_on": there}
+    said = {key: {"task_name": to_dict(c)["task_name"], "task": to_dict(c)["task"]} for key, c in both.items()}
+    splits = report["splits"] if _same_training(config, target) else "transfer"
+    return {**report, **said, "splits": splits}
+
+
+def _shapes(spaces: Any) -> str:
+    if isinstance(spaces, Spaces):
+        actions = f"{spaces.action_size} discrete actions" if spaces.discrete else f"actions ({spaces.action_size},)"
+        return f"observations ({spaces.observation_size},) and {actions}"
+    if isinstance(spaces, ExampleSpaces):
+        outputs = f"{spaces.num_outputs} classes" if spaces.discrete else f"targets ({spaces.num_outputs},)"
+        described = f", described by ({spaces.description_size},)" if spaces.description_size else ""
+        return f"inputs {spaces.input_shape} and {outputs}{described}"
+    return "unknown spaces"
+
+
+def _same_training(config: RunConfig, target: Target) -> bool:
+    """Whether the run trained on what `target` calls training: the same family, with the settings that decide it."""
+    if target.name != config.task_name:
+        return False
+    own, there = (to_dict(c)["task"] for c in (config, dataclasses.replace(config, task=target.task)))
+    changed = [name for name, value in there.items() if value != own[name]]
+    return all(name in CARRIED or name.startswith("test_") for name in changed)

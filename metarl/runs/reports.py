@@ -1,0 +1,107 @@
+"""Reports of an evaluation, and the files that hold them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from metarl.core.errors import InputError, require
+from metarl.core.evaluation import AdaptationCurve, adaptation_controls, choose_step_scale
+from metarl.core.files import parse_json, read_file, write_atomically, writing
+from metarl.core.trainer import Trainer
+from metarl.fewshot.base.baseline import evaluate_baseline
+from metarl.fewshot.base.examples import ExampleTaskDistribution
+from metarl.report import plots
+
+MAX_CONTROL_TASKS = 5
+
+
+def choose_step_size(trainer: Trainer) -> dict[str, Any]:
+    """Gives `trainer` its learner with the step size that is best on validation tasks.
+
+    Returns:
+        JSON-ready: `step_scale`, the factor on the learner's own, and `validation`, the mean score with every factor.
+
+    Raises:
+        InputError: the learner has no step size that could be chosen.
+    """
+    learner, settings = trainer.learner, trainer.evaluation
+    steps = settings.num_adaptation_steps
+    fits = getattr(learner, "has_step_size", False) and steps > 0
+    require(fits, "--choose-step-size", "given", "for RL agents that take gradient steps, and for some steps")
+    collector = trainer.evaluation_collector or trainer.collector
+    trainer.learner, scores = choose_step_scale(
+        learner,
+        collector,
+        trainer.distribution,
+        num_tasks=settings.num_tasks,
+        num_steps=steps,
+        seed=trainer.config.seed,
+        batch_size=trainer.config.meta_batch_size,
+    )
+    best = max(scores, key=lambda factor: scores[factor])
+    return {"step_scale": best, "validation": {str(factor): score for factor, score in scores.items()}}
+
+
+def describe(trainer: Trainer, curve: AdaptationCurve, *, controls: bool) -> dict[str, Any]:
+    """`curve` as JSON-ready data, with the controls on up to five test tasks, and what few-shot scores stand beside."""
+    report = curve.to_json()
+    report["settings"] = dict(getattr(trainer.learner, "settings", {}))
+    if isinstance(trainer.distribution, ExampleTaskDistribution):
+        report["protocol"] = trainer.distribution.caption
+        baseline = evaluate_baseline(trainer.distribution, curve.tasks, seed=trainer.config.seed)
+        if baseline is not None:
+            report["baseline"] = baseline
+    if controls and trainer.learner.num_adaptation_steps > 0:
+        tasks = list(curve.tasks)[:MAX_CONTROL_TASKS]
+        report["cross_adaptation"] = adaptation_controls(
+            trainer.learner,
+            trainer.evaluation_collector or trainer.collector,
+            tasks,
+            num_replicates=max(1, trainer.evaluation.num_tasks // len(tasks)),
+            seed=trainer.config.seed,
+        )
+    return report
+
+
+def write_report(report: Mapping[str, Any], run_dir: Path) -> None:
+    """Writes `adaptation.json` and `adaptation.png`."""
+    write_json(report, run_dir / "adaptation.json")
+    plots.save_figure(plots.adaptation_figure(report), run_dir / "adaptation.png")
+
+
+def write_paths(paths: Mapping[str, Any], run_dir: Path) -> None:
+    """Writes `paths.json` and `paths.png`."""
+    write_json(paths, run_dir / "paths.json", indent=None)
+    plots.save_figure(plots.paths_figure(paths), run_dir / "paths.png")
+
+
+def read_report(run_dir: Path, name: str = "adaptation.json") -> dict[str, Any]:
+    """What `adaptation.json` holds, or another of the run's JSON files.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    path = run_dir / name
+    try:
+        report: dict[str, Any] = parse_json(read_file(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: is damaged: {error}") from error
+    if not isinstance(report, dict):
+        raise InputError(f"{path}: is damaged: holds no report")
+    return report
+
+
+def write_json(value: Mapping[str, Any], path: Path, *, indent: int | None = 1) -> None:
+    """Writes JSON so that `path` holds the old content or the whole new one.
+
+    Raises:
+        InputError: `path` cannot be written.
+        WriteError: the disk is full.
+    """
+    with writing(path):
+        write_atomically(path, (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode())

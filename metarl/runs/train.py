@@ -1,0 +1,74 @@
+"""Trains a run in its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from metarl.core.errors import InputError, require
+from metarl.core.files import WriteError, shown
+from metarl.core.trainer import Callback
+from metarl.rl.routes import paths_of, paths_to_json
+from metarl.runs import checkpoint
+from metarl.runs.build import build
+from metarl.runs.config import RunConfig, read_saved, resume_command
+from metarl.runs.folder import RunFolder, claimed, decisive_settings, what_is_left
+from metarl.runs.load import restore
+from metarl.runs.reports import describe, write_paths, write_report
+from metarl.runs.tracking import flatten
+
+
+def train(
+    config: RunConfig, run_dir: Path, *, resume: bool = False, callbacks: tuple[Callback, ...] = ()
+) -> dict[str, Any] | None:
+    """Trains, evaluates and fills `run_dir`.
+
+    No other process can train in `run_dir` meanwhile.
+
+    Args:
+        config: the run.
+        run_dir: its folder, made if it does not exist.
+        resume: go on from the newest valid checkpoint in `run_dir`.
+        callbacks: called before the folder's own, which writes what they add to an iteration's scalars.
+
+    Returns:
+        What `adaptation.json` holds; None if the run was stopped before its evaluation.
+
+    Raises:
+        InputError: as `build` and `restore`; the folder cannot be made, is in use, or holds a run that is not to be
+            resumed or was made with other settings.
+        WriteError: the disk is full; says from which checkpoint the run can be resumed.
+    """
+    run_dir = run_dir.absolute()  # an environment may change the working directory
+    with claimed(run_dir):
+        if resume:
+            _require_same_run(config, run_dir)
+        elif checkpoint.list_checkpoints(run_dir):
+            how = f"go on with {resume_command(run_dir)}, or name another folder"
+            raise InputError(f"run_dir = {str(shown(run_dir))!r}: holds a trained run; {how}")
+        trainer = build(config)
+        if resume:
+            restore(trainer, run_dir, config=config)
+        trainer.callbacks = (*callbacks, RunFolder(run_dir, config))
+        trainer.nonfinite_dir = run_dir / "nonfinite"
+        try:
+            curve = trainer.run()
+            if curve is None:
+                return None
+            for callback in trainer.callbacks:
+                callback.before_evaluation(trainer)
+            report = describe(trainer, curve, controls=config.evaluation.controls)
+            write_report(report, run_dir)
+            if paths := paths_of(trainer.observer):
+                write_paths(paths_to_json(paths, unit=curve.unit), run_dir)
+        except WriteError as error:
+            raise WriteError(f"{error}; {what_is_left(run_dir)}") from None
+        return report
+
+
+def _require_same_run(config: RunConfig, run_dir: Path) -> None:
+    saved = flatten(read_saved(run_dir))
+    for setting, value in decisive_settings(config).items():
+        if setting in saved:
+            allowed = f"{saved[setting]!r}, as in the run {shown(run_dir)}: its results depend on it"
+            require(value == saved[setting], setting, value, allowed)
