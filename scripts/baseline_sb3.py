@@ -140,7 +140,7 @@ def make_model(algorithm: Any, env: Any, settings: dict[str, Any], parsed: argpa
                 f"--pretrained = {str(parsed.pretrained)!r}: is no {algorithm.__name__} for these tasks: {said}"
             ) from error
     try:
-        policy = "MlpLstmPolicy" if algorithm.__name__ == "RecurrentPPO" else "MlpPolicy"
+        policy = "MlpPolicy" if "MlpPolicy" in algorithm.policy_aliases else "MlpLstmPolicy"
         return algorithm(policy, env, device=parsed.device, **settings)
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"--algorithm = {algorithm.__name__!r}: cannot be made so: {one_line(error)}") from error

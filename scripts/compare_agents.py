@@ -3,13 +3,14 @@
     python scripts/compare_agents.py runs/maml-0 runs/maml-1 runs/rl2-0 --json compare.json --picture compare.png
     python scripts/compare_agents.py --from compare.json --picture compare.png
 
-A budget is a number of trajectories of the test task that the agent may learn from before it is scored. Agents that
-adapt by gradient take it in steps of at most their own number of trajectories (2 are one step on two trajectories,
-40 are two steps on twenty); RL² is scored on the trajectory after as many. Runs of one agent and preset are its seeds.
-The size of the steps, in units of the agent's own, is chosen from one grid on validation tasks: those of the training
-split, with random numbers of their own. All agents meet the same tasks with the same random numbers. Intervals of
-several seeds are those of `metarl.core.statistics.crossed_interval`; their differences from the first agent follow,
-paired by task and seed.
+A budget is a number of trajectories of the test task that the agent may learn from before it is scored. An agent that
+adapts by gradient steps takes at most its own number of trajectories a step: a budget of 2 is one step on two
+trajectories, a budget of 40 is two steps on twenty. An agent with a memory is scored on the trajectory after as many.
+
+Runs of one agent and preset count as its seeds. The step size is chosen from one grid of factors on validation tasks,
+which are tasks of the training split with their own random numbers. All agents get the same tasks and random numbers.
+Intervals of several seeds come from `metarl.core.statistics.crossed_interval`. The differences from the first agent
+follow, paired by task and seed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +28,17 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
-from results_table import difference, summary, values_of
+from results_table import BUDGETS, difference, summary, values_of
 
 from metarl.core.errors import InputError, require
 from metarl.core.evaluation import AdaptationCurve, choose_step_scale, evaluate
 from metarl.core.statistics import Array
 from metarl.rl.rollout import RolloutCollector
 from metarl.rl.tasks import EnvTaskDistribution
-from metarl.runs.config import load_config
+from metarl.runs.config import RunConfig, load_config
 from metarl.runs.load import load_trainer
 from metarl.runs.reports import read_report
 
-BUDGETS = (0, 1, 2, 20, 40, 60)
 PARALLEL_TRIALS = 5  # of an agent with a memory, on each test task
 CONTROLS = {"own task": "D", "another task": "X", "no reward": "o", "nothing": "|"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933", "#882255", "#332288", "#000000")
@@ -44,7 +46,7 @@ COLOURS += ("#777777", "#AA4499", "#44AA99", "#BBBBBB", "#661100", "#88CCEE")
 
 
 class Budget:
-    """Few trajectories to learn from, many to be scored on."""
+    """A collector with few trajectories to learn from and many to be scored on."""
 
     acts = True
 
@@ -54,7 +56,7 @@ class Budget:
 
 
 def measure(run_dir: Path, num_tasks: int, seed: int) -> dict[str, Any]:
-    """Scores of one run at every budget, its step size chosen on validation tasks."""
+    """Scores of one run at every budget; its step size is chosen on validation tasks."""
     config = load_config(run_dir)
     trainer = load_trainer(run_dir)
     tasks = trainer.distribution
@@ -82,11 +84,8 @@ def measure(run_dir: Path, num_tasks: int, seed: int) -> dict[str, Any]:
                 support = RolloutCollector(tasks, num_trajectories=budget // steps)
                 points[budget] = curve_of(Budget(support, query), steps), steps
                 support.close()
-    variant = "" if config.preset in (None, "default") else f" ({config.preset})"
-    if config.agent_name == "rl2":
-        variant = f" ({config.agent.memory})"
     return {
-        "label": config.agent_name + variant,
+        "label": label_of(config),
         "task": config.task_name,
         "seed": config.trainer.seed,
         "iterations": trainer.iteration,
@@ -98,15 +97,27 @@ def measure(run_dir: Path, num_tasks: int, seed: int) -> dict[str, Any]:
     }
 
 
+def label_of(config: RunConfig) -> str:
+    """The agent and, in brackets, its kind of memory if it has one, or a preset other than "default"."""
+    preset = None if config.preset == "default" else config.preset
+    variant = asdict(config.agent).get("memory", preset)
+    return config.agent_name if variant is None else f"{config.agent_name} ({variant})"
+
+
 def scores_at(points: Mapping[int, tuple[AdaptationCurve, int]]) -> dict[str, Any]:
-    """Tasks, and the scores on them at every budget, [budgets][tasks x replicates], from a curve and a step of each.
+    """The test tasks, and the scores on them, [budgets][tasks x replicates].
+
+    Args:
+        points: for each budget, a curve and the step of it that has learned from so many trajectories.
 
     Raises:
         ValueError: the curves are of different tasks.
     """
     (tasks, *others) = [list(map(str, points[budget][0].tasks)) for budget in BUDGETS]
     if any(other != tasks for other in others):
-        raise ValueError(f"budgets {list(BUDGETS)} were measured on different tasks; measure all on the same")
+        raise ValueError(
+            f"the budgets {list(BUDGETS)} were measured on different tasks; measure all of them on the same tasks"
+        )
     found = [(curve.values[step].ravel(), curve.env_steps[step]) for curve, step in map(points.__getitem__, BUDGETS)]
     return {
         "tasks": tasks,
@@ -129,8 +140,9 @@ def controls_of(report: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def summarise(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means over the seeds of each label, with 95 % intervals over seeds and their common tasks. The differences from
-    the first label are paired by task and seed.
+    """Means over the seeds of each label, with 95 % intervals over the seeds and their common tasks.
+
+    The differences from the first label are paired by task and seed.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
@@ -162,11 +174,11 @@ def _rounded(mean: Array, low: Array, high: Array) -> dict[str, list[float]]:
 
 
 def draw(task: str, rows: Sequence[dict[str, Any]]) -> Figure:
-    """Return against environment steps spent on the test task, and what the controls say."""
+    """Return against environment steps spent on the test task, and the results of the controls."""
     figure = Figure(figsize=(13.0, 5.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.4, 1.0))
     linear = min(row["env_steps"][1] for row in rows)
-    for colour, row in zip(COLOURS, rows, strict=False):
+    for colour, row in zip(cycle(COLOURS), rows, strict=False):
         many = len(row["seeds"]) > 1
         label = f"{row['label']}, {len(row['seeds'])} seeds" if many else f"{row['label']}, 1 seed"
         left.plot(row["env_steps"], row["mean"], color=colour, marker="o", markersize=4, linewidth=1.6, label=label)
@@ -179,7 +191,7 @@ def draw(task: str, rows: Sequence[dict[str, Any]]) -> Figure:
     left.set_ylabel("return")
     left.set_title(f"{task}: what a budget of trajectories buys")
     left.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    with_controls = [(colour, row) for colour, row in zip(COLOURS, rows, strict=False) if row["controls"]]
+    with_controls = [(colour, row) for colour, row in zip(cycle(COLOURS), rows, strict=False) if row["controls"]]
     for place, (colour, row) in enumerate(reversed(with_controls)):
         for name, marker in CONTROLS.items():
             right.plot(row["controls"][name], place, marker=marker, color=colour, markersize=9, markerfacecolor="none")
@@ -196,7 +208,7 @@ def draw(task: str, rows: Sequence[dict[str, Any]]) -> Figure:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """One line of text per agent, then one per difference from the first."""
+    """One line of text for each agent, then one for each difference from the first agent."""
     lines = ["agent                 seeds  " + "".join(f"{budget:>24}" for budget in rows[0]["budgets"])]
     lines += [f"{row['label']:22}{len(row['seeds']):5}  {_scores(row)}" for row in rows]
     pairs = [row for row in rows if row["above_first"]]
@@ -215,10 +227,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR")
     parser.add_argument("--from", dest="source", type=Path, help="a file that --json wrote, instead of run folders")
-    parser.add_argument("--tasks", type=int, default=40)
+    parser.add_argument("--tasks", type=int, default=40, help="test episodes (%(default)s)")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the evaluation")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--json", type=Path, help="write all scores there")
+    parser.add_argument("--picture", type=Path, help="draw them there: a png, pdf or svg file")
     parsed = parser.parse_args()
     try:
         require(bool(parsed.runs) != bool(parsed.source), "runs", len(parsed.runs), "run folders, or --from FILE")

@@ -1,11 +1,11 @@
-"""Trained bandit players beside the classical ones: return with intervals, and regret per pull as a picture.
+"""Trained bandit players beside classical ones: return with intervals, and a picture of the regret per pull.
 
     python scripts/train_bandit.py --agent rl2 --preset 100x5 --run-dir runs/bandit-100x5
     python scripts/compare_bandits.py runs/bandit-100x5 --json compare.json --picture regret.png
 
-All players meet the same bandits with the same luck. Runs with the same number of arms and pulls share a panel. The
-best a player can do is the exact Bayes optimum for 10 pulls; for 100 it is out of reach, and the finite-horizon Gittins
-index stands in for it, which is not optimal with a finite horizon but close.
+All players get the same bandits with the same random numbers. Runs with the same number of arms and pulls share a
+panel. For up to 10 pulls the bound is the exact Bayes optimum. For more pulls that takes too long to compute, and the
+return of the finite-horizon Gittins index is used instead, which is close to the optimum.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ GREYS = {"Thompson": (0, (1, 1)), "tuned UCB": (0, (4, 2)), "greedy": (0, (6, 2,
 
 
 def classical(num_pulls: int, seed: int) -> dict[str, yardsticks.Policy]:
-    """The classical players by name, each with a generator of its own."""
+    """The classical players by name, each with its own generator."""
     rngs = iter(np.random.default_rng(seed).spawn(8))
     return {
         "random": yardsticks.uniform(next(rngs)),
@@ -44,7 +44,7 @@ def classical(num_pulls: int, seed: int) -> dict[str, yardsticks.Policy]:
 
 
 def learned(learner: Any, rng: np.random.Generator) -> yardsticks.Policy:
-    """A learner with a memory, for which a trial is one trajectory of all pulls."""
+    """The policy of a learner with a memory; a trial is one trajectory of all pulls."""
     player = Remembering(learner, rng)
 
     def policy(play: yardsticks.Play) -> Any:
@@ -58,7 +58,7 @@ def learned(learner: Any, rng: np.random.Generator) -> yardsticks.Policy:
 
 
 def compare(runs: Mapping[str, Any], num_arms: int, num_pulls: int, num_episodes: int, seed: int) -> dict[str, Any]:
-    """One panel: everybody's return and regret on the same episodes."""
+    """One panel: the return and regret of all players on the same episodes."""
     rng = np.random.default_rng([seed, num_arms, num_pulls])
     probabilities, luck = rng.random((num_episodes, num_arms)), rng.random((num_episodes, num_pulls))
     players = classical(num_pulls, seed) | {label: learned(run, rng.spawn(1)[0]) for label, run in runs.items()}
@@ -82,7 +82,7 @@ def compare(runs: Mapping[str, Any], num_arms: int, num_pulls: int, num_episodes
 
 
 def draw(panels: list[dict[str, Any]]) -> Figure:
-    """Regret per pull, a panel for each kind of bandit."""
+    """Regret per pull, with a panel for each number of arms and pulls."""
     figure = Figure(figsize=(5.2 * len(panels), 4.4), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         pulls = np.arange(1, panel["num_pulls"] + 1)
@@ -109,9 +109,9 @@ def main() -> int:
         for path in parsed.runs:
             label, config, learner = load(path, "bandit")
             length = config.agent.trajectories_per_trial
-            require(length == 1, path, length, "trained on trials of one trajectory of all pulls")
+            require(length == 1, path, length, "trained on trials of one trajectory with all pulls")
             runs = kinds.setdefault((config.task.num_arms, config.task.num_pulls), {})
-            require(label not in runs, "label", label, "another one for each run on the same bandits")
+            require(label not in runs, "label", label, "different for each run on the same bandits")
             runs[label] = learner
     except InputError as error:
         print(error, file=sys.stderr)

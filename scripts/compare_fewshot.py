@@ -3,10 +3,10 @@
     metarl train omniglot --agent proto --task.root DATA --run-dir runs/proto
     python scripts/compare_fewshot.py runs/proto runs/maml --json compare.json
 
-Learners that compare (prototypes, matching, ...) are tested on every number of classes and examples; the others have a
-network with a fixed number of outputs and are tested as they were trained. Every cell is of `--episodes` test episodes
-with its own 95 % interval, and beside it stands what comparing pixels gives on the same episodes. What a run was
-trained on is read from its folder. Published figures are those of few-shot papers under protocols of their own.
+Metric learners (prototypes, matching, ...) are tested on every number of classes and examples. The other learners have
+a network with a fixed number of outputs and are tested as they were trained. Every cell averages `--episodes` test
+episodes and has a 95 % interval. It also has the accuracy that comparing pixels reaches on the same episodes. The
+training setting is read from the run folder. The published figures come from papers with protocols of their own.
 """
 
 from __future__ import annotations
@@ -25,22 +25,24 @@ from metarl.runs.config import load_config
 from metarl.runs.load import load_trainer
 from metarl.runs.reports import write_json
 
-# Accuracy in percent on 5-way 1-shot, 5-way 5-shot, 20-way 1-shot and 20-way 5-shot. Matching, MAML, Relation, Reptile
-# and Proto: their papers (arXiv:1606.04080, 1703.03400, 1711.06025, 1803.02999, 1703.05175; Reptile without
-# transduction); Siamese: as re-run by Vinyals et al. 2016.
-PUBLISHED: dict[str, tuple[float, float, float, float]] = {
-    "proto": (98.8, 99.7, 96.0, 98.9),
-    "matching": (98.1, 98.9, 93.8, 98.5),
-    "maml": (98.7, 99.9, 95.8, 98.9),
-    "relation": (99.6, 99.8, 97.6, 99.1),
-    "siamese": (97.3, 98.4, 88.2, 97.0),
-    "reptile": (95.4, 98.9, 88.1, 96.7),
+# Published accuracy in percent by family and learner, on 5-way 1-shot, 5-way 5-shot, 20-way 1-shot and 20-way 5-shot.
+# Matching, MAML, Relation, Reptile and Proto: their papers (arXiv:1606.04080, 1703.03400, 1711.06025, 1803.02999,
+# 1703.05175; Reptile without transduction); Siamese: as re-run by Vinyals et al. 2016.
+PUBLISHED: dict[str, dict[str, tuple[float, float, float, float]]] = {
+    "omniglot": {
+        "proto": (98.8, 99.7, 96.0, 98.9),
+        "matching": (98.1, 98.9, 93.8, 98.5),
+        "maml": (98.7, 99.9, 95.8, 98.9),
+        "relation": (99.6, 99.8, 97.6, 99.1),
+        "siamese": (97.3, 98.4, 88.2, 97.0),
+        "reptile": (95.4, 98.9, 88.1, 96.7),
+    }
 }
 CELLS = ((5, 1), (5, 5), (20, 1), (20, 5))
 
 
 def test_run(run_dir: Path, *, episodes: int, queries: int | None) -> dict[str, Any]:
-    """All that can be said of one run."""
+    """How one run was trained, and its accuracies."""
     config = load_config(run_dir)
     trainer = load_trainer(run_dir, num_tasks=episodes)
     ways = sorted({ways for ways, _ in CELLS}) if trainer.learner.unit == "shots" else [config.task.num_ways]
@@ -60,12 +62,12 @@ def test_run(run_dir: Path, *, episodes: int, queries: int | None) -> dict[str, 
         "rotated_test_classes": config.task.test_rotations,
         "settings": trainer.learner.settings,
         "cells": cells,
-        "published": PUBLISHED.get(config.agent_name) if config.task_name == "omniglot" else None,
+        "published": PUBLISHED.get(config.task_name, {}).get(config.agent_name),
     }
 
 
 def test_task(config: Any, trained: Any, episodes: int) -> list[dict[str, Any]]:
-    """One cell for each number of shots, all of them from one set of episodes."""
+    """One cell for each number of shots; all cells use the same episodes."""
     trainer = build(replace(config, trainer=replace(config.trainer, device="cpu")))
     trainer.learner.load_state_dict(trained.learner.state_dict())
     by_shots = trainer.learner.unit == "shots"
@@ -88,7 +90,7 @@ def test_task(config: Any, trained: Any, episodes: int) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """A Markdown table: accuracy in percent with its interval, the published figure in brackets."""
+    """A Markdown table: accuracy in percent with its interval, and the published figure in brackets."""
     names = [f"{ways}-way {shots}-shot" for ways, shots in CELLS]
     lines = ["| " + " | ".join(["learner", "trained", "iterations", "batch norm", *names]) + " |", "|---" * 8 + "|"]
     for row in rows:
@@ -108,7 +110,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
     parser.add_argument("--episodes", type=int, default=1000, help="test episodes of every cell")
-    parser.add_argument("--queries", type=int, help="query examples of a class; each run's own number by default")
+    parser.add_argument("--queries", type=int, help="query examples of each class (default: the run's own number)")
     parser.add_argument("--json", type=Path)
     parsed = parser.parse_args()
     rows = []

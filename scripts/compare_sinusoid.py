@@ -1,10 +1,10 @@
-"""Mean squared error on sine waves after 0 to 10 gradient steps, of every learner that takes some, as a picture.
+"""Mean squared error on sine waves after 0 to 10 gradient steps, for every learner with a preset, as a picture.
 
     python scripts/compare_sinusoid.py --runs runs/sinusoid --json sinusoid.json --picture sinusoid.png
 
-Trains each learner with its preset into a folder of its own (minutes each; a folder that holds a finished run
-is used as it is) and tests all of them on the same 600 waves and points. The oracle is told amplitude and phase: it has
-nothing to adapt to and is drawn as a line.
+Trains every learner that has a preset for `sinusoid`, each into a folder of its own; this takes minutes for each. A
+folder that holds a finished run is used as it is. All learners are tested on the same 600 waves and points. The oracle
+has amplitude and phase among its inputs: it need not adapt, and is drawn as a line.
 """
 
 from __future__ import annotations
@@ -16,33 +16,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from comparing import with_iterations
 from matplotlib.figure import Figure
 
 from metarl.report import plots
 from metarl.runs.config import resolve
+from metarl.runs.registry import LEARNERS, presets
 from metarl.runs.reports import read_report, write_json
 from metarl.runs.train import train
 
-LEARNERS = {
-    "MAML": ("maml", "default"),
-    "FOMAML": ("fomaml", "default"),
-    "Meta-SGD": ("meta-sgd", "default"),
-    "Reptile": ("reptile", "default"),
-    "fine-tune": ("fine-tune", "default"),
-    "oracle": ("fine-tune", "oracle"),
-}
+ORACLE = "oracle"  # a preset
+NAMES = {"maml": "MAML", "fomaml": "FOMAML", "meta-sgd": "Meta-SGD", "reptile": "Reptile"}
 
 
-def report_of(label: str, folder: Path, *, iterations: int | None, seed: int) -> dict[str, Any]:
-    """What `adaptation.json` of the learner's run holds; trains it where there is none."""
-    run_dir = folder / label.lower()
+def learners() -> dict[str, tuple[str, str]]:
+    """Learner and preset by label: those with a default preset in the registry's order, then the oracle."""
+    found = {}
+    for preset in ("default", ORACLE):
+        for name in LEARNERS:
+            if preset in presets("sinusoid", name):
+                found[ORACLE if preset == ORACLE else NAMES.get(name, name)] = (name, preset)
+    return found
+
+
+def report_of(run_dir: Path, agent: str, preset: str, *, iterations: int | None, seed: int) -> dict[str, Any]:
+    """The contents of the run's `adaptation.json`; trains the learner if the file is missing."""
     if not (run_dir / "adaptation.json").is_file():
-        agent, preset = LEARNERS[label]
         config = resolve("sinusoid", agent, preset=preset)
-        trainer = replace(config.trainer, seed=seed, iterations=iterations or config.trainer.iterations)
-        if getattr(config.agent, "schedule_iterations", None):
-            config = replace(config, agent=replace(config.agent, schedule_iterations=trainer.iterations))
-        train(replace(config, trainer=trainer), run_dir)
+        config = with_iterations(config, iterations or config.trainer.iterations)
+        train(replace(config, trainer=replace(config.trainer, seed=seed)), run_dir)
     return read_report(run_dir)
 
 
@@ -52,7 +54,7 @@ def picture(reports: dict[str, dict[str, Any]]) -> Figure:
     axes = figure.add_subplot()
     for (label, report), colour in zip(reports.items(), plots.COLOURS, strict=False):
         steps = np.arange(len(report["mean"]))
-        if label == "oracle":
+        if label == ORACLE:
             axes.axhline(report["mean"][0], color=colour, linestyle=":", label=label)
             continue
         axes.plot(steps, report["mean"], color=colour, marker="o", markersize=4, label=label)
@@ -65,15 +67,16 @@ def picture(reports: dict[str, dict[str, Any]]) -> Figure:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs' folders")
-    parser.add_argument("--iterations", type=int, help="of each; the preset's number by default")
+    parser.add_argument("--runs", type=Path, required=True, help="folder for the run folders")
+    parser.add_argument("--iterations", type=int, help="of each run (default: its preset's)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)
     parsed = parser.parse_args()
     reports = {}
-    for label in LEARNERS:
-        reports[label] = report_of(label, parsed.runs, iterations=parsed.iterations, seed=parsed.seed)
+    for label, (agent, preset) in learners().items():
+        run_dir = parsed.runs / label.lower()
+        reports[label] = report_of(run_dir, agent, preset, iterations=parsed.iterations, seed=parsed.seed)
         print(f"{label:10}", " ".join(f"{value:.3f}" for value in reports[label]["mean"]), flush=True)
     if parsed.json:
         kept = ("mean", "ci_low", "ci_high", "num_tasks", "env_steps")

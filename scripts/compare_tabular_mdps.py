@@ -1,11 +1,11 @@
-"""Trained players of random MDPs beside planners that know the family: return of a whole trial, with intervals.
+"""Trained players of random MDPs beside planners that have the family's prior: return of a trial, with intervals.
 
     python scripts/train_tabular_mdp.py --agent rl2 --run-dir runs/tabular-mdp
     python scripts/compare_tabular_mdps.py runs/tabular-mdp --json compare.json
 
-All players meet the same MDPs with the same luck and noise. The bound is the optimum of an MDP that is known from the
-start, which no learner can reach. "greedy" plans with the posterior's means before an episode, "tuned bonus" adds
-0.5 / sqrt(1 + n) for what it has tried n times; "every step" plans again before every step.
+All players get the same MDPs with the same random numbers. The bound is the optimum of a known MDP, which no learner
+can reach. "greedy" plans with the posterior's means before each episode. "tuned bonus" adds 0.5 / sqrt(1 + n) to the
+reward of what it has tried n times. The players "every step" plan before every step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROWS = 1000
 
 
 def learned(learner: Any, rng: np.random.Generator) -> yardsticks.Policy:
-    """A learner with a memory, for which every episode is a trajectory of its trial."""
+    """The policy of a learner with a memory; every episode is a trajectory of its trial."""
     player = Remembering(learner, rng)
 
     def policy(play: yardsticks.Play) -> Any:
@@ -39,7 +39,7 @@ def learned(learner: Any, rng: np.random.Generator) -> yardsticks.Policy:
 
 
 def compare(runs: Mapping[str, Any], family: Any, num_episodes: int, num_mdps: int, seed: int) -> dict[str, Any]:
-    """Everybody's return on the same MDPs."""
+    """The returns of all players on the same MDPs."""
     rng = np.random.default_rng(seed)
     transitions, mean_rewards = yardsticks.stack(family.sample(num_mdps, rng))
     size = (num_mdps, num_episodes, family.horizon)

@@ -1,9 +1,10 @@
-"""What the scripts share that hold trained memories against players whose worth is known."""
+"""Functions that the comparing scripts share."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,19 @@ from metarl.core.errors import require
 from metarl.runs.config import RunConfig, load_config
 
 
+def with_iterations(config: RunConfig, iterations: int) -> RunConfig:
+    """The run with another number of iterations; a schedule of its agent becomes as long."""
+    agent = config.agent
+    if asdict(agent).get("schedule_iterations") is not None:
+        agent = replace(agent, schedule_iterations=iterations)
+    return replace(config, agent=agent, trainer=replace(config.trainer, iterations=iterations))
+
+
 def arguments(description: str, *, episodes: int) -> argparse.ArgumentParser:
-    """The flags that every comparison has."""
+    """A parser with the flags that every comparison has."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="[LABEL=]RUN_DIR")
-    parser.add_argument("--episodes", type=int, default=episodes, help="trials that everybody plays")
+    parser.add_argument("--episodes", type=int, default=episodes, help="trials that every player plays (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     return parser
@@ -41,7 +50,7 @@ def load(path: str, task_name: str) -> tuple[str, RunConfig, Any]:
 
 
 class Remembering:
-    """A learner with a memory as a player of many trials at once, one trial each."""
+    """A learner with a memory as a player: it plays many trials at once."""
 
     def __init__(self, learner: Any, rng: np.random.Generator) -> None:
         self._learner = learner
@@ -49,15 +58,15 @@ class Remembering:
         self._state: Any = None
 
     def begin(self, num_trials: int) -> None:
-        """Forgets everything."""
+        """Starts new trials with an empty memory."""
         self._state = self._learner.begin(num_trials)
 
     def observe(self, actions: NDArray[Any], rewards: NDArray[Any], *, ended: bool) -> None:
-        """What followed the last actions, [num_trials] each; with `ended`, another trajectory begins."""
-        told = torch.from_numpy(rewards.astype(np.float32)).unsqueeze(1)
-        done = torch.full_like(told, ended, dtype=torch.bool)
+        """Records the last actions and their rewards, [num_trials] each; with `ended`, a new trajectory begins."""
+        paid = torch.from_numpy(rewards.astype(np.float32)).unsqueeze(1)
+        done = torch.full_like(paid, ended, dtype=torch.bool)
         taken = torch.from_numpy(np.array(actions)).unsqueeze(1)
-        self._state = self._learner.observe(self._state, taken, told, torch.zeros_like(done), done)
+        self._state = self._learner.observe(self._state, taken, paid, torch.zeros_like(done), done)
         self._state = self._state._replace(over=torch.zeros_like(done))
 
     def act(self, observations: NDArray[Any]) -> NDArray[np.int64]:
@@ -71,7 +80,7 @@ class Remembering:
 
 
 def in_parts(play: Callable[[slice], Any], total: int, size: int) -> list[Any]:
-    """`play` of slices of at most `size`, so that nothing grows beyond memory."""
+    """The results of `play` for slices of at most `size` out of `total`; limits memory use."""
     return [play(slice(start, min(start + size, total))) for start in range(0, total, size)]
 
 
@@ -81,7 +90,7 @@ def mean_and_error(values: NDArray[Any]) -> dict[str, float]:
 
 
 def scores(returns: Mapping[str, NDArray[Any]], bound: float) -> dict[str, dict[str, Any]]:
-    """Each player's return, its share of `bound`, and what it has over "greedy" on the same trials."""
+    """Each player's return, its share of `bound`, and its difference from "greedy" on the same trials."""
     return {
         name: {
             "return": mean_and_error(values),

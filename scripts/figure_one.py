@@ -1,28 +1,30 @@
-"""Figure 1 of the README, drawn from the cells that scripts/reproduce.py measured and from nothing else."""
+"""Figure 1 of the README, drawn from the cells that scripts/reproduce.py measured."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import matplotlib
 import numpy as np
+from compare_bandits import GREYS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from results_table import BUDGETS, PAPER_CURVES, Cells, summary
 
+# The agents of Finn et al. 2017, figure 4.
 COLOURS = {"maml": "#0072B2", "pretrained": "#D55E00", "random-init": "#8B6F47", "oracle": "#009E73"}
 LABELS = {"maml": "MAML", "pretrained": "pretrained", "random-init": "random init", "oracle": "oracle"}
-MEMORIES = {"lstm": "#0072B2", "gru": "#56B4E9", "transformer": "#CC79A7", "mann": "#E69F00"}
-CLASSICAL = {"Thompson": (0, (1, 1)), "tuned UCB": (0, (4, 2)), "greedy": (0, (6, 2, 1, 2)), "Gittins index": "-"}
+MEMORY_COLOURS = ("#0072B2", "#56B4E9", "#CC79A7", "#E69F00", "#000000")
 STEP_BUDGETS = (0, 20, 40, 60)  # updates of 20 trajectories each
-NEVER_MOVING, BEST = -40.1, -0.54  # point-nav on the paper's 40 goals: no move at all; straight at full speed
+NEVER_MOVING, BEST = -40.1, -0.54  # returns on the paper's 40 goals: of staying, and of going straight at full speed
 SHOWN_GOALS = 3
 
 
 def draw(cells: Cells, bandits: Sequence[Mapping[str, Any]]) -> Figure:
-    """The three panels; what was not run is left out."""
+    """The three panels; they leave out agents without cells."""
     with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(16.5, 5.4), layout="constrained")
         navigation, bandit, cheetah = figure.subplots(1, 3)
@@ -37,7 +39,7 @@ def _navigation(axes: Axes, cells: Cells) -> None:
     places = [BUDGETS.index(budget) for budget in STEP_BUDGETS]
     for number, (column, colour) in enumerate(COLOURS.items()):
         own = cells.get(("point-nav", column if column != "maml" else "maml:paper"), [])[:1]
-        if own and column == "maml":  # by the paper's protocol, 4,000 steps per update
+        if own and column == "maml":  # tested by the paper's protocol: 4,000 steps per update
             mean, low, high = (own[0]["curve"][name] for name in ("mean", "ci_low", "ci_high"))
         elif own:
             mean, low, high = (part[places] for part in summary(own))
@@ -72,7 +74,7 @@ def _navigation(axes: Axes, cells: Cells) -> None:
 
 
 def _ways(axes: Axes, tasks: Sequence[Mapping[str, Any]]) -> None:
-    """One trajectory to each goal before and after adaptation."""
+    """One trajectory to each goal, before and after adaptation."""
     for colour, task in zip(("#0072B2", "#CC79A7", "#009E73"), tasks, strict=False):
         for ways, style in ((task["ways"][0], (0, (1, 1))), (task["ways"][-1], "-")):
             axes.plot(*np.asarray(ways[0]).T, color=colour, linestyle=style, linewidth=1.3)
@@ -91,11 +93,10 @@ def _bandit(axes: Axes, panels: Sequence[Mapping[str, Any]]) -> None:
     if panel is None:
         return
     pulls = np.arange(1, panel["num_pulls"] + 1)
-    for name, style in CLASSICAL.items():
+    for name, style in GREYS.items():
         regret = panel["players"][name]["regret_per_pull"]
         axes.plot(pulls, regret, color="#666666", linestyle=style, linewidth=1.2, label=name)
-    for name in panel["learned"]:
-        colour = MEMORIES.get(name.lower().split("(")[-1].split(",")[0].rstrip(")"), "#000000")
+    for name, colour in zip(panel["learned"], cycle(MEMORY_COLOURS), strict=False):
         axes.plot(pulls, panel["players"][name]["regret_per_pull"], color=colour, linewidth=1.8, label=name)
     axes.set_yscale("log")
     axes.set_yticks([0.02, 0.05, 0.1, 0.2, 0.3], ["0.02", "0.05", "0.1", "0.2", "0.3"])

@@ -5,14 +5,16 @@
     python scripts/reproduce.py --readme                  # the tables between their markers in README.md, and pictures
     python scripts/reproduce.py --figure                  # Figure 1 and the film; trains what they lack, an hour or two
 
-A cell is a family, an agent and a seed: 4 million environment steps (`--steps`), or 45 minutes (`--minutes`) if that is
-less; `--full` takes five times as many steps and no limit of time. Its run goes to `--runs`, where an interrupted one
-is resumed; what is measured goes to results/cells/FAMILY/AGENT-seedS.json, from which tables and figures are drawn and
-nothing else. `oracle-long` is the oracle with three times the steps and no limit of time, and then with a budget more
-at a time while its curve still rises, to eight times at most.
+A cell is a family, an agent and a seed. It is trained for 4 million environment steps (`--steps`), or for 45 minutes
+(`--minutes`) if that is less. `--full` takes five times as many steps and has no time limit. The run folder lies in
+`--runs`; an interrupted run is resumed. The measurements go to results/cells/FAMILY/AGENT-seedS.json, and the tables
+and figures are made from these files alone.
 
-What is measured: the return on the test tasks after learning from 0, 1, 2, 20, 40 and 60 trajectories of each, at a
-step size that was chosen on validation tasks.
+The column AGENT-long trains the agent for three times the steps, without a time limit. While its learning curve still
+rises, it trains for one more budget of `--steps`, up to eight in all. The tables have it for the oracle.
+
+A cell holds the return on the test tasks after learning from 0, 1, 2, 20, 40 and 60 trajectories of each task. The step
+size was chosen on validation tasks.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ import figure_one
 import matplotlib
 import numpy as np
 import results_table
+from comparing import with_iterations
 from rich.console import Console
 
 from metarl.cli.progress import ProgressCallback, StopOnSignal
@@ -40,6 +43,7 @@ from metarl.core.files import write_atomically
 from metarl.core.stopping import Stopped, StopSignals
 from metarl.report.film import FilmSettings, make_film, save_film
 from metarl.rl.tasks import EnvTaskDistribution
+from metarl.runs.build import build
 from metarl.runs.checkpoint import list_checkpoints
 from metarl.runs.config import RunConfig, load_config, resolve
 from metarl.runs.load import load, load_trainer
@@ -50,19 +54,18 @@ from metarl.runs.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ROOT / "results" / "cells"
-STEPS, MINUTES, TASKS = 4_000_000, 45.0, 40
+STEPS, MINUTES, TASKS = 4_000_000, 45.0, 40  # of a cell
 POST, CURVE_POINTS = "rollout/post_adapt/ep_rew_mean", 40
 MEMORIES_FILE = ROOT / "results" / "bandit-memories.json"
-# Iterations and meta-batch of RL² on 100 pulls of 5 arms: the preset's for the LSTM, for the others what took 12 to 24
+# Iterations and meta-batch of RL² on 100 pulls of 5 arms. The LSTM has the preset's; the others have what took 12 to 24
 # minutes on about one core.
 MEMORY_RUNS = {"lstm": (1500, 300), "gru": (600, 300), "transformer": (200, 75), "mann": (150, 50)}
 FIGURE_CELLS = [("point-nav", "maml:paper", 2 * STEPS)]  # the paper's 100 iterations
 FIGURE_CELLS += [("point-nav", column, STEPS) for column in ("pretrained", "random-init", "oracle")]
 FIGURE_CELLS += [("half-cheetah-dir", column, STEPS) for column in ("maml", "pretrained", "random-init", "oracle")]
 FILM = FilmSettings(size=(400, 120), side_view=6.2)
-TEST_STEPS = 3
-LONG, LONGEST = 3, 8  # budgets of `oracle-long`, at first and at most
-FULL = 5
+LONG, LONGEST = 3, 8  # budgets of a column AGENT-long, at first and at most
+FULL = 5  # budgets of --full
 
 
 def cell_config(
@@ -72,42 +75,36 @@ def cell_config(
 
     Args:
         family: task family.
-        column: an agent, "agent:preset", or "oracle-long".
+        column: "AGENT", "AGENT:PRESET" or "AGENT-long".
         seed: of the run.
         steps: environment steps, counting every trajectory as long as the horizon.
-        minutes: limit of training time; `oracle-long` has none.
+        minutes: limit of training time; "AGENT-long" has none.
         threads: of the simulator.
 
     Raises:
         InputError: no such family, agent or preset.
     """
-    name, _, preset = column.partition(":")
-    if name == "oracle-long":
-        name, steps, minutes = "oracle", LONG * steps, None
+    name, preset = results_table.agent_of(column), column.partition(":")[2]
+    if column.endswith(results_table.LONG):
+        steps, minutes = LONG * steps, None
     if name not in AGENTS:
-        raise unknown_name("agent", name, {*AGENTS, "oracle-long"})
+        raise unknown_name("agent", name, {*AGENTS, *results_table.all_columns()})
     config = resolve(family, name, preset=preset or None)
     require(isinstance(config.task, EnvTaskDistribution), "family", family, "a family of environments")
-    collections = getattr(config.agent, "num_adaptation_steps", 0) + 1  # of an agent with a memory: trials
-    per_task = getattr(config.agent, "trajectories_per_trial", collections)
-    batch = config.trainer.meta_batch_size
-    per_iteration = batch * config.agent.num_trajectories * per_task * config.task.horizon
-    nothing_learned = name in ("random-init", "expert")
-    iterations = 1 if nothing_learned else max(1, steps // per_iteration)
-    agent = config.agent
-    if getattr(agent, "schedule_iterations", None) is not None:
-        agent = dataclasses.replace(agent, schedule_iterations=iterations)
-    trainer = dataclasses.replace(
-        config.trainer, iterations=iterations, max_minutes=minutes, seed=seed, device="cpu", num_threads=threads
-    )
+    trainer = dataclasses.replace(config.trainer, max_minutes=minutes, seed=seed, device="cpu", num_threads=threads)
+    config = dataclasses.replace(config, trainer=trainer)
+    collections = build(config).learner.num_adaptation_steps + 1
+    per_iteration = trainer.meta_batch_size * config.agent.num_trajectories * collections * config.task.horizon
+    untrained = trainer.iterations == 1  # so says the preset of a baseline that learns only in its test
+    config = with_iterations(config, 1 if untrained else max(1, steps // per_iteration))
     evaluation = dataclasses.replace(config.evaluation, every=0)
-    if name != "expert":  # whose training is the test
-        evaluation = dataclasses.replace(evaluation, num_adaptation_steps=TEST_STEPS)
-    return dataclasses.replace(config, agent=agent, trainer=trainer, evaluation=evaluation)
+    if not untrained:
+        evaluation = dataclasses.replace(evaluation, num_adaptation_steps=results_table.TEST_STEPS)
+    return dataclasses.replace(config, evaluation=evaluation)
 
 
 def run_cell(config: RunConfig, run_dir: Path, *, num_tasks: int, command: str, until_flat: bool) -> dict[str, Any]:
-    """Trains, or goes on with, the run of a cell, and measures it."""
+    """Trains the run of a cell, or resumes it, and measures it."""
     saved = trained_until_flat(config, run_dir) if until_flat else trained(config, run_dir)
     cell = compare_agents.measure(run_dir, num_tasks, results_table.EVALUATION_SEED)
     rows, curve = read_metrics(run_dir), learning_curve(run_dir)
@@ -122,7 +119,7 @@ def run_cell(config: RunConfig, run_dir: Path, *, num_tasks: int, command: str, 
         "learning_curve": curve[:: max(1, len(curve) // CURVE_POINTS)],
         "flat": is_flat([score for _, score in curve]),
     }
-    if saved.agent_name == "maml" and (run_dir / "paths.json").is_file():
+    if (run_dir / "paths.json").is_file():
         paths = read_report(run_dir, "paths.json")
         few = [{**task, "ways": [ways[:1] for ways in task["ways"]]} for task in paths["tasks"]]
         cell["paths"] = {**paths, "tasks": few}
@@ -130,7 +127,7 @@ def run_cell(config: RunConfig, run_dir: Path, *, num_tasks: int, command: str, 
 
 
 def trained(config: RunConfig, run_dir: Path) -> RunConfig:
-    """Trains in `run_dir`, goes on with what is there, or finds it done.
+    """Trains in `run_dir`, or resumes the run there; a finished run stays as it is.
 
     Raises:
         InputError: the folder holds a run of another length.
@@ -152,11 +149,11 @@ def trained(config: RunConfig, run_dir: Path) -> RunConfig:
 
 
 def trained_until_flat(config: RunConfig, run_dir: Path) -> RunConfig:
-    """Trains as `trained`, then on by a budget at a time while the curve rises, to `LONGEST` budgets at most.
+    """Trains as `trained` does, then for one more budget at a time while the curve rises, up to `LONGEST` budgets.
 
     Args:
         config: of a run of `LONG` budgets.
-        run_dir: may hold such a run, or a longer one of this function's, ended or not.
+        run_dir: may hold such a run or a longer one that this function began, finished or not.
     """
     budget = config.trainer.iterations // LONG
     length = config.trainer.iterations
@@ -168,7 +165,7 @@ def trained_until_flat(config: RunConfig, run_dir: Path) -> RunConfig:
         if is_flat([score for _, score in learning_curve(run_dir)]) is not False or length >= LONGEST * budget:
             return saved
         length = min(length + budget, LONGEST * budget)
-        (run_dir / "adaptation.json").unlink()  # of the shorter run; a sign that there is nothing to resume
+        (run_dir / "adaptation.json").unlink()  # of the shorter run; `trained` takes a run with it for finished
 
 
 def learning_curve(run_dir: Path) -> list[tuple[int, float]]:
@@ -177,8 +174,10 @@ def learning_curve(run_dir: Path) -> list[tuple[int, float]]:
 
 
 def is_flat(scores: Sequence[float]) -> bool | None:
-    """Whether the last third of a learning curve does not rise: its slope is within two standard errors of zero, or
-    rises by less than a twentieth of what the whole curve rose. None where there are too few points to say.
+    """Whether the last third of a learning curve has stopped rising; None for fewer than five points.
+
+    It has if its slope is at most two standard errors above zero, or if it rises by at most a twentieth of the whole
+    curve's range.
     """
     last = np.asarray(scores[-(len(scores) // 3) :], dtype=np.float64)
     if len(last) < 5:
@@ -194,19 +193,19 @@ def is_flat(scores: Sequence[float]) -> bool | None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("family", nargs="?", help="task family")
-    parser.add_argument("--agents", nargs="+", metavar="AGENT[:PRESET]", help="left out: all")
+    parser.add_argument("--agents", nargs="+", metavar="AGENT[:PRESET]", help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=STEPS, help="environment steps of a cell")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="of training, at most")
-    parser.add_argument("--full", action="store_true", help=f"{FULL} times the steps, no limit of time")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="most minutes of training")
+    parser.add_argument("--full", action="store_true", help=f"{FULL} times the steps, no time limit")
     parser.add_argument("--tasks", type=int, default=TASKS, help="test episodes")
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"))
     parser.add_argument("--cells", type=Path, default=CELLS)
     parser.add_argument("--threads", type=int, default=0, help="of the simulator; 0 = all cores")
-    parser.add_argument("--again", action="store_true", help="also the cells that are there")
-    parser.add_argument("--list", action="store_true", help="print the tables, with what was not run")
-    parser.add_argument("--readme", action="store_true", help="write the tables into README.md, draw the pictures")
-    parser.add_argument("--figure", action="store_true", help="draw Figure 1 and its film, having run what they lack")
+    parser.add_argument("--again", action="store_true", help="measure cells again that are there")
+    parser.add_argument("--list", action="store_true", help="print the tables; they name the cells that were not run")
+    parser.add_argument("--readme", action="store_true", help="write the tables into README.md and draw the pictures")
+    parser.add_argument("--figure", action="store_true", help="draw Figure 1 and its film; first run missing cells")
     parsed = parser.parse_args()
     try:
         if parsed.list or parsed.readme:
@@ -216,8 +215,8 @@ def main() -> int:
         require(parsed.family is not None, "family", parsed.family, "a task family; --list shows the table's")
         require(parsed.steps >= 1, "--steps", parsed.steps, "an integer >= 1")
         require(parsed.tasks >= 2, "--tasks", parsed.tasks, "an integer >= 2")
-        columns = parsed.agents or [name for name in results_table.COLUMNS if _has_preset(parsed.family, name)]
-        for column in columns:  # all of them before hours of the first
+        columns = parsed.agents or [name for name in results_table.all_columns() if _has_preset(parsed.family, name)]
+        for column in columns:  # find errors in all of them before the first one takes hours
             cell_config(parsed.family, column, 0)
         for seed in parsed.seeds:
             for column in columns:
@@ -232,7 +231,7 @@ def main() -> int:
 
 
 def reproduce(family: str, column: str, seed: int, parsed: argparse.Namespace) -> None:
-    """One cell, unless it is there."""
+    """Measures one cell, unless its file is there."""
     name = f"{column.replace(':', '.')}-seed{seed}"
     path = parsed.cells / family / f"{name}.json"
     if path.is_file() and not parsed.again:
@@ -244,7 +243,7 @@ def reproduce(family: str, column: str, seed: int, parsed: argparse.Namespace) -
     command += " --full" if parsed.full else f" --steps {steps}" if steps != STEPS else ""
     command += f" --minutes {minutes:g}" if minutes not in (None, MINUTES) else ""
     command += f" --tasks {parsed.tasks}" if parsed.tasks != TASKS else ""
-    run_dir, long = parsed.runs / family / name, column == "oracle-long"
+    run_dir, long = parsed.runs / family / name, column.endswith(results_table.LONG)
     cell = run_cell(config, run_dir, num_tasks=parsed.tasks, command=command, until_flat=long)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json({"column": column} | cell, path, indent=None)
@@ -259,9 +258,9 @@ def _figure(parsed: argparse.Namespace) -> int:
     if not MEMORIES_FILE.is_file():
         learners = {}
         for memory, (iterations, batch) in MEMORY_RUNS.items():
-            config = resolve("bandit", "rl2", preset="100x5")
-            agent = dataclasses.replace(config.agent, memory=memory, schedule_iterations=iterations)
-            trainer = dataclasses.replace(config.trainer, iterations=iterations, meta_batch_size=batch, device="cpu")
+            config = with_iterations(resolve("bandit", "rl2", preset="100x5"), iterations)
+            agent = dataclasses.replace(config.agent, memory=memory)
+            trainer = dataclasses.replace(config.trainer, meta_batch_size=batch, device="cpu")
             config = dataclasses.replace(config, agent=agent, trainer=trainer)
             run_dir = parsed.runs / "bandit" / memory
             trained(config, run_dir)
@@ -273,7 +272,7 @@ def _figure(parsed: argparse.Namespace) -> int:
     figure_one.draw(results_table.read_cells(parsed.cells), panels).savefig(picture, dpi=130)
     print(picture)
     filmed = parsed.runs / "half-cheetah-dir" / "maml-seed0"
-    if not (filmed / "adaptation.json").is_file():  # its cell was there
+    if not (filmed / "adaptation.json").is_file():  # its cell was there, so that nothing was trained
         print(f"{film}: not drawn anew; {filmed} holds no run (--again trains it)")
         return 0
     save_film(make_film(load_trainer(filmed), FILM), film)
@@ -287,10 +286,10 @@ def _tables(parsed: argparse.Namespace) -> int:
     if parsed.readme:
         readme = ROOT / "README.md"
         write_atomically(readme, results_table.filled(readme.read_text(), cells).encode())
-        for family in results_table.FAMILIES:
+        for family in results_table.families(cells):
             rows = [
                 {**cell, "label": column}
-                for column in results_table.COLUMNS
+                for column in results_table.columns(cells)
                 for cell in cells.get((family, column), [])
             ]
             if rows:

@@ -12,12 +12,15 @@ import numpy as np
 
 from metarl.core.errors import require
 from metarl.core.statistics import Array, crossed_interval
+from metarl.runs.registry import AGENTS, BASELINES, TASKS
 
 BUDGETS = (0, 1, 2, 20, 40, 60)
 EVALUATION_SEED = 1_000_000
-FAMILIES = ("point-nav", "half-cheetah-dir", "half-cheetah-vel", "grid-nav", "ant-vel", "ant-dir", "point-maze-goal")
-BASELINES = ("random-init", "pretrained", "task-blind", "oracle", "oracle-long", "expert")
-COLUMNS = ("maml", "fomaml", "meta-sgd", "anil", "cavia", "promp", "reptile", "reptile:shuffled", "rl2", *BASELINES)
+TEST_STEPS = 3  # adaptation steps of a cell's own curve
+LONG = "-long"  # ends the column of an agent that was trained until its learning curve is flat
+# Further columns of an agent. The shuffled Reptile adapts to data of other tasks: what it gains is no adaptation. The
+# oracle is a ceiling only once its learning curve is flat.
+VARIANTS = {"reptile": "reptile:shuffled", "oracle": f"oracle{LONG}"}
 LABELS = {
     "reptile:shuffled": "`reptile --preset shuffled` (control)",
     "oracle-long": "`oracle`, until its curve is flat",
@@ -25,9 +28,10 @@ LABELS = {
 }
 FLOOR, CEILINGS = "task-blind", ("oracle-long", "oracle")
 NOT_RUN, NOT_NEEDED = "not run", "not needed"
-# Which agents are compared, and at which budgets.
-PAIRS = tuple((column, "maml") for column in (*COLUMNS[1:9], "pretrained"))
-PAIRS += (("reptile", "reptile:shuffled"), ("reptile", "pretrained"), ("promp", "pretrained"), ("rl2", "promp"))
+# Compared besides every agent with `REFERENCE`, where the second one is the nearer control.
+REFERENCE = "maml"
+PAIRS = (("pretrained", "maml"), ("reptile", "reptile:shuffled"), ("reptile", "pretrained"), ("promp", "pretrained"))
+PAIRS += (("rl2", "promp"),)
 PAIRED_BUDGETS = (20, 60)
 # Finn et al. 2017, figures 4 and 5, from the authors' data: return before, after 1 and 3 steps, and the oracle's.
 PAPER = {
@@ -46,6 +50,28 @@ PAPER_CURVES = {
 }
 
 Cells = dict[tuple[str, str], list[dict[str, Any]]]
+
+
+def all_columns() -> list[str]:
+    """Every registered agent, each followed by its variant, in the registry's order."""
+    return [column for agent in AGENTS for column in (agent, VARIANTS.get(agent)) if column]
+
+
+def columns(cells: Cells) -> list[str]:
+    """The rows of the tables: the columns of agents that have a cell in any family."""
+    measured = {agent_of(column) for _, column in cells}
+    return [column for column in all_columns() if agent_of(column) in measured]
+
+
+def families(cells: Cells) -> list[str]:
+    """The families that have a cell or a figure of the paper, in the registry's order."""
+    return [family for family in TASKS if family in PAPER or any(family == own for own, _ in cells)]
+
+
+def agent_of(column: str) -> str:
+    """The registered agent of a column: "AGENT", "AGENT:PRESET" or "AGENT-long"."""
+    name = column.partition(":")[0]
+    return name if name in AGENTS else name.removesuffix(LONG)
 
 
 def read_cells(folder: Path) -> Cells:
@@ -103,7 +129,7 @@ def anchors(cells: Cells, family: str) -> tuple[float, float] | None:
 
 def tables(cells: Cells) -> dict[str, str]:
     """Markdown by name: a table for each family, "paper", "seeds" and "differences"."""
-    found = {family: _family_table(cells, family) for family in FAMILIES}
+    found = {family: _family_table(cells, family) for family in families(cells)}
     return found | {"paper": _paper_table(cells), "seeds": _seed_table(cells), "differences": _pair_table(cells)}
 
 
@@ -116,22 +142,21 @@ def filled(text: str, cells: Cells) -> str:
 
 
 def _family_table(cells: Cells, family: str) -> str:
-    there = [column for column in COLUMNS if (family, column) in cells]
-    if not there:
+    if not any(family == own for own, _ in cells):
         return f"`{family}`: {NOT_RUN}."
     ends = anchors(cells, family)
     head = "| agent | seeds | " + " | ".join(f"{budget}" for budget in BUDGETS) + " | share at 20 | at 60 |"
     lines = [head, "|---|---|" + "---|" * (len(BUDGETS) + 2)]
-    for column in COLUMNS:
+    for column in columns(cells):
+        group = cells.get((family, column), [])
         label = LABELS.get(column, f"`{column}`")
-        if column == "expert" and column in there:
-            ends_at = float(np.mean([cell["curve"]["mean"][-1] for cell in cells[family, column]]))
-            label += f"; {ends_at:.1f} after {len(cells[family, column][0]['curve']['mean']) - 1} iterations"
-        if column not in there:
+        if not group:
             lines.append(f"| {label} | {_absent(cells, family, column)} |" + " |" * (len(BUDGETS) + 2))
             continue
-        group = cells[family, column]
-        if column == "oracle-long":
+        own_curves = [cell["curve"]["mean"] for cell in group if "curve" in cell]
+        if own_curves and len(own_curves[0]) - 1 > TEST_STEPS:
+            label += f"; {np.mean([curve[-1] for curve in own_curves]):.1f} after {len(own_curves[0]) - 1} iterations"
+        if column.endswith(LONG):
             millions = sorted({round(cell["trained_on_env_steps"] / 1e6) for cell in group})
             label += f" ({', '.join(map(str, millions))} million steps)"
         mean, low, high = summary(group)
@@ -144,10 +169,10 @@ def _family_table(cells: Cells, family: str) -> str:
 
 
 def _absent(cells: Cells, family: str, column: str) -> str:
-    """Why a column has no cell: an oracle that is flat after the budget needs no longer one."""
-    short = cells.get((family, "oracle"), [])
+    """Why a column has no cell: an agent whose curve is flat after the usual budget needs no longer training."""
+    short = cells.get((family, agent_of(column)), [])
     enough = bool(short) and all(cell.get("flat") for cell in short)
-    return NOT_NEEDED if column == "oracle-long" and enough else NOT_RUN
+    return NOT_NEEDED if column.endswith(LONG) and enough else NOT_RUN
 
 
 def _at_an_end(cell: Mapping[str, Any]) -> bool:
@@ -181,11 +206,12 @@ def _paper_table(cells: Cells) -> str:
 
 def _seed_table(cells: Cells) -> str:
     """Every seed's mean after 20 trajectories."""
-    lines = ["| agent | " + " | ".join(f"`{family}`" for family in FAMILIES) + " |", "|---|" + "---|" * len(FAMILIES)]
+    shown = families(cells)
+    lines = ["| agent | " + " | ".join(f"`{family}`" for family in shown) + " |", "|---|" + "---|" * len(shown)]
     place = BUDGETS.index(20)
-    for column in COLUMNS:
+    for column in columns(cells):
         found = []
-        for family in FAMILIES:
+        for family in shown:
             group = cells.get((family, column), [])
             means = [f"{np.mean(cell['values'][place]):.1f}" for cell in group]
             found.append(", ".join(means) or _absent(cells, family, column))
@@ -195,25 +221,26 @@ def _seed_table(cells: Cells) -> str:
 
 def _pair_table(cells: Cells) -> str:
     """Differences of two agents, paired by task and seed, in the families where any such pair was run."""
-    families = [family for family in FAMILIES if any(_pair(cells, family, *pair) is not None for pair in PAIRS)]
-    head = "| difference | after | " + "".join(f"`{family}` | " for family in families).rstrip()
-    lines = [head, "|---|---|" + "---|" * len(families)]
-    for column, other in PAIRS:
-        found = [_pair(cells, family, column, other) for family in families]
+    agents = [column for column in columns(cells) if agent_of(column) not in {REFERENCE, *BASELINES}]
+    pairs = [*((column, REFERENCE) for column in agents), *PAIRS]
+    shown = [family for family in families(cells) if any(_pair(cells, family, *pair) for pair in pairs)]
+    head = "| difference | after | " + "".join(f"`{family}` | " for family in shown).rstrip()
+    lines = [head, "|---|---|" + "---|" * len(shown)]
+    for column, other in pairs:
+        found = [_pair(cells, family, column, other) for family in shown]
         if all(pair is None for pair in found):
             continue
         for budget in PAIRED_BUDGETS:
             place = BUDGETS.index(budget)
-            shown = [
+            scores = [
                 NOT_RUN if pair is None else f"{pair[0][place]:.1f} [{pair[1][place]:.1f}, {pair[2][place]:.1f}]"
                 for pair in found
             ]
             names = (LABELS.get(name, f"`{name}`") for name in (column, other))
-            lines.append(f"| {' minus '.join(names)} | {budget} | " + " | ".join(shown) + " |")
+            lines.append(f"| {' minus '.join(names)} | {budget} | " + " | ".join(scores) + " |")
     return "\n".join(lines)
 
 
 def _pair(cells: Cells, family: str, column: str, other: str) -> tuple[Array, Array, Array] | None:
-    if (family, column) not in cells or (family, other) not in cells:
-        return None
-    return difference(cells[family, column], cells[family, other])
+    there = (family, column) in cells and (family, other) in cells
+    return difference(cells[family, column], cells[family, other]) if there else None

@@ -32,8 +32,8 @@ EFFECTS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Array]] = {
 
 def tables(cells: results_table.Cells) -> Iterator[tuple[str, str, Array]]:
     """Family, "score" or "difference", and scores [seeds, strata, units] of every cell and budget."""
-    for family in results_table.FAMILIES:
-        there = [column for column in results_table.COLUMNS if len(cells.get((family, column), [])) == NUM_SEEDS]
+    for family in results_table.families(cells):
+        there = [column for column in results_table.columns(cells) if len(cells.get((family, column), [])) == NUM_SEEDS]
         for column in there:
             own = results_table.values_of(cells[family, column])
             first = results_table.values_of(cells[family, there[0]])

@@ -29,10 +29,14 @@ Kind = Literal["task", "agent", "learner"]
 _logger = logging.getLogger(__name__)
 
 TASKS: dict[str, str] = {
+    "point-nav": "metarl.envs.point_nav:PointNav",
+    "point-nav-sparse": "metarl.envs.point_nav:PointNavSparse",
     "half-cheetah-dir": "metarl.envs.half_cheetah:HalfCheetahDir",
     "half-cheetah-vel": "metarl.envs.half_cheetah:HalfCheetahVel",
-    "ant-dir": "metarl.envs.ant:AntDir",
+    "grid-nav": "metarl.envs.grid_nav:GridNav",
+    "grid-maze": "metarl.envs.grid_maze:GridMaze",
     "ant-vel": "metarl.envs.ant:AntVel",
+    "ant-dir": "metarl.envs.ant:AntDir",
     "ant-goal": "metarl.envs.ant:AntGoal",
     "humanoid-dir": "metarl.envs.humanoid:HumanoidDir",
     "walker2d-params": "metarl.envs.random_params:Walker2dParams",
@@ -40,12 +44,8 @@ TASKS: dict[str, str] = {
     "point-maze-goal": "metarl.envs.point_maze:PointMazeGoal",
     "point-maze-layout": "metarl.envs.point_maze:PointMazeLayout",
     "ant-maze-goal": "metarl.envs.ant_maze:AntMazeGoal",
-    "point-nav": "metarl.envs.point_nav:PointNav",
-    "point-nav-sparse": "metarl.envs.point_nav:PointNavSparse",
     "bandit": "metarl.envs.bandit:Bandit",
     "tabular-mdp": "metarl.envs.tabular_mdp:TabularMDP",
-    "grid-nav": "metarl.envs.grid_nav:GridNav",
-    "grid-maze": "metarl.envs.grid_maze:GridMaze",
     "sinusoid": "metarl.fewshot.data.sinusoid:Sinusoid",
     "glyphs": "metarl.fewshot.data.packed:Glyphs",
     "omniglot": "metarl.fewshot.data.omniglot:Omniglot",
@@ -54,12 +54,12 @@ TASKS: dict[str, str] = {
 }
 AGENTS: dict[str, str] = {
     "maml": "metarl.agents.maml:MAML",
-    "promp": "metarl.agents.promp:ProMP",
-    "reptile": "metarl.agents.reptile:Reptile",
     "fomaml": "metarl.agents.fomaml:FOMAML",
     "meta-sgd": "metarl.agents.meta_sgd:MetaSGD",
     "anil": "metarl.agents.anil:ANIL",
     "cavia": "metarl.agents.cavia:CAVIA",
+    "promp": "metarl.agents.promp:ProMP",
+    "reptile": "metarl.agents.reptile:Reptile",
     "rl2": "metarl.agents.rl2:RL2",
     "random-init": "metarl.agents.random_init:RandomInit",
     "pretrained": "metarl.agents.pretrained:Pretrained",

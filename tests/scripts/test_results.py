@@ -17,6 +17,7 @@ from metarl.core.errors import InputError, RunError
 from metarl.core.evaluation import EVALUATION_ITERATION
 from metarl.core.seeds import Purpose, generator
 from metarl.core.statistics import crossed_interval
+from metarl.runs import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,6 +67,7 @@ EXAMPLE = cells_of(
     cell("maml", [2.0, 3.0, 4.0, 6.0, 7.0, 8.0]),
     cell("maml", [2.0, 3.0, 4.0, 8.0, 9.0, 10.0], seed=1),
     cell("rl2", [5.0] * 6),
+    cell("cavia", [5.0] * 6, family="half-cheetah-dir"),
 )
 
 
@@ -141,6 +143,24 @@ def test_shares_lie_between_the_floor_and_the_ceiling(script: Any) -> None:
     assert len({line.count("|") for line in table}) == 1
 
 
+def test_the_tables_find_a_new_agent_and_a_new_family(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry line and a cell are enough; the registry's line alone changes no table."""
+    tables = script("results_table").tables
+    before = tables(EXAMPLE)
+    monkeypatch.setitem(registry.AGENTS, "newcomer", "metarl.agents.maml:MAML")
+    monkeypatch.setitem(registry.TASKS, "new-land", "metarl.envs.bandit:Bandit")
+    assert tables(EXAMPLE) == before
+    cells = EXAMPLE | cells_of(cell("newcomer", [9.0] * 6), cell("maml", [1.0] * 6, family="new-land"))
+    after = tables(cells)
+    assert "| `newcomer` | 1 | 9.0 [" in after["point-nav"]
+    assert "| `maml` | 1 | 1.0 [" in after["new-land"]
+    assert "| `newcomer` | 9.0 |" in after["seeds"]
+    assert after["seeds"].splitlines()[0].endswith(" `new-land` |")
+    assert "| `newcomer` minus `maml` | 20 | 3.0 [" in after["differences"]
+    assert "`oracle` minus" not in after["differences"]
+    assert "newcomer" in script("reproduce").results_table.all_columns()
+
+
 def test_marks_and_impossible_shares(script: Any) -> None:
     tried = {"0.25": 1.0, "0.5": 2.0, "1.0": 3.0}
     example = cells_of(
@@ -149,7 +169,7 @@ def test_marks_and_impossible_shares(script: Any) -> None:
         cell("maml", [1.0] * 6, validation=tried, step_scale=1.0),
         cell("promp", [1.0] * 6, validation=tried, step_scale=0.5),
         cell("anil", [1.0] * 6, validation=tried, step_scale=0.25),
-        cell("expert", [1.0] * 6, curve={"mean": [1.0, 2.0, 7.0]}),
+        cell("expert", [1.0] * 6, curve={"mean": [1.0, 2.0, 3.0, 4.0, 7.0]}),
     )
     tables = script("results_table").tables(example)
     rows = {line.split("`")[1]: line for line in tables["point-nav"].splitlines()[2:]}
@@ -157,7 +177,7 @@ def test_marks_and_impossible_shares(script: Any) -> None:
     assert "§" in rows["anil"]  # the smallest
     assert "§" not in rows["promp"]
     assert rows["maml"].endswith("| none | none |")  # the ceiling lies below the floor
-    assert "7.0 after 2 iterations" in rows["expert"]
+    assert "7.0 after 4 iterations" in rows["expert"]
     assert tables["paper"].splitlines()[2].count("not run") == 2
 
 
@@ -344,7 +364,8 @@ def test_a_longer_oracle_says_how_long_it_was_and_where_none_is_needed(script: A
     family, seeds = rows(cell("oracle", [5.0] * 6), cell("oracle", [5.0] * 6, seed=1))
     assert family.startswith("| `oracle`, until its curve is flat | not needed |")
     assert "| not needed | not run |" in seeds
-    for short in ([], [cell("oracle", [5.0] * 6), cell("oracle", [5.0] * 6, seed=1, flat=False)]):
+    elsewhere = cell("oracle", [5.0] * 6, family="half-cheetah-dir", flat=False)
+    for short in ([elsewhere], [cell("oracle", [5.0] * 6), cell("oracle", [5.0] * 6, seed=1, flat=False)]):
         family, seeds = rows(cell("maml", [5.0] * 6), *short)
         assert "| not run |" in family
         assert "not needed" not in seeds
@@ -398,7 +419,7 @@ def test_without_agents_a_family_has_every_column_that_it_has_a_preset_for(
     asked: list[tuple[str, int]] = []
     reproduce = script("reproduce")
     monkeypatch.setattr(reproduce, "reproduce", lambda family, column, seed, parsed: asked.append((column, seed)))
-    columns = script("results_table").COLUMNS
+    columns = script("results_table").all_columns()
     assert script("reproduce", "grid-nav", "--seeds", "2", "3") == 0
     assert asked == [(column, seed) for seed in (2, 3) for column in columns]
     asked.clear()
