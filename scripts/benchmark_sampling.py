@@ -1,12 +1,16 @@
-"""How near collection comes to the physics engine's own speed.
+"""Speed of collection, compared with the physics engine alone and with other vector environments.
 
-Full collection on half-cheetah-dir (policy acting, resets and recording included; 64x64 tanh, 40 tasks x 20
-trajectories x 200 steps), against an open-loop replay of the very same controls from the very same states through
-`mujoco.rollout` with one thread per core; beside gymnasium's vector environments and SB3's SubprocVecEnv with the same
-policy; its growth with the number of tasks; and the same ratio for other families, with as many tasks, each simulation
-with the model of its own task (nothing terminates here, so that collection and replay are of equally many steps), also
-against the replay and then the policy's own work, which weighs more where the physics is cheap; and 200 mazes in one
-batch against 200 copies of one of them, all with equally many walls, under the same controls.
+The main case is half-cheetah-dir with 40 tasks x 20 trajectories x 200 steps and a 64x64 tanh policy. Acting, resets
+and recording are included. It is compared with:
+
+- an open-loop replay of the same controls from the same states through `mujoco.rollout`, with one thread per core;
+- gymnasium's vector environments and SB3's SubprocVecEnv with the same policy;
+- itself with other numbers of tasks.
+
+Other families are compared with their replay, and with their replay plus the policy's own work, which counts more where
+the physics is cheap. Each simulation has the model of its own task. No trajectory ends early, so that collection and
+replay take equally many steps. Last, 200 mazes in one batch are compared with 200 copies of one of them under the same
+controls; all have equally many walls.
 
     python scripts/benchmark_sampling.py                 ten minutes on two cores
     python scripts/benchmark_sampling.py --quick         a noisier answer within four minutes
@@ -14,9 +18,10 @@ batch against 200 copies of one of them, all with equally many walls, under the 
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -35,13 +40,29 @@ from metarl.envs.half_cheetah import HalfCheetahDir
 from metarl.envs.maze_robots import wall_boxes
 from metarl.envs.mazes import Layout, MazeTask
 from metarl.envs.point_maze import PointMazeLayout
+from metarl.envs.random_params import Walker2dParams, Walker2dParamsEnv
 from metarl.rl.rollout import RolloutCollector, one_torch_thread
+from metarl.rl.tasks import EnvTaskDistribution
 from metarl.runs.registry import load_task
 
 WIDTH, TASKS, GROWTH = 20, 40, (10, 20, 40, 80, 160)
 PROCESSES, ROUNDS = 8, 4
 NUM_LAYOUTS = 200
-FAMILIES = ("ant-goal", "walker2d-params", "point-maze-layout", "ant-maze-goal")
+FAMILIES = ("ant-goal", "walker2d-params", "point-maze-layout", "ant-maze-goal")  # one of each kind of model
+
+
+class FallingWalkerEnv(Walker2dParamsEnv):
+    """The walker, whose trajectory goes on after a fall."""
+
+    heights = (-math.inf, math.inf)
+    max_angle = math.inf
+
+
+class FallingWalkers(Walker2dParams):
+    """`walker2d-params` without early ends."""
+
+    def make_vector_env(self, num_envs: int, *, num_threads: int = 0) -> FallingWalkerEnv:
+        return FallingWalkerEnv(num_envs, horizon=self.horizon, num_threads=num_threads)
 
 
 @dataclass
@@ -49,79 +70,84 @@ class Collection:
     """A collection that can be run again and again, always the same."""
 
     num_tasks: int
-    horizon: int
+    tasks: EnvTaskDistribution[Any]
     collector: RolloutCollector
     learner: MAML
 
     @staticmethod
-    def of(num_tasks: int, horizon: int, *, family: Callable[..., Any] = HalfCheetahDir) -> Collection:
-        collector = RolloutCollector(family(horizon=horizon), num_trajectories=WIDTH)
-        collector._env(num_tasks * WIDTH)._terminated = lambda _: False  # type: ignore[attr-defined]
+    def of(num_tasks: int, tasks: EnvTaskDistribution[Any]) -> Collection:
+        collector = RolloutCollector(tasks, num_trajectories=WIDTH)
         config = MAMLConfig(hidden_sizes=(64, 64), activation="tanh")
         learner = MAML(config, collector.spaces, generator=torch.Generator().manual_seed(0))
-        return Collection(num_tasks, horizon, collector, learner)
+        return Collection(num_tasks, tasks, collector, learner)
 
     def __call__(self) -> None:
-        tasks = self.collector.tasks.sample(self.num_tasks, np.random.default_rng(0))
+        tasks = self.tasks.sample(self.num_tasks, np.random.default_rng(0))
         seeds = Seeds.first(self.num_tasks, seed=0, iteration=0)
         self.collector.query(tasks, self.learner, self.learner.begin(self.num_tasks), seeds)
+
+    @property
+    def horizon(self) -> int:
+        return self.tasks.horizon
 
     @property
     def num_steps(self) -> int:
         return self.num_tasks * WIDTH * self.horizon
 
 
+class Recording:
+    """Runs a collection once and keeps its environments, first states and controls [steps, simulations, nu]."""
+
+    def __init__(self, collection: Collection) -> None:
+        self.env: Any = None
+        self.controls: list[NDArray[np.float64]] = []
+        collector = RolloutCollector(collection.tasks, num_trajectories=WIDTH, watch=self._watch)
+        replace(collection, collector=collector)()
+
+    def _watch(self, env: Any, _: NDArray[np.bool_]) -> None:
+        simulator = env.simulator
+        if self.env is None:
+            time = np.zeros((env.num_envs, 1))
+            self.initial = np.concatenate((time, simulator.qpos, simulator.qvel), 1)
+            self.warmstart = simulator.bind("qacc_warmstart").copy()
+            self.env = env
+        else:
+            self.controls.append(simulator.ctrl.copy())
+
+
 class Replay:
     """The physics of a collection and nothing else."""
 
     def __init__(self, collection: Collection) -> None:
-        env: Any = collection.collector._env(collection.num_tasks * WIDTH)
-        self._simulator = env.simulator
-        controls = self._record(collection)
-        models = [self._simulator.snapshot(index)[0] for index in range(len(controls))]
+        recording = Recording(collection)
+        env = recording.env
+        controls = np.stack(recording.controls, axis=1)
+        models = [env.simulator.snapshot(index)[0] for index in range(env.num_envs)]
         self._pool = Rollout(nthread=num_cores())
         num_steps = collection.horizon * env.frame_skip
         self._inputs: dict[str, Any] = {
             "model": models,
             "data": [mujoco.MjData(models[0]) for _ in range(num_cores())],
-            "initial_state": self._initial,
+            "initial_state": recording.initial,
             "control": np.ascontiguousarray(controls.repeat(env.frame_skip, axis=1)),
             "nstep": num_steps,
-            "initial_warmstart": self._warmstart,
-            "state": np.zeros((len(controls), num_steps, self._initial.shape[1])),
-            "sensordata": np.zeros((len(controls), num_steps, models[0].nsensordata)),
+            "initial_warmstart": recording.warmstart,
+            "state": np.zeros((env.num_envs, num_steps, recording.initial.shape[1])),
+            "sensordata": np.zeros((env.num_envs, num_steps, models[0].nsensordata)),
             "skip_checks": True,
         }
         self()
         final = self._inputs["state"][:, -1, 1:]
-        assert (final == np.concatenate((self._simulator.qpos, self._simulator.qvel), 1)).all(), "not the same physics"
+        assert (final == np.concatenate((env.simulator.qpos, env.simulator.qvel), 1)).all(), "not the same physics"
 
     def __call__(self) -> None:
         self._pool.rollout(**self._inputs)
-
-    def _record(self, collection: Collection) -> NDArray[np.float64]:
-        """Runs the collection once, keeping its initial states; returns its controls [simulations, steps, nu]."""
-        simulator, controls = self._simulator, []
-        warmstart, step = simulator.bind("qacc_warmstart"), simulator.step
-
-        def recorded(*given: Any) -> Any:
-            if not controls:
-                time = np.zeros((len(simulator.qpos), 1))
-                self._initial = np.concatenate((time, simulator.qpos, simulator.qvel), 1)
-                self._warmstart = warmstart.copy()
-            controls.append(simulator.ctrl.copy())
-            return step(*given)
-
-        simulator.step = recorded
-        collection()
-        del simulator.step
-        return np.stack(controls, axis=1)
 
 
 def closed_loop(
     collection: Collection, reset: Callable[[], Any], step: Callable[[Any], tuple[Any, ...]], rounds: int
 ) -> Callable[[], None]:
-    """`rounds` times a horizon with the same policy on a vector environment of PROCESSES environments."""
+    """Runs the same policy for `rounds` horizons on a vector environment of PROCESSES environments."""
     learner = collection.learner
     state = learner.begin(1)
     noise = torch.randn(collection.horizon, 1, PROCESSES, 6, generator=torch.Generator().manual_seed(0))
@@ -139,7 +165,7 @@ def closed_loop(
 
 
 def make_env() -> gymnasium.Env[Any, Any]:
-    """Gymnasium's own half cheetah; the time limit is the loop's."""
+    """Gymnasium's own half cheetah, without a time limit: the loop has one."""
     return gymnasium.make("HalfCheetah-v5", max_episode_steps=10**9)
 
 
@@ -177,7 +203,8 @@ def compare(lines: Lines, collection: Collection, replay: Replay, repeats: int, 
 
 
 def compare_family(lines: Lines, name: str, horizon: int, repeats: int) -> None:
-    collection = Collection.of(TASKS, horizon, family=load_task(name))
+    family: Any = FallingWalkers if name == "walker2d-params" else load_task(name)
+    collection = Collection.of(TASKS, family(horizon=horizon))
     cases = {"ours": collection, "raw": Replay(collection), "policy": acting(collection)}
     seconds = alternate(cases, repeats)
     both = [raw + policy for raw, policy in zip(seconds["raw"], seconds["policy"], strict=True)]
@@ -195,7 +222,7 @@ def compare_family(lines: Lines, name: str, horizon: int, repeats: int) -> None:
 
 
 def acting(collection: Collection) -> Callable[[], None]:
-    """What the policy computes in a collection, on equal inputs in every step: one thread, nothing else in between."""
+    """The policy's own work in a collection: the same inputs at every step, one thread, no simulation in between."""
     learner, num_tasks = collection.learner, collection.num_tasks
     state = learner.begin(num_tasks)
     sizes, rng = (learner.spaces.observation_size, learner.spaces.action_size), torch.Generator().manual_seed(0)
@@ -245,7 +272,7 @@ def compare_layouts(lines: Lines, repeats: int) -> None:
 
 
 def grow(lines: Lines, horizon: int, repeats: int, sizes: tuple[int, ...]) -> None:
-    collections = {str(size): Collection.of(size, horizon) for size in sizes}
+    collections = {str(size): Collection.of(size, HalfCheetahDir(horizon=horizon)) for size in sizes}
     seconds = alternate(collections, repeats)
     smallest = sizes[0]
     for size in sizes:
@@ -263,7 +290,7 @@ def grow(lines: Lines, horizon: int, repeats: int, sizes: tuple[int, ...]) -> No
 def main() -> None:
     parsed = arguments(__doc__ or "").parse_args()
     repeats, lines = repeats_of(parsed), Lines(parsed.json)
-    collection = Collection.of(TASKS, 50 if parsed.quick else 200)
+    collection = Collection.of(TASKS, HalfCheetahDir(horizon=50 if parsed.quick else 200))
     compare(lines, collection, Replay(collection), repeats, 1 if parsed.quick else ROUNDS)
     grow(lines, 20 if parsed.quick else 100, repeats, GROWTH[::2] if parsed.quick else GROWTH)
     for family in FAMILIES:
