@@ -1,9 +1,9 @@
-"""Meta-train an agent to walk an ant to a goal that it cannot see in a maze.
+"""Meta-train an agent to walk an ant to a hidden goal in a maze.
 
-Gymnasium's ant starts at one end of a U of 7 cells of 4 m; the task is the goal's cell, and test goals are never
-trained on. The reward is minus the length of the way to the goal (`--task.reward sparse`: 1 at the goal, else 0), and
-nothing ends a trajectory early. `--task.layout medium` is 8 by 8 cells. The settings are the half-cheetah's, not tuned
-for ants.
+Gymnasium's ant starts at one end of a U of 7 cells of 4 m. The task is the goal's cell; training never uses a test
+goal. The reward is minus the length of the path to the goal (`--task.reward sparse`: 1 at the goal, else 0), and
+nothing ends a trajectory early. `--task.layout medium` has 8 by 8 cells. The settings are those of the half-cheetah,
+not tuned for ants.
 
     python scripts/train_ant_maze_goal.py --preset quick      about 8 minutes on two cores
     python scripts/train_ant_maze_goal.py                     the default preset, hours (estimated)

@@ -1,7 +1,7 @@
-"""Meta-train a learner to tell characters apart that it has seen once, in scripts that it has never seen.
+"""Meta-train a learner to tell characters apart after one example of each, in scripts unseen in training.
 
-The characters come with MetaRL (`metarl/fewshot/data/glyphs`): nothing is downloaded. Comparing pixels gives an
-accuracy of 0.49 on five characters, one example each; a prototypical network is expected far above.
+The characters come with MetaRL (`metarl/fewshot/data/glyphs`); nothing is downloaded. Comparing pixels reaches an
+accuracy of 0.49 on five characters with one example each. Expect far more from a prototypical network.
 
     python scripts/train_glyphs.py --agent proto --preset quick      about two minutes on two cores
     python scripts/train_glyphs.py --agent maml --preset quick       some minutes (an estimate)

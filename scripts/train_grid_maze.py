@@ -1,8 +1,9 @@
-"""Meta-train an agent to find a hidden goal in a maze it has never seen, and to find it faster from then on.
+"""Meta-train an agent to find a hidden goal in a new maze, and to find it faster from then on.
 
-Mazes of 9 by 9 cells are generated, those for test never occur in training; start, goal and walls stay the same within
-a task. The goal pays 1 and ends a trajectory of 50 steps at most, any other step costs 0.01. The shortest ways have
-eight steps on average (a return of 0.93); moving at random reaches the goal in a quarter of the trajectories.
+The mazes are generated, with 9 by 9 cells; training never uses a test maze. Start, goal and walls stay the same within
+a task. Reaching the goal pays 1 and ends the trajectory, which has at most 50 steps; any other step costs 0.01. The
+shortest paths have eight steps on average (a return of 0.93). Random moves reach the goal in a quarter of the
+trajectories.
 
     python scripts/train_grid_maze.py --agent rl2         four trajectories a trial
     python scripts/train_grid_maze.py --preset quick      MAML, nine iterations

@@ -1,8 +1,8 @@
 """Meta-train an agent to adapt a half-cheetah to running forward or backward (Finn et al. 2017, arXiv:1703.03400).
 
-Two tasks, dir = +1 and -1, each with a reward of dir * forward velocity - 0.05 |control|^2: no one policy can do both,
-so whatever the agent gains with one gradient step, it gains from the task's own data. Expect a return near 0 before
-adaptation in both directions and a growing one after it.
+There are two tasks, dir = +1 and -1, with the reward dir * forward velocity - 0.05 |control|^2. No single policy solves
+both, so what a gradient step gains comes from the task's own data. Expect a return near 0 before adaptation in both
+directions, and a growing one after it.
 
     python scripts/train_half_cheetah_dir.py --preset quick      about 8 minutes on two cores
     python scripts/train_half_cheetah_dir.py                     the default preset, half an hour to an hour

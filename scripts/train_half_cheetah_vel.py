@@ -1,8 +1,8 @@
 """Meta-train an agent to adapt a half-cheetah to a goal velocity (Finn et al. 2017, arXiv:1703.03400).
 
 The goal velocity is drawn from U(0, 2) m/s; the reward is -|velocity - goal| - 0.05 |control|^2. Expect the return to
-rise with every gradient step, most with the first. `--task.test-low 2 --task.test-high 3` tests on faster goals than
-any trained.
+rise with every gradient step, most with the first. With `--task.test-low 2 --task.test-high 3`, the test goals are
+faster than any training goal.
 
     python scripts/train_half_cheetah_vel.py --preset quick      about 8 minutes on two cores
     python scripts/train_half_cheetah_vel.py                     the default preset, half an hour to an hour

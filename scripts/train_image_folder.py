@@ -1,4 +1,4 @@
-"""Meta-train a learner on images of your own: a folder for each class, perhaps below train, val and test.
+"""Meta-train a learner on your own images: one folder for each class, optionally below train, val and test.
 
     python scripts/train_image_folder.py --agent proto --task.root PICTURES --task.image-size 28
     python scripts/train_image_folder.py --task.root PICTURES       MAML

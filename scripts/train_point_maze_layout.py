@@ -1,8 +1,8 @@
-"""Meta-train an agent to find a goal that it cannot see in a maze that it has never seen.
+"""Meta-train an agent to find a hidden goal in a maze that it has never seen.
 
-The task is a generated maze of 7 by 7 cells of 1 m with a start and a goal; test mazes are never trained on. A point
-mass feels the walls along 8 rays. The reward is minus the length of the way to the goal (`--task.reward sparse`: 1 at
-the goal, else 0), and arriving ends nothing. `--task.num-rows 9 --task.num-columns 9` makes the mazes larger. The
+The task is a generated maze of 7 by 7 cells of 1 m with a start and a goal; training never uses a test maze. A point
+mass senses the walls along 8 rays. The reward is minus the length of the path to the goal (`--task.reward sparse`: 1 at
+the goal, else 0), and reaching it ends nothing. `--task.num-rows 9 --task.num-columns 9` makes larger mazes. The
 settings are not tuned.
 
     python scripts/train_point_maze_layout.py --preset quick      about 8 minutes on two cores

@@ -1,13 +1,11 @@
-"""Meta-train an agent to adapt a point in the plane to reaching a goal (Finn et al. 2017, arXiv:1703.03400, figure 4).
+"""Meta-train an agent to move a point in the plane to a hidden goal (Finn et al. 2017, arXiv:1703.03400, figure 4).
 
-The goal is unknown to the policy and drawn from [-0.5, 0.5]^2; the reward is the negative distance to it. Expect a
-return near -40 before adaptation (that of never moving is -40.1) and near -12 after one gradient step (the optimum is
--0.54).
+The goal is drawn from [-0.5, 0.5]^2; the reward is minus the distance to it. Expect a return near -40 before adaptation
+(never moving scores -40.1) and near -12 after one gradient step. The optimum is -0.54.
 
     python scripts/train_point_nav.py --preset quick      within a minute on two cores
     python scripts/train_point_nav.py                     the default preset, some minutes
-    python scripts/train_point_nav.py --preset paper      the paper's settings and its test: 40 goals, 4,000 steps per
-    update
+    python scripts/train_point_nav.py --preset paper      the paper's settings and its test on 40 goals
 
 Every flag of `metarl train` works: `--help` lists them.
 """

@@ -1,7 +1,7 @@
 """Meta-train a learner to tell a sine wave from ten of its points (Finn et al. 2017, arXiv:1703.03400, section 5.1).
 
-One network for all waves cannot know which it is asked for: its mean squared error is that of the mean of all waves,
-near 3. Expect less than 1 after one gradient step of MAML, and less with every further one.
+Without adaptation a network can only predict the mean of all waves, with a mean squared error near 3. Expect less than
+1 after one gradient step of MAML, and less with every further step.
 
     python scripts/train_sinusoid.py --preset quick            within a minute
     python scripts/train_sinusoid.py                           the paper's 70,000 iterations, six minutes or more

@@ -1,12 +1,12 @@
-"""Meta-train an agent to find out random MDPs within ten short episodes (Duan et al. 2016, arXiv:1611.02779).
+"""Meta-train an agent to explore random MDPs within ten short episodes (Duan et al. 2016, arXiv:1611.02779).
 
-Ten states, five actions, ten steps an episode; next-state chances and mean rewards are drawn anew for every task. Over
-ten episodes, acting at random collects about 100, planning with the posterior's means 149, a planner with a tuned bonus
-for what it has tried little 153, and a player who knew the MDP would collect 219.
+Ten states, five actions, ten steps an episode. Each task draws its own transition probabilities and mean rewards. Over
+ten episodes, random actions collect about 100, a planner with the posterior's means 149, and a planner with a tuned
+bonus for what it has rarely tried 153. A player that knows the MDP collects 219.
 
     python scripts/train_tabular_mdp.py --agent rl2      the default preset, about an hour on one core
 
-`scripts/compare_tabular_mdps.py RUN_DIR` puts the trained agent beside the planners.
+`scripts/compare_tabular_mdps.py RUN_DIR` compares the trained agent with the planners.
 Every flag of `metarl train` works: `--help` lists them.
 """
 
