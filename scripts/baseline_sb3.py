@@ -5,11 +5,13 @@
     python scripts/baseline_sb3.py half-cheetah-dir --task-index 1 --pretrained runs/ppo-all/model.zip --out runs/ppo-on
     python scripts/baseline_sb3.py bandit --algorithm RecurrentPPO --episodes-per-trial 2 --out runs/recurrent-ppo
 
-The first and the third are the baselines that adaptation is measured against: PPO from scratch on a test task, and PPO
-that was trained on all training tasks and goes on with one. Without --task-index a fresh training task is drawn for
-every episode. Test tasks are those of `metarl evaluate`, with seed 0. The folder holds model.zip, TensorBoard events
-and returns.json: returns of the deterministic policy on the test task, or all of them, against environment steps, the
-first before any training. SB3's on-policy algorithms round the steps up to whole rollouts.
+The first and the third command make baselines for adaptation: PPO from scratch on a test task, and PPO that was trained
+on all training tasks and then on one test task. Without --task-index, every episode draws a new training task. The test
+tasks are those of `metarl evaluate` with seed 0.
+
+The folder holds model.zip, TensorBoard events and returns.json. returns.json holds the returns of the deterministic
+policy on the test task, or on all of them, against environment steps; the first returns are those before training.
+SB3's on-policy algorithms round the steps up to whole rollouts.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ NUM_TEST_TASKS = 40
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Raises `InputError` with one line instead of printing the usage."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(message)
@@ -61,16 +63,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("tasks", metavar="TASKS", help="a family's name, or module:Class")
     parser.add_argument("--algorithm", default="PPO", help=", ".join(sorted(sum(LIBRARIES.values(), ()))))
     parser.add_argument("--task-index", type=int, help="train on this test task alone, from 0")
-    parser.add_argument("--pretrained", type=Path, metavar="FILE.zip", help="go on with this model")
-    parser.add_argument("--episodes-per-trial", type=int, help="a trial of so many episodes is one for SB3")
+    parser.add_argument("--pretrained", type=Path, metavar="FILE.zip", help="continue with this model")
+    parser.add_argument("--episodes-per-trial", type=int, help="join so many episodes to one for SB3")
     parser.add_argument("--steps", type=int, default=200_000, help="environment steps (%(default)s)")
-    parser.add_argument("--num-envs", type=int, default=8, help="environments side by side (%(default)s)")
+    parser.add_argument("--num-envs", type=int, default=8, help="environments that step together (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--evaluations", type=int, default=10, help="of the curve, besides the first (%(default)s)")
-    parser.add_argument("--episodes", type=int, default=20, help="of an evaluation, at least (%(default)s)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the algorithm: n_steps=256")
     parser.add_argument(
-        "--set-task", action="append", default=[], metavar="KEY=VALUE", help="of the family: horizon=100"
+        "--evaluations", type=int, default=10, help="points of the curve after the first one (%(default)s)"
+    )
+    parser.add_argument("--episodes", type=int, default=20, help="least episodes of an evaluation (%(default)s)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="setting of the algorithm: n_steps=256"
+    )
+    parser.add_argument(
+        "--set-task", action="append", default=[], metavar="KEY=VALUE", help="setting of the family: horizon=100"
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
@@ -84,7 +90,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def settings_of(flag: str, pairs: Sequence[str]) -> dict[str, Any]:
-    """KEY=VALUE, the values written as in TOML."""
+    """The settings of KEY=VALUE pairs; values are written as in TOML."""
     settings = {}
     for pair in pairs:
         try:
@@ -102,7 +108,7 @@ def family_of(name: str, settings: dict[str, Any]) -> EnvTaskDistribution[Any]:
 
 
 def test_tasks(family: EnvTaskDistribution[Any]) -> list[Any]:
-    """All of a finite family, or those that `metarl evaluate` draws."""
+    """All tasks of a finite family; otherwise those that `metarl evaluate` draws."""
     rng = generator(0, EVALUATION_ITERATION, Purpose.EVALUATION_TASKS)
     finite = family.all_tasks("test")
     return list(family.sample(NUM_TEST_TASKS, rng, split="test") if finite is None else finite)
@@ -125,7 +131,7 @@ def make_env(family: Any, num_envs: int, parsed: argparse.Namespace, tasks: list
 
 
 def make_model(algorithm: Any, env: Any, settings: dict[str, Any], parsed: argparse.Namespace) -> Any:
-    """A new model, or the pretrained one in its new environments."""
+    """A new model, or the pretrained one with the new environments."""
     known = inspect.signature(algorithm).parameters
     unknown = next((name for name in settings if name not in known), None)
     if unknown is not None:
@@ -148,7 +154,7 @@ def make_model(algorithm: Any, env: Any, settings: dict[str, Any], parsed: argpa
 
 @dataclass
 class Returns:
-    """Returns on the test tasks, one episode of each place, always from the same initial states."""
+    """Returns on the test tasks, one episode in each sub-environment, always from the same initial states."""
 
     env: TaskVecEnv
     seed: int
@@ -179,7 +185,7 @@ class Returns:
 
 
 class Curve(BaseCallback):
-    """Measures the returns before the first step, between updates at equal distances, and after the last."""
+    """Measures the returns before training, then about every `every` steps between updates, and after training."""
 
     def __init__(self, returns: Returns, every: int) -> None:
         super().__init__()

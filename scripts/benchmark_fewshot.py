@@ -1,13 +1,17 @@
-"""What one MAML meta-gradient costs beside a plain loop over tasks, and beside TorchOpt and higher.
+"""Time of one MAML meta-gradient, compared with a plain loop over tasks and with TorchOpt and higher.
 
-Omniglot's 5-way 1-shot with 32 tasks and 64 filters, on images of noise: Conv-4 with max-pooling and 15 queries a
-class, and with stride 2 and one query a class. Every contender computes the same meta-gradient on the same cores. The
-plain loop is torch's autograd over one task after another, its convolutions on all cores; ours is each way of
-`--agent.execution`, and beside it stands the plain loop's loss of one task through torch.compile, where there is a C++
-compiler. Rows of peers appear where these are installed (pip install torchopt higher). Further rows say what share of
-this machine's rate for matrix products is reached, what episodes of characters cost to draw, and what two of Proto's
-training episodes of 60 ways cost. Freed memory is kept, as in `metarl train`; `--memory-back`: given back. With
-`--device cuda` everything is on the GPU, in float32 without TensorFloat-32.
+The setting is Omniglot's 5-way 1-shot with 32 tasks and 64 filters, on images of noise. One network is Conv-4 with
+max-pooling and 15 queries a class, the other has stride 2 and one query a class. Every contender computes the same
+meta-gradient on the same cores:
+
+- plain: torch's autograd over one task after another; a convolution uses all cores;
+- ours: each value of `--agent.execution`;
+- compiled: the plain loss of one task through torch.compile, if there is a C++ compiler;
+- peers: if they are installed (pip install torchopt higher).
+
+Further rows give the share of this machine's rate for matrix products, the time to draw episodes of characters, and the
+time of two of Proto's training episodes of 60 ways. Freed memory is kept, as in `metarl train`; `--memory-back` returns
+it to the system. With `--device cuda` everything runs on the GPU, in float32 without TensorFloat-32.
 
     python scripts/benchmark_fewshot.py                    ten minutes on two cores, of which compiling takes four
     python scripts/benchmark_fewshot.py --quick            8 tasks, without compiling: a noisier answer within a minute
@@ -48,7 +52,7 @@ Gradient = list[Tensor]
 
 
 class PlainConv4(nn.Module):
-    """The network as it is usually written: convolution, batch norm, ReLU, pooling."""
+    """The network as torch modules: convolution, batch norm, ReLU, pooling."""
 
     def __init__(self, strided: bool) -> None:
         super().__init__()
@@ -69,9 +73,9 @@ class Case:
     """One network, its tasks and every contender.
 
     Args:
-        name: of `NETWORKS`.
-        num_tasks: of the meta-batch.
-        device: where everything is.
+        name: a key of `NETWORKS`.
+        num_tasks: size of the meta-batch.
+        device: where everything runs.
         dtype: of all numbers.
     """
 
@@ -98,7 +102,7 @@ class Case:
         return learner
 
     def contenders(self) -> dict[str, Callable[[], Gradient]]:
-        """Whoever can be measured here, the compiler aside."""
+        """The contenders that can be measured here, without the compiled ones."""
         peers = installed("torchopt", "higher")
         ours = {f"ours, {execution}": self.ours(execution) for execution in ("loop", "vmap")}
         return {"plain": self.plain, **ours, **{peer: getattr(self, peer) for peer in peers}}
@@ -109,12 +113,12 @@ class Case:
         return lambda: list(learner.meta_gradient((self.support,), self.query)[0].values())
 
     def plain(self) -> Gradient:
-        """Autograd over one task after another."""
+        """Meta-gradient by autograd over one task after another."""
         parameters = dict(self.module.named_parameters())
         return self._summed(lambda i: self._task_gradient(parameters, i))
 
     def compiled(self) -> Callable[[], Gradient]:
-        """The plain loss of one task, inner gradient included, through torch.compile."""
+        """The plain loss of one task with its inner gradient, through torch.compile."""
         parameters = {name: value.detach() for name, value in self.module.named_parameters()}
 
         def loss(parameters: dict[str, Tensor], *task: Tensor) -> Tensor:
@@ -179,47 +183,47 @@ class Case:
 
 
 def installed(*names: str) -> list[str]:
-    """Those that can be imported."""
+    """The packages among `names` that can be imported."""
     found = []
     for name in names:
         try:
             importlib.import_module(name)
             found.append(name)
-        except Exception as error:  # a peer that is not made for this torch is not measured
+        except Exception as error:  # a peer may not fit this version of torch
             print(f"{name} is not measured: {type(error).__name__}: {error}".splitlines()[0], file=sys.stderr)
     return found
 
 
 def timed(contenders: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """`alternate`, every time to where the device has finished."""
+    """`alternate`; each time includes the wait for the device."""
     return alternate({who: partial(finished, run, device) for who, run in contenders.items()}, repeats)
 
 
 def finished(run: Callable[[], Any], device: torch.device) -> None:
-    """Runs it and waits for the device."""
+    """Calls `run` and waits for the device."""
     run()
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def matrix_rate(device: torch.device) -> float:
-    """Floating-point operations a second of a product of 2048 by 2048 matrices, on all cores."""
+    """Floating-point operations per second of a product of 2048 by 2048 matrices on all cores."""
     left, right = torch.rand(2, 2048, 2048, device=device)
     seconds = timed({"product": lambda: left @ right}, 5, device)["product"]
     return 2 * 2048**3 / statistics.median(seconds)
 
 
 def largest_difference(left: Gradient, right: Gradient) -> float:
-    """Of two gradients, relative to the largest element."""
+    """The largest difference between two gradients, relative to the largest element."""
     largest = max(float(b.abs().max()) for b in right)
     return float(f"{max(float((a - b).abs().max()) for a, b in zip(left, right, strict=True)) / largest:.1e}")
 
 
 def measure(name: str, num_tasks: int, lines: Lines, *, device: torch.device, repeats: int, compiling: bool) -> float:
-    """All contenders on one network; returns the seconds of ours."""
+    """Measures all contenders on one network; returns the seconds of our fastest."""
     exact = Case(name, 2, device, torch.float64).contenders()
     reference = exact["plain"]()
-    # In float32 the sign of what is nearly zero before a ReLU may differ, and with it the second derivative.
+    # Compared in float64: in float32, a number near zero before a ReLU may change its sign, and the gradient with it.
     more = {who: {"difference_in_float64": largest_difference(run(), reference)} for who, run in exact.items()}
     case = Case(name, num_tasks, device)
     contenders = case.contenders()
@@ -246,7 +250,7 @@ def measure(name: str, num_tasks: int, lines: Lines, *, device: torch.device, re
 def add_rows(
     lines: Lines, case: str, plain: str, seconds: dict[str, list[float]], more: dict[str, dict[str, float]]
 ) -> None:
-    """A row for each contender, beside the one called "plain"."""
+    """A row for each contender, compared with the one called "plain"."""
     for who, taken in seconds.items():
         against, factor = f"{plain}: how many times as fast", ratio(seconds["plain"], taken)
         median = statistics.median(taken)
@@ -256,7 +260,7 @@ def add_rows(
 def sampling(
     lines: Lines, num_tasks: int, meta_gradient_s: float, queries: int, repeats: int, device: torch.device
 ) -> None:
-    """What the episodes of one meta-batch of characters cost to draw."""
+    """Time to draw the episodes of one meta-batch of characters."""
     tasks = Glyphs(num_queries=queries)
     collector = ExampleCollector(tasks, device=device)
     learner = MAML(MAMLConfig(), tasks.spaces, generator=torch.Generator().manual_seed(0)).to(device)
@@ -274,7 +278,7 @@ def sampling(
 
 
 def prototypes(lines: Lines, repeats: int, device: torch.device) -> None:
-    """Ours beside torch's own layers: seconds, and how far the gradient is from that in double precision."""
+    """Proto compared with torch's own layers: seconds, and the gradient's distance from that in double precision."""
     shapes = {"support": PROTO_WAYS, "query": PROTO_WAYS * PROTO_QUERIES}
     random = torch.Generator().manual_seed(0)
     strokes = functional.avg_pool2d(torch.rand(PROTO_WAYS, 1, 28, 28, generator=random), 5, 1, 2).gt(0.53).float()
@@ -302,7 +306,7 @@ def prototypes(lines: Lines, repeats: int, device: torch.device) -> None:
             total = torch.zeros((), dtype=dtype, device=device)
             for i in range(2):
                 inputs = torch.cat([support.inputs[i], query.inputs[i]])
-                if channels_last:  # of one channel both layouts are the same but for the strides
+                if channels_last:  # with one channel, the two layouts differ only in their strides
                     inputs = inputs.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
                 features = blocks(inputs).flatten(1)
                 distances = torch.cdist(features[PROTO_WAYS:], features[:PROTO_WAYS]).square()
@@ -323,14 +327,14 @@ def prototypes(lines: Lines, repeats: int, device: torch.device) -> None:
 
 
 def distance(gradient: Gradient, exact: Gradient) -> float:
-    """Of the whole gradient from the exact one, relative to its length."""
+    """Distance of the whole gradient from the exact one, relative to the length of the exact one."""
     off = sum(float((a - b).double().square().sum()) for a, b in zip(gradient, exact, strict=True))
     return float(f"{(off / sum(float(b.double().square().sum()) for b in exact)) ** 0.5:.1e}")
 
 
 def main() -> int:
     parser = arguments(__doc__ or "")
-    parser.add_argument("--memory-back", action="store_true", help="freed memory goes back to the system")
+    parser.add_argument("--memory-back", action="store_true", help="return freed memory to the system")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parsed = parser.parse_args()
     device = select_device(parsed.device)

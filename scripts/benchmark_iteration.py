@@ -1,8 +1,8 @@
-"""What a whole MAML iteration costs beside its physics.
+"""Time of a whole MAML iteration, compared with its physics.
 
-Half-cheetah-dir, 40 tasks x 20 trajectories x 200 steps, 64x64 tanh, one inner step, 10 conjugate-gradient iterations:
-the time of an iteration as a ratio to the time spent inside the simulator in its two collections, with exact curvature
-on all data and with the curvature estimated on every tenth step.
+Half-cheetah-dir with 40 tasks x 20 trajectories x 200 steps, a 64x64 tanh policy, one inner step and 10
+conjugate-gradient iterations. The ratio is the time of an iteration divided by the time that its two collections spend
+in the simulator. It is measured with exact curvature on all data, and with the curvature estimated on every tenth step.
 
     python scripts/benchmark_iteration.py                     five minutes on two cores
     python scripts/benchmark_iteration.py --quick             a noisier answer within a minute
@@ -43,7 +43,7 @@ EVERY = {"exact curvature": 1, "curvature on every tenth step": 10}
 
 
 class Stopwatch:
-    """Seconds by stage; where stages nest, the innermost one counts."""
+    """Seconds by stage; of nested stages, only the innermost one counts."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -115,7 +115,7 @@ def watched() -> Stopwatch:
 
 
 def measure(every: list[int], repeats: int, quick: bool) -> dict[int, list[dict[str, float]]]:
-    """Seconds by stage of `repeats` iterations of each kind, in turn, after one that is not counted."""
+    """Seconds by stage of `repeats` alternating iterations of each kind, after a warm-up iteration."""
     stopwatch = watched()
     trainers = {kind: make_trainer(kind, quick) for kind in every}
     found: dict[int, list[dict[str, float]]] = {kind: [] for kind in every}
@@ -130,7 +130,7 @@ def measure(every: list[int], repeats: int, quick: bool) -> dict[int, list[dict[
 
 
 def peak_memory(every: int, quick: bool) -> float:
-    """GiB at the peak of one iteration in a process of its own."""
+    """Peak memory of one iteration in GiB, measured in its own process."""
     command = [sys.executable, "-W", "ignore", __file__, "--memory-of", str(every), *(["--quick"] if quick else [])]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
@@ -159,8 +159,8 @@ def draw(picture: Path, files: list[Path]) -> None:
 
 def main() -> None:
     parser = arguments(__doc__ or "")
-    parser.add_argument("--profile", metavar="NAME", help="print seconds by stage, medians, under this name")
-    parser.add_argument("--picture", type=Path, help="draw the profiles in FILES")
+    parser.add_argument("--profile", metavar="NAME", help="print median seconds by stage under this name")
+    parser.add_argument("--picture", type=Path, help="draw the profiles of FILES there")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     parser.add_argument("files", nargs="*", type=Path, help="outputs of --profile")
     parsed = parser.parse_args()

@@ -1,7 +1,8 @@
-"""What an epoch of PPO costs RL² beside torch's own recurrent network.
+"""Time of one PPO epoch of RL², compared with torch's own recurrent network.
 
-The same sequences (bandit trials of 100 pulls, and half-cheetah trials of two trajectories of 100 steps) go through one
-epoch of `RL2.meta_update`'s minibatches, and once forward and back through torch's fused LSTM or GRU of the same width.
+One epoch trains RL² on an iteration's trials, in minibatches. It is compared with one forward and backward pass of
+torch's fused LSTM or GRU of the same width over the same sequences. The sequences are bandit trials of 100 pulls, and
+half-cheetah trials of two trajectories of 100 steps.
 
     python scripts/benchmark_memory.py                three minutes on two cores
     python scripts/benchmark_memory.py --quick        a noisier answer within a minute
@@ -29,7 +30,7 @@ FAMILIES: dict[str, tuple[Any, int, int, int]] = {  # family, tasks, trials of e
 
 
 def epoch_and_bare(kind: Any, family: Any, num_tasks: int, width: int, length: int) -> tuple[Any, Any]:
-    """One epoch on an iteration's trials, and torch's network there and back over the same inputs."""
+    """One epoch on an iteration's trials, and torch's network forward and backward on the same inputs."""
     config = RL2Config(memory=kind, num_trajectories=width, trajectories_per_trial=length, learning_rate=1e-9)
     collector = RolloutCollector(family, num_trajectories=width)
     learner = RL2(config, collector.spaces, generator=torch.Generator().manual_seed(0))

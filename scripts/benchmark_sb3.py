@@ -1,8 +1,9 @@
-"""PPO of stable-baselines3 through MetaRL's batched environments, against SB3's own SubprocVecEnv.
+"""PPO of stable-baselines3 on MetaRL's batched environments, compared with SB3's own SubprocVecEnv.
 
-One fixed task, the half cheetah that runs forward (200 steps), 8 environments, equal hyper-parameters, 3 seeds: the
-deterministic policy's return after training, with intervals, and the speed of training. Beside them a process for every
-environment stand gymnasium's HalfCheetah-v5 with the same reward and time limit. Then the speed of stepping alone.
+The task is fixed: the half cheetah that runs forward for 200 steps, in 8 environments. SubprocVecEnv runs gymnasium's
+HalfCheetah-v5 with the same reward and time limit, one process per environment. The script measures the deterministic
+policy's return after training, with intervals, and the speed of training; hyper-parameters are equal, and there are 3
+seeds. Then it measures the speed of stepping alone.
 
     python scripts/benchmark_sb3.py                  about ten minutes on two cores
     python scripts/benchmark_sb3.py --quick          a noisier answer within a minute
@@ -38,7 +39,7 @@ FORWARD = Direction(1)
 
 
 class Forward(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Gymnasium's half cheetah with the reward of half-cheetah-dir, forward."""
+    """Gymnasium's half cheetah with the reward of half-cheetah-dir for running forward."""
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, _, terminated, truncated, infos = self.env.step(action)
@@ -47,7 +48,7 @@ class Forward(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def gymnasiums_own() -> gymnasium.Env[Any, Any]:
-    HalfCheetahDir().make_vector_env(1).close()  # sends MuJoCo's messages to a logger, in every process
+    HalfCheetahDir().make_vector_env(1).close()  # sends MuJoCo's messages to a logger; needed in every process
     return Forward(gymnasium.make("HalfCheetah-v5", max_episode_steps=HORIZON))
 
 
@@ -60,7 +61,7 @@ def environments() -> dict[str, Callable[[], VecEnv]]:
 
 
 def returns_of(model: PPO) -> list[float]:
-    """Of the deterministic policy, always from the same initial states."""
+    """Returns of the deterministic policy, always from the same initial states."""
     env = TaskVecEnv(HalfCheetahDir(horizon=HORIZON), EPISODES, tasks=FORWARD, split="test", seed=10_000)
     found, _ = evaluate_policy(model, env, EPISODES, return_episode_rewards=True, warn=False)
     env.close()
@@ -68,7 +69,7 @@ def returns_of(model: PPO) -> list[float]:
 
 
 def train(make: Callable[[], VecEnv], seed: int, steps: int) -> tuple[float, PPO]:
-    """Seconds of learning, processes already running, and what was learned."""
+    """Seconds of learning, without the start of the processes, and the trained model."""
     env = VecMonitor(make())
     model = PPO("MlpPolicy", env, n_steps=256, batch_size=256, seed=seed, device="cpu")
     start = time.perf_counter()

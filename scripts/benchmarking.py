@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: alternating measurements and their report, one JSON object per line."""
+"""Functions that the benchmark scripts share: alternating measurements, reported as one JSON object per line."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """The flags that every benchmark has."""
+    """A parser with the flags that every benchmark has."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a noisier answer within a minute")
     parser.add_argument("--repeats", type=int, default=None, help="alternations; 7 by default, 3 with --quick")
-    parser.add_argument("--json", type=Path, help="also write the lines there, as one list")
+    parser.add_argument("--json", type=Path, help="also write the lines to this file, as one list")
     return parser
 
 
 def repeats_of(parsed: argparse.Namespace) -> int:
-    """How often every case is measured."""
+    """How often each case is measured."""
     return int(parsed.repeats or (3 if parsed.quick else 7))
 
 
@@ -31,7 +31,7 @@ def num_cores() -> int:
 
 
 def alternate(cases: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every case, measured in turn so that a slow spell of the machine falls on all of them."""
+    """Seconds of every case. The cases alternate, so that a slow phase of the machine affects all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for run in cases.values():
         run()
@@ -44,12 +44,12 @@ def alternate(cases: Mapping[str, Callable[[], object]], repeats: int) -> dict[s
 
 
 def ratio(numerators: list[float], denominators: list[float]) -> float:
-    """Median of the ratios of measurements that were taken side by side."""
+    """Median of the ratios of measurements that followed one another."""
     return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
 class Lines:
-    """Prints the results as they come and keeps them for a file."""
+    """Prints results at once and keeps them for a file."""
 
     def __init__(self, file: Path | None) -> None:
         self._file = file
@@ -64,6 +64,6 @@ class Lines:
         print(json.dumps(self._lines[-1]), flush=True)
 
     def close(self) -> None:
-        """Writes the file, if one was asked for."""
+        """Writes the file if one was given."""
         if self._file is not None:
             self._file.write_text("[\n" + ",\n".join(json.dumps(line) for line in self._lines) + "\n]\n")

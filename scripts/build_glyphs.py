@@ -1,8 +1,8 @@
 """Build the embedded `glyphs` data set: characters of living scripts, each drawn in 20 open-licensed typefaces.
 
 Writes glyphs.npz and manifest.json into metarl/fewshot/data/glyphs, and results/glyphs-contact-sheet.png. Only this
-script needs fonts; the package reads the finished file. Needs `fonttools` and `brotli` beside MetaRL and, to fetch, npm
-and Debian's apt-get and dpkg-deb.
+script needs fonts; the package reads the finished file. It needs `fonttools` and `brotli` besides MetaRL. Fetching
+needs npm and Debian's apt-get and dpkg-deb.
 
     python scripts/build_glyphs.py --cache FOLDER --fetch     download the packages (a few minutes), then build
     python scripts/build_glyphs.py --cache FOLDER             build from the folder
@@ -54,21 +54,25 @@ SHEET = ROOT / "results/glyphs-contact-sheet.png"
 SEED = 0
 NUM_INSTANCES = 20
 MAX_BYTES = 500_000
-# Between the mean pictures of two characters over all their designs, before the maps. Of the pairs from 0.93 to 0.95 a
-# dozen are one shape: 3 and the Cyrillic ze, the kanji for power and the katakana ka, Devanagari's and Thai's zero.
+# Largest cosine between the mean pictures of two characters over all their designs, before the maps. Among the pairs
+# from 0.93 to 0.95, a dozen have one shape: 3 and the Cyrillic ze, the kanji for power and the katakana ka, the zeros
+# of Devanagari and Thai.
 MAX_COSINE = 0.93
-MIN_DISTANCE = 0.10  # L1 between two faces' pictures of a character, as a share of their ink: below it one design
-# Drawn once per instance and baked in. Tuned on the pixel baseline below, 5-way 1-shot on the test scripts, to the 48 %
-# that it has on real Omniglot's evaluation characters: 8 degrees, scales from 0.8, shears of 0.1 and shifts of 1.5
-# pixels left it at 53 %; 10 degrees, 0.75, 0.12 and 2 pixels at 45 %; 15 degrees, 0.6, 0.2 and 3 pixels at 32 %.
+MIN_DISTANCE = (
+    0.10  # L1 distance between two faces' pictures of a character, as a share of their ink; below: one design
+)
+# One map is drawn for each instance. The limits are tuned so that the pixel baseline below, 5-way 1-shot on the test
+# scripts, has the 48 % that it has on real Omniglot's evaluation characters. With 8 degrees, scales from 0.8, shears of
+# 0.1 and shifts of 1.5 pixels it had 53 %; with 10 degrees, 0.75, 0.12 and 2 pixels 45 %; with 15 degrees, 0.6, 0.2 and
+# 3 pixels 32 %.
 AFFINE = {"rotation_degrees": 9.0, "min_scale": 0.78, "shear": 0.11, "shift_pixels": 1.75}
-MIN_RECOGNISED = 0.3  # share of a face's pictures nearest to their own centroid
-MAX_RANK = 0.25  # of the script's centroids may be nearer to a picture than its own
+MIN_RECOGNISED = 0.3  # least share of a face's pictures that are nearest to their own centroid
+MAX_RANK = 0.25  # largest share of the script's centroids that may be nearer to a picture than its own
 
 
 @dataclass(frozen=True)
 class Character:
-    """A candidate class: the pictures of twenty faces, and the mean of all its designs' normalised pictures [784]."""
+    """A candidate class: pictures by twenty faces, and the mean [784] of the normalised pictures of all its designs."""
 
     script: str
     character: str
@@ -89,12 +93,12 @@ def normalised(rows: Floats) -> Floats:
 
 
 def choose(script: str, drawn: dict[int, dict[str, Bits]]) -> list[Character]:
-    """Twenty legible and distinct designs of each of a script's characters, as far apart as can be.
+    """Twenty legible and distinct designs of each character of a script, chosen to be far apart.
 
     Args:
         drawn: pictures by face, then by character; a character without twenty such designs is left out.
     """
-    for _ in range(2):  # the second time against centroids that the misfits no longer pull
+    for _ in range(2):  # the second time, the misfits are no longer part of the centroids
         drawn = without_misfits(drawn)
     chosen = []
     for character in sorted({character for pictures in drawn.values() for character in pictures}):
@@ -117,7 +121,7 @@ def choose(script: str, drawn: dict[int, dict[str, Bits]]) -> list[Character]:
 
 
 def without_misfits(drawn: dict[int, dict[str, Bits]]) -> dict[int, dict[str, Bits]]:
-    """Drop symbol fonts mapped over letters, and single pictures that look least like their own character."""
+    """Drops symbol fonts in place of letters, and single pictures that look least like their own character."""
     characters = sorted({character for pictures in drawn.values() for character in pictures})
     place = {character: number for number, character in enumerate(characters)}
     rows = {face: normalised(shrink(np.stack(list(pictures.values())))) for face, pictures in drawn.items()}
@@ -143,7 +147,7 @@ def without_misfits(drawn: dict[int, dict[str, Bits]]) -> dict[int, dict[str, Bi
 
 
 def bake(picture: Bits, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """One-bit 28x28 picture of a canvas under a random affine map that leaves all ink inside."""
+    """One-bit 28x28 picture of a canvas after a random affine map that keeps all ink inside."""
     image = Image.fromarray(picture.astype(np.uint8) * 255)
     for attempt in range(50):
         turn = np.deg2rad(rng.uniform(-1, 1) * AFFINE["rotation_degrees"])
@@ -162,7 +166,7 @@ def bake(picture: Bits, rng: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def candidates(faces: list[Face]) -> list[Character]:
-    """Every script's characters that have twenty designs; of a family's files the best one is asked."""
+    """The characters of all scripts that have twenty designs; a type family is represented by its best file."""
     found = []
     for script, (_, characters) in SCRIPTS.items():
         families: dict[str, int] = {}
@@ -177,8 +181,8 @@ def candidates(faces: list[Face]) -> list[Character]:
 
 
 def without_twins(characters: list[Character]) -> tuple[list[Character], list[str]]:
-    """Leave out a character that looks like one already kept, and say for which one."""
-    # Test and validation come first: where twins lie in two splits, training loses its own.
+    """Leaves out characters that look like one already kept; returns the others and lines that name the pairs."""
+    # Test and validation come first, so that of twins in two splits the training one is dropped.
     order = sorted(characters, key=lambda one: ["test", "val", "train"].index(one.split))
     kept: list[Character] = []
     twins = []
@@ -193,7 +197,7 @@ def without_twins(characters: list[Character]) -> tuple[list[Character], list[st
 
 
 def assemble(characters: list[Character]) -> dict[str, NDArray[Any]]:
-    """The file's arrays: the pictures under their maps, each class in an order of its own."""
+    """The file's arrays: the pictures after their maps, each class in a random order."""
     images = np.zeros((len(characters), NUM_INSTANCES, SIZE * SIZE), np.uint8)
     for row, character in zip(images, characters, strict=True):
         rng = np.random.default_rng([SEED, ord(character.character)])
@@ -209,10 +213,10 @@ def assemble(characters: list[Character]) -> dict[str, NDArray[Any]]:
 
 
 def pixel_baseline(images: Floats, ways: int, shots: int, *, episodes: int = 2000) -> tuple[float, float]:
-    """Accuracy of the cosine to the mean of a class's normalised support pixels, and its 95 % interval.
+    """Accuracy of the cosine to the mean of a class's normalised support pixels, and half its 95 % interval.
 
     Args:
-        images: [num_classes, 20, 784]; each episode asks five queries of each of its classes.
+        images: [num_classes, 20, 784]; an episode has five queries of each class.
     """
     rng = np.random.default_rng([SEED, ways, shots])
     rows = normalised(images)
@@ -227,7 +231,7 @@ def pixel_baseline(images: Floats, ways: int, shots: int, *, episodes: int = 200
 
 
 def baselines(arrays: dict[str, NDArray[Any]]) -> dict[str, dict[str, str]]:
-    """Percent and half-width by split and by setting."""
+    """Accuracy in percent and half its interval, by split and by setting."""
     images = np.unpackbits(arrays["images"], axis=-1).astype(np.float32)
     found: dict[str, dict[str, str]] = {}
     for split in ("train", "val", "test", "all"):
@@ -239,7 +243,7 @@ def baselines(arrays: dict[str, NDArray[Any]]) -> dict[str, dict[str, str]]:
 
 
 def packed(arrays: dict[str, NDArray[Any]]) -> bytes:
-    """The arrays as an npz whose bytes depend on nothing but them and zlib; numpy's own writer dates its entries."""
+    """The arrays as an npz file. Its bytes depend only on the arrays and zlib; numpy's own writer adds dates."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         for name, array in arrays.items():
@@ -252,7 +256,7 @@ def packed(arrays: dict[str, NDArray[Any]]) -> bytes:
 
 
 def credited(cache: Path, faces: list[Face], characters: list[Character]) -> list[dict[str, Any]]:
-    """Every face that is shown, and how many of each script's pictures are its own."""
+    """Every face in the data set, and the number of its pictures in each script."""
     used: dict[int, Counter[str]] = {}
     for character in characters:
         for number in character.pictures:
@@ -263,7 +267,7 @@ def credited(cache: Path, faces: list[Face], characters: list[Character]) -> lis
 def manifest(
     arrays: dict[str, NDArray[Any]], twins: list[str], data: bytes, faces: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What the file holds, how it was made and whose designs it shows."""
+    """The manifest: contents of the file, how it was made, and the credits of its faces."""
     return {
         "file": "glyphs.npz",
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -296,9 +300,9 @@ def manifest(
 
 
 def row_of(cache: Path, face: Face, instances: Counter[str]) -> dict[str, Any]:
-    """A face's entry, in the words of its own name table; None for what the table leaves out."""
+    """A face's entry, from its own name table; None for fields that the table leaves out."""
     names = {number: " ".join(text.split()) for number, text in face.names.items()}
-    # Packages of one subset a file keep no manufacturer's or designer's entry, but the copyright line names its holder.
+    # Some packages have no entry for manufacturer or designer; the copyright line still names the holder.
     holder = re.sub(r"^(copyright|\(c\)|©|by|[\d\s,.-])+", "", names.get(0, ""), flags=re.IGNORECASE)
     holder = re.split(
         r"\s*[(<,]|\.?\s+(?:with reserved|all rights|copyright|this font)|\.$", holder, flags=re.IGNORECASE
@@ -320,7 +324,7 @@ def row_of(cache: Path, face: Face, instances: Counter[str]) -> dict[str, Any]:
 
 
 def written(entries: dict[str, Any]) -> str:
-    """The manifest as JSON, a face or a twin to a line."""
+    """The manifest as JSON, with one line for each face and each twin."""
     lists = {key: value for key, value in entries.items() if isinstance(value, list)}
     text = json.dumps({**entries, **{key: [] for key in lists}}, indent=1, ensure_ascii=False)
     for key, rows in lists.items():
@@ -330,7 +334,7 @@ def written(entries: dict[str, Any]) -> str:
 
 
 def contact_sheet(arrays: dict[str, NDArray[Any]], *, columns: int = 3, rows: int = 3, shown: int = 10) -> Image.Image:
-    """Ten pictures of each of nine classes of every script, under its name."""
+    """Ten pictures of nine classes of every script, below the script's name."""
     cell, gap, title = 2 * SIZE + 4, 20, 26
     sheet = Image.new("L", (columns * (shown * cell + gap), len(SCRIPTS) * (title + rows * cell + 8)), 255)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(18)
@@ -349,7 +353,7 @@ def contact_sheet(arrays: dict[str, NDArray[Any]], *, columns: int = 3, rows: in
 
 
 def pins(record: Path) -> dict[str, str]:
-    """The versions of the packages that the committed file was made from."""
+    """The versions of the packages from which the committed file was made."""
     faces = json.loads(record.read_text())["faces"] if record.exists() else []
     return {face["package"]: face["version"] for face in faces}
 
@@ -357,9 +361,7 @@ def pins(record: Path) -> dict[str, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cache", type=Path, required=True, help="folder of unpacked packages, outside the repository")
-    parser.add_argument(
-        "--fetch", action="store_true", help="download what the folder lacks, in the manifest's versions"
-    )
+    parser.add_argument("--fetch", action="store_true", help="download missing packages, in the manifest's versions")
     parser.add_argument("--check", action="store_true", help="write nothing; compare with the committed file")
     parsed = parser.parse_args()
     logging.getLogger("fontTools").setLevel(logging.ERROR)  # some tables are padded or misdated

@@ -1,9 +1,9 @@
-"""Pictures of tasks from above: mazes and goals, test tasks all of them.
+"""Pictures of test tasks from above: mazes and goals.
 
     python scripts/draw_tasks.py --picture FILE.png
 
-Every panel is to a scale of its own: cells are 1 m wide for points, 4 m for ants, and 1 step on grids. A goal's disc is
-where it counts as reached.
+Every panel has its own scale: a cell is 1 m wide for points, 4 m for ants, and one step on grids. The disc around a
+goal is the area in which it counts as reached.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NUM_COLUMNS = 5
 
 
 def families() -> list[tuple[str, EnvTaskDistribution[Any], int]]:
-    """Title, family and how many of its tasks are drawn."""
+    """Title, family and number of panels of each family with walls or a hidden goal."""
     return [
         ("point-maze-goal (medium)", PointMazeGoal(), 1),
         ("point-maze-layout", PointMazeLayout(), 3),

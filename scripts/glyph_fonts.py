@@ -1,6 +1,6 @@
-"""Where the `glyphs` data set's pictures come from: the characters, the packages, and the faces in them.
+"""Sources of the `glyphs` data set's pictures: the characters, the packages, and the faces in them.
 
-scripts/build_glyphs.py chooses among what is rendered here.
+scripts/build_glyphs.py chooses among the pictures that this module renders.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Floats = NDArray[np.float32]
 SIZE = 28
 OVERSAMPLING = 4
 CANVAS = SIZE * OVERSAMPLING
-INK_THRESHOLD = 0.4  # of a pixel's area that is covered; at half, thin strokes break up
-HAIRLINE = 0.6  # the threshold, as a share of what a face's own strokes cover, where these are thinner than a pixel
-MIN_INK = 15  # pixels
-MAX_LONE = 0.12  # share of the pixels that have no neighbour above, below, left or right
+INK_THRESHOLD = 0.4  # least covered share of an inked pixel; with 0.5, thin strokes break up
+HAIRLINE = 0.6  # the threshold for strokes thinner than a pixel, as a share of what these cover
+MIN_INK = 15  # least pixels of ink
+MAX_LONE = 0.12  # largest share of ink pixels that have no neighbour above, below, left or right
 
 
 def words(text: str) -> list[str]:
@@ -67,7 +67,7 @@ SCRIPTS: dict[str, tuple[str, str]] = {
     "Telugu": ("test", between((0xC05, 0xC39), (0xC66, 0xC6F))),
     "Devanagari": ("test", between((0x904, 0x939), (0x966, 0x96F))),
 }
-# Letters that, unlike c, o or s, do not have their capitals' shape: a face that gives them it has only capitals.
+# Letters whose shape is not that of their capital, unlike c, o or s. A face with equal shapes has only capitals.
 TELLING = "".join(
     (
         "abdeghnqrt",
@@ -118,7 +118,7 @@ SUBSETS = words("latin greek cyrillic hebrew telugu devanagari thai khmer korean
 
 @dataclass(frozen=True)
 class Face:
-    """One font file: where it is, what its own name table says, and the characters that it maps."""
+    """One face of a font file: its place, its name table, and the characters that it maps."""
 
     path: Path
     index: int
@@ -128,23 +128,23 @@ class Face:
 
     @property
     def family(self) -> str:
-        """The family's name without its weight, which old tables write into it."""
+        """The family's name without its weight, which old name tables include."""
         name = self.names.get(16) or self.names.get(1) or self.path.stem
         weights = r"thin|extra ?light|light|regular|book|medium|semi ?bold|bold|extra ?bold|black|heavy"
         return re.sub(rf"\s+({weights})$", "", name.strip(), flags=re.IGNORECASE)
 
     def preference(self, characters: str) -> tuple[int, int, str]:
-        """Sorts a family's files: the most characters, then the weight nearest to regular."""
+        """Sort key of a family's files: first the most characters, then the weight nearest to regular."""
         covered = sum(ord(character) in self.codes for character in characters)
         return -covered, abs(self.weight - 400), f"{self.path}#{self.index}"
 
 
 def fetch(cache: Path, pins: dict[str, str]) -> None:
-    """Unpack every listed package into `cache/NAME@VERSION`; one that cannot be had costs a line.
+    """Unpacks every listed package into `cache/NAME@VERSION`; prints a line for each that is not available.
 
     Args:
-        cache: packages that it holds are kept.
-        pins: versions by package name; others come in the newest one.
+        cache: a folder; packages that it holds are kept.
+        pins: versions by package name; other packages come in their newest version.
     """
     cache.mkdir(parents=True, exist_ok=True)
     for name in [*DEBIAN, *(f"@fontsource/{family}" for family in FONTSOURCE)]:
@@ -187,7 +187,7 @@ def package_of(cache: Path, path: Path) -> tuple[str, str]:
 
 
 def load_faces(cache: Path) -> list[Face]:
-    """The upright faces whose own name table puts them under the SIL Open Font License."""
+    """The upright faces whose name table states the SIL Open Font License."""
     subset = re.compile(rf".*-({'|'.join(SUBSETS)})-400-normal\.woff2")
     listed = {*DEBIAN, *(f"@fontsource/{family}" for family in FONTSOURCE)}
     faces, refused = [], 0
@@ -218,7 +218,7 @@ def opened(path: Path) -> Iterator[TTFont]:
 
 
 def render(font: ImageFont.FreeTypeFont, character: str) -> Bits | None:
-    """The character on the oversampled canvas, its longer side 80 % of it; None where it leaves no ink."""
+    """The character on the oversampled canvas; its longer side takes 80 %. None if it leaves no ink."""
     left, top, right, bottom = font.getbbox(character)
     if right <= left or bottom <= top:
         return None
@@ -237,7 +237,7 @@ def render(font: ImageFont.FreeTypeFont, character: str) -> Bits | None:
 
 
 def render_face(face: Face, script: str) -> dict[str, Bits]:
-    """The face's pictures of a script's characters, without placeholders for what it lacks."""
+    """The face's pictures of a script's characters, without placeholders for missing ones."""
     font = ImageFont.truetype(face.path, 160, index=face.index, layout_engine=ImageFont.Layout.BASIC)
     tofu = render(font, "\U0010ffff")
     drawn = {}
@@ -251,7 +251,7 @@ def render_face(face: Face, script: str) -> dict[str, Bits]:
 
 
 def shattered(picture: Bits) -> bool:
-    """Whether a picture falls to pieces at its final size, as hairlines and stencils of dirt do."""
+    """Whether a picture breaks up at its final size, as hairlines and worn stencils do."""
     ink = np.pad(binarised(shrink(picture[None]))[0].reshape(SIZE, SIZE), 1).astype(bool)
     beside = ink[:-2, 1:-1] | ink[2:, 1:-1] | ink[1:-1, :-2] | ink[1:-1, 2:]
     lone = (ink[1:-1, 1:-1] & ~beside).sum()
@@ -271,5 +271,5 @@ def binarised(covered: Floats) -> NDArray[np.uint8]:
 
 
 def distance(first: Bits, second: Bits) -> float:
-    """L1 as a share of the mean ink."""
+    """L1 distance as a share of the mean ink."""
     return float(2 * (first ^ second).sum() / max(1, first.sum() + second.sum()))

@@ -1,4 +1,4 @@
-"""The README's tables, from the cells that scripts/reproduce.py measured and from nothing else."""
+"""The README's tables, made from the cells that scripts/reproduce.py measured."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def agent_of(column: str) -> str:
 
 
 def read_cells(folder: Path) -> Cells:
-    """All cells by family and column, in the order of their seeds."""
+    """All cells by family and column, sorted by seed."""
     cells: Cells = {}
     for path in sorted(folder.glob("*/*.json")):
         cell = json.loads(path.read_text())
@@ -87,7 +87,7 @@ def values_of(group: Sequence[Mapping[str, Any]]) -> Array:
     """Scores [budgets, seeds, tasks, replicates] of the seeds of one agent.
 
     Raises:
-        InputError: they met different tasks, or do not list them.
+        InputError: the seeds were measured on different tasks, or a cell does not list its tasks.
     """
     tasks = group[0].get("tasks")
     for cell in group:
@@ -98,7 +98,7 @@ def values_of(group: Sequence[Mapping[str, Any]]) -> Array:
 
 
 def summary(group: Sequence[Mapping[str, Any]]) -> tuple[Array, Array, Array]:
-    """Mean, and 95 % interval (seeds and their common tasks), at every budget."""
+    """Mean and 95 % interval over the seeds and their common tasks, at every budget."""
     values = values_of(group)
     low, high = crossed_interval(values, np.random.default_rng(0))
     return values.mean((1, 2, 3)), low, high
@@ -107,7 +107,7 @@ def summary(group: Sequence[Mapping[str, Any]]) -> tuple[Array, Array, Array]:
 def difference(
     group: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]
 ) -> tuple[Array, Array, Array] | None:
-    """`summary` of scores minus the other's, paired by task and seed; None without common seeds and tasks."""
+    """`summary` of the differences from `other`, paired by task and seed; None without common seeds and tasks."""
     by_seed = [{cell["seed"]: cell for cell in cells} for cells in (group, other)]
     seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
     pair = [[cells[seed] for seed in seeds] for cells in by_seed]
@@ -176,7 +176,7 @@ def _absent(cells: Cells, family: str, column: str) -> str:
 
 
 def _at_an_end(cell: Mapping[str, Any]) -> bool:
-    """Whether the best step size is the smallest or the largest that was tried: a better one may lie beyond."""
+    """Whether the best step size is the smallest or the largest of those tried: a better one may lie beyond."""
     tried = [float(scale) for scale in cell.get("validation", {})]
     return bool(tried) and cell["step_scale"] in (min(tried), max(tried))
 
@@ -185,12 +185,12 @@ def _share(score: float, ends: tuple[float, float] | None) -> str:
     if ends is None:
         return NOT_RUN
     if ends[1] <= ends[0]:
-        return "none"  # a ceiling below the floor measures nothing
+        return "none"  # no scale: the ceiling is not above the floor
     return f"{100.0 * (score - ends[0]) / (ends[1] - ends[0]):.0f} %"
 
 
 def _paper_table(cells: Cells) -> str:
-    """MAML's share of the gap between its own start and the oracle, as the paper's figures show it."""
+    """MAML's share of the gap between its own start and the oracle, in the paper's figures and here."""
     lines = ["| family | paper, 1 step | here | paper, 3 steps | here |", "|---|---|---|---|---|"]
     for family, (before, one, three, oracle) in PAPER.items():
         shares = [100.0 * (score - before) / (oracle - before) for score in (one, three)]

@@ -1,11 +1,11 @@
-"""How often 95 % intervals of three seeds cover the truth, on data with the variances of the results table.
+"""How often 95 % intervals of three seeds cover the true mean, on data with the variances of the results table.
 
     python scripts/simulate_coverage.py --json results/coverage.json        # two minutes
 
-For every cell of three seeds and every budget, the variances of seeds, of tasks (in a family of a few tasks: of
-replicates) and of the rest are estimated. Data sets with these variances are drawn, whose true mean is zero, and three
-intervals of each are computed. The same is done for the differences between each agent and the first one, paired by
-task and seed. Effects of tasks and the rest are normal, or exponential (skewed).
+The script estimates three variances for every cell of three seeds and every budget: of seeds, of tasks (in a family of
+a few tasks: of replicates) and of the rest. It draws data sets with these variances and a true mean of zero, and
+computes three intervals of each. It does the same for the differences between each agent and the first one, paired by
+task and seed. The effects of tasks and the rest are normal, or exponential (skewed).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EFFECTS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Array]] = {
 
 
 def tables(cells: results_table.Cells) -> Iterator[tuple[str, str, Array]]:
-    """Family, "score" or "difference", and scores [seeds, strata, units] of every cell and budget."""
+    """For every cell and budget: the family, "score" or "difference", and the scores [seeds, strata, units]."""
     for family in results_table.families(cells):
         there = [column for column in results_table.columns(cells) if len(cells.get((family, column), [])) == NUM_SEEDS]
         for column in there:
@@ -43,7 +43,7 @@ def tables(cells: results_table.Cells) -> Iterator[tuple[str, str, Array]]:
 
 
 def variances(table: Array) -> tuple[float, float, float]:
-    """Of seeds, of units and of the rest, in [seeds, strata, units]; never below zero."""
+    """Variances of seeds, of units and of the rest in a table [seeds, strata, units]; never below zero."""
     num_seeds, num_strata, size = table.shape
     by_unit = table.mean(0)
     rest = table - table.mean(-1, keepdims=True) - by_unit + by_unit.mean(-1, keepdims=True)
@@ -54,7 +54,7 @@ def variances(table: Array) -> tuple[float, float, float]:
 
 
 def within_seeds(values: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Percentile interval, [...], of [..., S, K, R]: resamples seeds, then units separately for each seed."""
+    """Percentile interval [...] of [..., S, K, R]: resamples the seeds, then the units of each seed by themselves."""
     *leading, num_seeds, num_strata, size = values.shape
     total = num_strata * size
     counts = np.zeros((NUM_RESAMPLES, num_seeds, total))
@@ -66,7 +66,7 @@ def within_seeds(values: Array, rng: np.random.Generator) -> tuple[Array, Array]
 
 
 def jointly(values: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Percentile interval, [...], of [..., S, K, R]: seeds and their common units are resampled, once per resample."""
+    """Percentile interval [...] of [..., S, K, R]: resamples the seeds, and their common units for all seeds."""
     num_seeds, num_strata, size = values.shape[-3:]
     seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1.0 / num_seeds), size=NUM_RESAMPLES) / num_seeds
     units = rng.multinomial(size, np.full(size, 1.0 / size), size=(NUM_RESAMPLES, num_strata)) / (size * num_strata)
@@ -85,7 +85,7 @@ METHODS: dict[str, Callable[[Array, np.random.Generator], tuple[Array, Array]]] 
 def simulate(
     table: Array, effects: str, num_data_sets: int, rng: np.random.Generator
 ) -> dict[str, tuple[float, float]]:
-    """Coverage and median width by method; widths are relative to the interval for known variances."""
+    """Coverage and median width by method; a width is relative to that of the interval for known variances."""
     num_seeds, num_strata, size = table.shape
     seed, unit, rest = variances(table)
     draw = EFFECTS[effects]
@@ -103,7 +103,7 @@ def simulate(
 
 
 def summarise(found: list[dict[str, tuple[float, float]]]) -> dict[str, dict[str, float]]:
-    """Mean, least and greatest coverage over the tables, and the median of the widths, by method."""
+    """By method: mean, least and greatest coverage over the tables, and the median of the widths."""
     summary = {}
     for name in METHODS:
         coverage, width = np.array([one[name] for one in found]).T
@@ -120,7 +120,7 @@ def summarise(found: list[dict[str, tuple[float, float]]]) -> dict[str, dict[str
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=Path, default=ROOT / "results" / "cells")
-    parser.add_argument("--data-sets", type=int, default=1000, help="of each cell and budget")
+    parser.add_argument("--data-sets", type=int, default=1000, help="data sets for each cell and budget")
     parser.add_argument("--json", type=Path)
     parsed = parser.parse_args()
     rng = np.random.default_rng(0)

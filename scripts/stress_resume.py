@@ -1,10 +1,10 @@
-"""Runs that are killed with SIGKILL, resumed, killed again and resumed, against one that was left alone.
+"""Runs that are killed with SIGKILL and resumed twice, compared with an uninterrupted run.
 
 Each trial is a real `metarl train` of 20 iterations with the default `checkpoint_every`: checkpoints are written only
-before its three evaluations. Two kills in each trial fall into training, an evaluation or the writing of a
-checkpoint, in turn. Where one really fell is read from the folder afterwards. A trial survives if its final
-parameters, metrics, adaptation curve, checkpoints and TensorBoard's steps and values are those of the uninterrupted
-run, and nothing unfinished is left in its folder.
+before its three evaluations. The two kills of a trial aim at training, an evaluation or the writing of a checkpoint, in
+turn. The state of the folder shows afterwards where a kill really fell. A trial survives if its final parameters,
+metrics, adaptation curve, checkpoints and TensorBoard's steps and values equal those of the uninterrupted run, and its
+folder holds nothing unfinished.
 
     python scripts/stress_resume.py --trials 30          60 kills in about ten minutes
 """
@@ -44,13 +44,13 @@ PLANS = (("training", "evaluation"), ("writing", "evaluation"), ("evaluation", "
 
 
 def main() -> int:
-    """Prints one line; 1 if a trial was lost."""
+    """Prints one line; returns 1 if a trial was lost."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--trials", type=int, default=30, help="runs to kill")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
-    parser.add_argument("--json", type=Path, help="also write the line there")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills")
+    parser.add_argument("--json", type=Path, help="also write the line to this file")
     parsed = parser.parse_args()
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of every run that was resumed
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of every resumed run
     rng, kills, lost = random.Random(parsed.seed), Counter[str](), []
     with tempfile.TemporaryDirectory() as temporary:
         whole = Path(temporary) / "whole"
@@ -79,14 +79,14 @@ def main() -> int:
 
 
 def command(run_dir: Path) -> list[str]:
-    """Begins the run in `run_dir`, or goes on with it if there is something to go on from."""
+    """The command that begins the run in `run_dir`, or resumes it if it has a checkpoint."""
     if checkpoint.list_checkpoints(run_dir):
         return [METARL, "train", "--quiet", "--resume", str(run_dir)]
     return [METARL, *TRAIN.split(), "--run-dir", str(run_dir)]
 
 
 def survive(run_dir: Path, rng: random.Random, plan: tuple[str, ...]) -> Counter[str]:
-    """Trains to the end, with the kills of `plan`. Returns the number of kills in each place."""
+    """Trains to the end with the kills of `plan`; returns the number of kills by place."""
     kills = Counter[str]()
     for place in plan:
         before = starts(run_dir)
@@ -103,7 +103,7 @@ def survive(run_dir: Path, rng: random.Random, plan: tuple[str, ...]) -> Counter
 
 
 def starts(run_dir: Path) -> int:
-    """The number of starts of training in `run_dir`: each start writes a file of events."""
+    """How often training started in `run_dir`: each start writes a file of events."""
     return len([*run_dir.glob("events.out.tfevents.*")])
 
 
@@ -129,7 +129,7 @@ def in_evaluation(run_dir: Path, rng: random.Random) -> Callable[[], bool]:
 
 
 def in_writing(run_dir: Path, rng: random.Random) -> Callable[[], bool]:
-    """True when the writing of one of the next two checkpoints is seen to have begun."""
+    """True when the writing of the next checkpoint, or of the one after it, has begun."""
     seen: set[Path] = set()
     count = rng.randint(1, 2)
 
@@ -151,13 +151,13 @@ def where(run_dir: Path) -> str:
 
 
 def num_rows(run_dir: Path) -> int:
-    """The recorded iterations."""
+    """Number of recorded iterations."""
     path = run_dir / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def evaluates(run_dir: Path) -> bool:
-    """Whether the last recorded iteration is saved and its evaluation, if it has one, not recorded yet."""
+    """Whether an evaluation is running: the last iteration is saved, and its evaluation is not recorded yet."""
     rows = num_rows(run_dir)
     if rows != ITERATIONS and (rows == 0 or rows % EVERY):
         return False
@@ -166,13 +166,13 @@ def evaluates(run_dir: Path) -> bool:
 
 
 def unfinished_writes(run_dir: Path) -> Iterator[Path]:
-    """Folders in which a checkpoint is being written; those being deleted are called .unfinished-iteration_..."""
+    """Folders in which a checkpoint is being written. Folders being deleted are called .unfinished-iteration_..."""
     found = (run_dir / "checkpoints").glob(".unfinished-*")
     return (path for path in found if not path.name.startswith(".unfinished-iteration_"))
 
 
 def differences(whole: Path, run_dir: Path) -> list[str]:
-    """What of the finished run in `run_dir` is not as in `whole`, apart from times."""
+    """The parts of the finished run in `run_dir` that differ from `whole`, apart from times."""
     pairs = {
         "checkpoints": checkpoints,
         "metrics.jsonl": untimed_metrics,
@@ -185,7 +185,7 @@ def differences(whole: Path, run_dir: Path) -> list[str]:
 
 
 def checkpoints(run_dir: Path) -> dict[int, str]:
-    """The hash of the parameters in each checkpoint; unlike any other's where one is damaged."""
+    """The hash of the parameters in each checkpoint; for a damaged one, a value that no other run has."""
     hashes = {}
     for iteration, path in checkpoint.list_checkpoints(run_dir).items():
         hashes[iteration] = str(path)
@@ -214,7 +214,7 @@ def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def names(run_dir: Path) -> set[str]:
-    """The names of all files and folders, but those of TensorBoard: every start writes one of its own."""
+    """The names of all files and folders except TensorBoard's, of which every start writes another."""
     found = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*")}
     return {name for name in found if not name.startswith("events.out.tfevents")}
 
