@@ -50,31 +50,35 @@ def load(path: str, task_name: str) -> tuple[str, RunConfig, Any]:
 
 
 class Remembering:
-    """A learner with a memory as a player: it plays many trials at once."""
+    """A learner with a memory as a player: it plays many trials at once.
+
+    Attributes:
+        state: the learner's state in all trials.
+    """
 
     def __init__(self, learner: Any, rng: np.random.Generator) -> None:
         self._learner = learner
         self._rng = rng
-        self._state: Any = None
+        self.state: Any = None
 
     def begin(self, num_trials: int) -> None:
         """Starts new trials with an empty memory."""
-        self._state = self._learner.begin(num_trials)
+        self.state = self._learner.begin(num_trials)
 
     def observe(self, actions: NDArray[Any], rewards: NDArray[Any], *, ended: bool) -> None:
         """Records the last actions and their rewards, [num_trials] each; with `ended`, a new trajectory begins."""
         paid = torch.from_numpy(rewards.astype(np.float32)).unsqueeze(1)
         done = torch.full_like(paid, ended, dtype=torch.bool)
         taken = torch.from_numpy(np.array(actions)).unsqueeze(1)
-        self._state = self._learner.observe(self._state, taken, paid, torch.zeros_like(done), done)
-        self._state = self._state._replace(over=torch.zeros_like(done))
+        self.state = self._learner.observe(self.state, taken, paid, torch.zeros_like(done), done)
+        self.state = self.state._replace(over=torch.zeros_like(done))
 
     def act(self, observations: NDArray[Any]) -> NDArray[np.int64]:
         """Actions [num_trials] for observations [num_trials, observation_size]."""
         noise = torch.from_numpy(self._rng.random((len(observations), 1), dtype=np.float32))
         seen = torch.from_numpy(observations.astype(np.float32)).unsqueeze(1)
         with torch.no_grad():
-            acted, self._state = self._learner.act(self._state, seen, noise)
+            acted, self.state = self._learner.act(self.state, seen, noise)
         actions: NDArray[np.int64] = acted.actions[:, 0].numpy()
         return actions
 

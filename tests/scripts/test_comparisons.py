@@ -84,8 +84,8 @@ def test_a_player_remembers_as_its_learner_does(bandit_run: Path, script: Any) -
         done = torch.full((6, 1), ended)
         state = learner.observe(state, acted.actions, told, torch.zeros_like(done), done)
         state = state._replace(over=torch.zeros_like(done))
-        torch.testing.assert_close(player._state.memory, state.memory)
-        assert player._state.done.tolist() == [[float(ended)]] * 6
+        torch.testing.assert_close(player.state.memory, state.memory)
+        assert player.state.done.tolist() == [[float(ended)]] * 6
 
 
 def test_tabular_mdps(script: Any, tmp_path: Path) -> None:
