@@ -225,16 +225,16 @@ def test_a_broken_simulation_is_a_time_limit_after_the_step_before() -> None:
     assert observations.tolist() == [[0.0, 0.0], [3.0, 3.0]]
 
 
-def test_a_step_that_breaks_the_simulation_does_not_end_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_breaks_the_simulation_does_not_end_the_task() -> None:
     env = TaskVecEnv(Walks(), 1, tasks=Walk(1, 1.0))
     env.reset()
-    step = env._env.step
+    (step,) = env.get_attr("step")
 
     def broken(actions: Any) -> Any:
         *others, infos = step(actions)
         return *others, {**infos, "diverged": np.ones(1, bool)}
 
-    monkeypatch.setattr(env._env, "step", broken)
+    env.set_attr("step", broken)
     _, rewards, dones, infos = env.step(np.ones((1, 1)))
     assert (rewards.tolist(), dones.tolist(), infos[0]["TimeLimit.truncated"]) == ([0.0], [True], True)
 
@@ -407,7 +407,7 @@ def test_bad_input_is_named() -> None:
 def test_an_observation_that_is_not_finite_is_the_environments_fault() -> None:
     env = TaskVecEnv(Walks(together=False), 2, tasks=[Walk(9, 0.25), Walk(9, 0.75)])
     env.reset()
-    env._env.envs[1].unwrapped.broken = True  # type: ignore[attr-defined]
+    env.get_attr("unwrapped")[1].broken = True
     with pytest.raises(EnvironmentFaultError, match=r"nan: must be finite \(task .*pay=0.75\), step 1\)$"):
         env.step(np.zeros((2, 1)))
 
@@ -568,13 +568,14 @@ def test_an_adapted_agent_returns_what_it_does_in_our_own_collection(agent: Any,
     assert np.abs(rows).max() == limit, "clipped to the action space"
 
 
-class Replayed:
-    """Stands for a generator: gives the sampling noise that our own collection had, step by step."""
+class Replayed(np.random.Generator):
+    """Returns the sampling noise of our own collection, step by step."""
 
     def __init__(self, rows: Sequence[Any]) -> None:
+        super().__init__(np.random.PCG64(0))
         self.rows = iter(rows)
 
-    def random(self, shape: Any, dtype: Any) -> Any:
+    def random(self, *_: Any, **__: Any) -> Any:
         return next(self.rows)[None]
 
     standard_normal = random
@@ -603,8 +604,7 @@ def test_rl2_remembers_as_in_our_own_collection(memory: Any, discrete: bool) -> 
         for rngs in (seeds.support(0), seeds.support(1), seeds.query()):
             noise += noise_of(rngs[0], 4, (width,) if discrete else (width, 1))
     env = TrialVecEnv(family, width, tasks=task, episodes_per_trial=3)
-    predictor = TrialPredictor(learner, env.action_space)
-    predictor._rng = Replayed(noise)  # type: ignore[assignment]
+    predictor = TrialPredictor(learner, env.action_space, seed=Replayed(noise))
     returns, lengths = evaluate_policy(
         predictor, env, num_trials * width, deterministic=False, return_episode_rewards=True, warn=False
     )
@@ -696,6 +696,13 @@ class Shaped(Walks):
         env.given = task
 
 
+def tasks_given(family: Any, num_envs: int, **settings: Any) -> list[Any]:
+    """The task that each environment gets at its reset."""
+    env = TaskVecEnv(family, num_envs, **settings)
+    env.reset()
+    return [env.given for env in env.get_attr("unwrapped")]
+
+
 TUPLE, LIST, ARRAY = (0.5, -0.5), [0.5, -0.5], np.zeros(2)
 
 
@@ -703,15 +710,13 @@ TUPLE, LIST, ARRAY = (0.5, -0.5), [0.5, -0.5], np.zeros(2)
 @pytest.mark.parametrize("one", [TUPLE, LIST, ARRAY, {"goal": 1}, "left", Walk(1, 1.0), (1, "two"), ()], ids=repr)
 def test_one_task_is_one_task_whatever_its_type(one: Any, num_envs: int) -> None:
     family = Shaped(like=one)
-    assert TaskVecEnv(family, num_envs, task=one)._fixed == [one] * num_envs
-    several = TaskVecEnv(family, num_envs, tasks=[one] * num_envs)
-    several.reset()
-    assert [env.given is one for env in several.get_attr("unwrapped")] == [True] * num_envs
+    for settings in ({"task": one}, {"tasks": [one] * num_envs}):
+        assert [task is one for task in tasks_given(family, num_envs, **settings)] == [True] * num_envs
     if isinstance(one, list):
         with pytest.raises(InputError, match=r"must be a list of tasks; write task=\.\.\. for one task that is a list"):
             TaskVecEnv(family, num_envs, tasks=one)
     else:
-        assert TaskVecEnv(family, num_envs, tasks=one)._fixed == [one] * num_envs
+        assert [task is one for task in tasks_given(family, num_envs, tasks=one)] == [True] * num_envs
 
 
 @pytest.mark.parametrize(
@@ -724,7 +729,8 @@ def test_what_may_be_one_task_or_several_is_refused(like: Any, tasks: Any) -> No
         InputError, match=r"must be a list of tasks, tasks=\[\.\.\.\]; or one task for all, task=\.\.\."
     ):
         TaskVecEnv(Shaped(like=like), 2, tasks=tasks)
-    assert len(TaskVecEnv(Shaped(like=like), 2, tasks=list(tasks))._fixed) == 2
+    for given, task in zip(tasks_given(Shaped(like=like), 2, tasks=list(tasks)), tasks, strict=True):
+        assert np.all(given == task)
     with pytest.raises(InputError, match=r"tasks = .*: must be left out where `task` is given"):
         TaskVecEnv(Shaped(like=like), 2, tasks=tasks, task=like)
 

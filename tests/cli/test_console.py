@@ -208,7 +208,7 @@ def test_what_ends_a_command_is_said_in_one_line(
     def fail(*_: object) -> int:
         raise error
 
-    monkeypatch.setattr("metarl.cli.main._dispatch", fail)
+    monkeypatch.setattr("metarl.runs.registry.entries", fail)
     assert main(["list"]) == code
     *above, last = capsys.readouterr().err.splitlines()
     assert re.fullmatch(f"metarl: {said}", last)
@@ -224,7 +224,7 @@ def test_an_interrupt_that_a_module_took_for_its_own_failure_is_one(
         except KeyboardInterrupt as error:
             raise ImportError("numpy.core failed to import") from error
 
-    monkeypatch.setattr("metarl.cli.main._dispatch", fail)
+    monkeypatch.setattr("metarl.runs.registry.entries", fail)
     assert main(["list"]) == 130
     assert capsys.readouterr().err == "metarl: stopped by SIGINT\n"
 
