@@ -191,13 +191,13 @@ for name in ("metrics.jsonl", "events.out.tfevents.*"):
     record = Tracker(folder / name[:7], config=config, num_adaptation_steps=1)
     tags = 1 if name == "metrics.jsonl" else 99
     record.log(1, {f"tag_{number}": 1.0 for number in range(tags)}, env_steps=1, wall_s=1.0)
-    if name != "metrics.jsonl":
-        record._file.close()
-        record._file = (folder / "elsewhere").open("wb")
     (path,) = (folder / name[:7]).glob(name)
     limit(path.stat().st_size + 20)
     try:
-        record.log(2, {"tag_0": 1.0, "tag_1": 2.0}, env_steps=2, wall_s=2.0)
+        if name == "metrics.jsonl":
+            record.log(2, {"tag_0": 1.0, "tag_1": 2.0}, env_steps=2, wall_s=2.0)
+        else:  # the larger of the two files
+            record.evaluation(1, {"meta_test/step_0": 0.5}, env_steps=1, wall_s=1.0)
     except RunError as error:
         print(error)
     record.close()
@@ -212,6 +212,8 @@ def test_a_disk_that_is_full_is_said_where_it_happens_with_the_files_name(tmp_pa
     first, second = done.stdout.splitlines()
     assert first == f"{tmp_path}/metrics/metrics.jsonl: cannot be written: File too large"
     assert re.fullmatch(f"{tmp_path}/events\\./events\\.out\\.tfevents.*: cannot be written: File too large", second)
+    (row,) = read_metrics(tmp_path / "events.")
+    assert "meta_test/step_0" not in row, "an evaluation in the metrics is in TensorBoard, too"
 
 
 def test_a_resumed_run_that_is_already_done_can_still_be_evaluated(tmp_path: Path) -> None:
@@ -225,18 +227,19 @@ def test_a_resumed_run_that_is_already_done_can_still_be_evaluated(tmp_path: Pat
 
 @pytest.mark.parametrize("in_metrics", [True, False])
 def test_an_evaluation_that_a_kill_broke_off_is_recorded_once_when_it_is_done_again(
-    in_metrics: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_metrics: bool, tmp_path: Path
 ) -> None:
     figure = Figure(figsize=(2, 1), dpi=50)
     with tracker(tmp_path) as record:
         log(record, 1, x=1.0)
         log(record, 2, x=2.0)
-        if in_metrics:  # and not yet in TensorBoard
-            monkeypatch.setattr(record, "_add_scalars", lambda *_: None)
         record.figure("curve", figure, 2)
+        (path,) = tmp_path.glob("events.out.tfevents.*")
+        before = path.read_bytes()
         evaluated(record, 2, {"meta_test/step_0": 0.5, "meta_test_ci/low_step_0": 0.4})
         record.hparams({}, {"hparam/return": 0.5})
-    monkeypatch.undo()
+    if in_metrics:  # and lost in TensorBoard
+        path.write_bytes(before)
     with tracker(tmp_path, start_iteration=3, evaluated_again=True) as record:
         assert read_metrics(tmp_path)[1].keys() == read_metrics(tmp_path)[0].keys()
         record.figure("curve", figure, 2)
@@ -246,17 +249,6 @@ def test_an_evaluation_that_a_kill_broke_off_is_recorded_once_when_it_is_done_ag
     assert scalars(tmp_path, "x") == [(1, 1.0), (2, 2.0)]
     assert scalars(tmp_path, "meta_test/step_0") == scalars(tmp_path, "hparam/return") == [(2, 0.5)]
     assert [image.step for image in events(tmp_path).Images("curve")] == [2]
-
-
-def test_what_the_metrics_hold_of_an_evaluation_tensorboard_holds_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with tracker(tmp_path) as record:
-        log(record, 1, x=1.0)
-        monkeypatch.setattr(record, "_add_scalars", None)  # as if a kill came first
-        with pytest.raises(TypeError):
-            evaluated(record, 1, {"meta_test/step_0": 0.5})
-    assert "meta_test/step_0" not in read_metrics(tmp_path)[0]
 
 
 def test_a_run_repeated_from_its_beginning_starts_clean(tmp_path: Path) -> None:
