@@ -12,7 +12,7 @@ import numpy as np
 
 from metarl.core.errors import require
 from metarl.core.statistics import Array, crossed_interval
-from metarl.runs.registry import AGENTS, BASELINES, TASKS
+from metarl.runs.registry import AGENTS, TASKS, base_of
 
 BUDGETS = (0, 1, 2, 20, 40, 60)
 EVALUATION_SEED = 1_000_000
@@ -28,7 +28,7 @@ LABELS = {
 }
 FLOOR, CEILINGS = "task-blind", ("oracle-long", "oracle")
 NOT_RUN, NOT_NEEDED = "not run", "not needed"
-# Compared besides every agent with `REFERENCE`, where the second one is the nearer control.
+# Every agent but a baseline is compared with `REFERENCE`; these pairs are compared, too.
 REFERENCE = "maml"
 PAIRS = (("pretrained", "maml"), ("reptile", "reptile:shuffled"), ("reptile", "pretrained"), ("promp", "pretrained"))
 PAIRS += (("rl2", "promp"),)
@@ -221,7 +221,7 @@ def _seed_table(cells: Cells) -> str:
 
 def _pair_table(cells: Cells) -> str:
     """Differences of two agents, paired by task and seed, in the families where any such pair was run."""
-    agents = [column for column in columns(cells) if agent_of(column) not in {REFERENCE, *BASELINES}]
+    agents = [column for column in columns(cells) if column != REFERENCE and base_of(agent_of(column)) is None]
     pairs = [*((column, REFERENCE) for column in agents), *PAIRS]
     shown = [family for family in families(cells) if any(_pair(cells, family, *pair) for pair in pairs)]
     head = "| difference | after | " + "".join(f"`{family}` | " for family in shown).rstrip()

@@ -76,7 +76,7 @@ def resolve(
         preset = "default"
     tables = {} if preset is None else registry.preset_table(task_name, agent_name, preset)
     agent_class = registry.load_agent_for(task_class, task_name, agent_name)  # last: importing it takes seconds
-    if agent_name in registry.BASELINES:  # whose presets are another agent's
+    if registry.base_of(agent_name) is not None:  # its presets may have settings that it lacks
         tables = tables or registry.baseline_changes(agent_name)
         known = {field.name for field in dataclasses.fields(agent_class.Config) if field.init}
         tables = {**tables, "agent": {key: tables["agent"][key] for key in known & tables.get("agent", {}).keys()}}

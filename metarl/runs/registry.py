@@ -67,8 +67,6 @@ AGENTS: dict[str, str] = {
     "oracle": "metarl.agents.oracle:Oracle",
     "expert": "metarl.agents.expert:Expert",
 }
-BASELINES = frozenset({"random-init", "pretrained", "task-blind", "oracle", "expert"})
-"""Agents whose presets are those of `maml`, with the changes of `presets/baselines/<agent>.toml`."""
 LEARNERS: dict[str, str] = {
     "maml": "metarl.fewshot.maml:MAML",
     "fomaml": "metarl.fewshot.fomaml:FOMAML",
@@ -213,7 +211,7 @@ def kind_of_agent(task: type[TaskDistribution[Any]], task_name: str, agent_name:
 
 def presets(task_name: str, agent_name: str) -> list[str]:
     """The presets shipped for (task, agent); "default" comes first."""
-    return _presets_by_agent(task_name).get("maml" if agent_name in BASELINES else agent_name, [])
+    return _presets_by_agent(task_name).get(base_of(agent_name) or agent_name, [])
 
 
 def preset_table(task_name: str, agent_name: str, preset: str) -> dict[str, dict[str, Any]]:
@@ -229,18 +227,28 @@ def preset_table(task_name: str, agent_name: str, preset: str) -> dict[str, dict
         raise unknown_name(f"preset for {task_name} with {agent_name}", preset, {*known, "default"})
     folder = resources.files("metarl") / "presets"
     variant = "" if preset == "default" else f".{preset}"
-    like = "maml" if agent_name in BASELINES else agent_name
-    table = tomllib.loads((folder / task_name / f"{like}{variant}.toml").read_text(encoding="utf-8"))
-    if agent_name in BASELINES:
-        changes = baseline_changes(agent_name)
-        return {name: {**table.get(name, {}), **changes.get(name, {})} for name in {**table, **changes}}
-    return table
+    own = base_of(agent_name) or agent_name
+    table = tomllib.loads((folder / task_name / f"{own}{variant}.toml").read_text(encoding="utf-8"))
+    changes = baseline_changes(agent_name)
+    return {name: {**table.get(name, {}), **changes.get(name, {})} for name in {**table, **changes}}
+
+
+def base_of(agent_name: str) -> str | None:
+    """The agent whose presets a baseline uses: `based_on` in its file; None for an agent that is no baseline."""
+    base: str | None = _baseline(agent_name).get("based_on")
+    return base
 
 
 def baseline_changes(agent_name: str) -> dict[str, dict[str, Any]]:
-    """What the baseline `agent_name` changes in a preset of `maml`."""
+    """The tables of settings that a baseline changes in the presets that it uses."""
+    return {name: table for name, table in _baseline(agent_name).items() if name != "based_on"}
+
+
+def _baseline(agent_name: str) -> dict[str, Any]:
+    """The contents of `presets/baselines/<agent_name>.toml`; empty for an agent that is no baseline."""
     file = resources.files("metarl") / "presets" / "baselines" / f"{agent_name}.toml"
-    return tomllib.loads(file.read_text(encoding="utf-8"))
+    known = agent_name in names("agent") and file.is_file()
+    return tomllib.loads(file.read_text(encoding="utf-8")) if known else {}
 
 
 def entries() -> dict[str, list[dict[str, Any]]]:
