@@ -8,13 +8,10 @@ Deep Networks. ICML 2017, arXiv:1703.03400, section 5.3. Every observation ends 
 from __future__ import annotations
 
 from metarl.agents.task_blind import TaskBlind
+from metarl.core.learner import Traits
 
 
 class Oracle(TaskBlind):
-    """One policy for all tasks with the task in its observation; it has nothing to adapt to.
+    """One policy for all tasks with the task in its observation; it has nothing to adapt to."""
 
-    Attributes:
-        observes_task: tells `metarl.runs.build.build` to put the task into the observations.
-    """
-
-    observes_task = True
+    traits = Traits(unit="gradient steps", observes_task=True)

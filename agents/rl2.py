@@ -23,10 +23,10 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from metarl.core.config import TrainerConfig
+from metarl.core.config import LearnerConfig, TrainerConfig
 from metarl.core.data import Episodes, Trajectories
 from metarl.core.errors import require
-from metarl.core.learner import Acted, ScoreName, Spaces, Unit, loaded
+from metarl.core.learner import Acted, ScoreName, Spaces, Traits, loaded
 from metarl.core.trees import live_first, to_device, tree_map
 from metarl.gradients.lifting import over_chunks
 from metarl.networks.memories import Memory, MemoryName, make_memory
@@ -38,7 +38,7 @@ MIN_LOG_STD = math.log(1e-6)
 
 
 @dataclass(frozen=True)
-class RL2Config:
+class RL2Config(LearnerConfig):
     """Settings of RL²."""
 
     memory: MemoryName = "lstm"
@@ -190,7 +190,7 @@ class RL2:
     """
 
     Config = RL2Config
-    unit: Unit = "trajectories"
+    traits = Traits(unit="trajectories", state_per="trajectory")
     score_name: ScoreName = "return"
 
     def __init__(self, config: RL2Config, spaces: Spaces, *, generator: torch.Generator) -> None:

@@ -6,6 +6,7 @@ The best that can be done without learning which task it is. Trained as `metarl.
 from __future__ import annotations
 
 from metarl.agents.pretrained import Pretrained
+from metarl.core.learner import Traits
 from metarl.gradients.adaptation import Parameters
 from metarl.rl.policy_gradient import PolicyBatch
 
@@ -13,7 +14,7 @@ from metarl.rl.policy_gradient import PolicyBatch
 class TaskBlind(Pretrained):
     """One policy for all tasks, trained jointly and left as it is; its adaptation curve is flat."""
 
-    has_step_size = False
+    traits = Traits(unit="gradient steps")
 
     def adapt(self, state: Parameters, support: PolicyBatch, *, step: int, differentiable: bool = False) -> Parameters:
         return state

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from metarl.core.evaluation import evaluate as evaluate
     from metarl.core.learner import ActingLearner as ActingLearner
     from metarl.core.learner import Learner as Learner
+    from metarl.core.learner import Traits as Traits
     from metarl.core.seeds import Seeds as Seeds
     from metarl.core.tasks import TaskDistribution as TaskDistribution
     from metarl.core.trainer import Trainer as Trainer
@@ -51,6 +52,7 @@ _MODULE_OF = {
     "Seeds": "metarl.core.seeds",
     "TaskDistribution": "metarl.core.tasks",
     "Trainer": "metarl.core.trainer",
+    "Traits": "metarl.core.learner",
     "Trajectories": "metarl.core.data",
     "evaluate": "metarl.core.evaluation",
     "load": "metarl.runs.load",

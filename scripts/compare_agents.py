@@ -61,7 +61,7 @@ def measure(run_dir: Path, num_tasks: int, seed: int) -> dict[str, Any]:
     trainer = load_trainer(run_dir)
     tasks = trainer.distribution
     assert isinstance(tasks, EnvTaskDistribution)
-    remembers = trainer.learner.unit == "trajectories"
+    remembers = trainer.learner.traits.state_per == "trajectory"
     query = RolloutCollector(tasks, num_trajectories=PARALLEL_TRIALS if remembers else config.agent.num_trajectories)
     learner, validation = choose_step_scale(
         trainer.learner, query, tasks, num_tasks=max(1, num_tasks // 2), num_steps=2

@@ -45,7 +45,7 @@ def test_run(run_dir: Path, *, episodes: int, queries: int | None) -> dict[str, 
     """How one run was trained, and its accuracies."""
     config = load_config(run_dir)
     trainer = load_trainer(run_dir, num_tasks=episodes)
-    ways = sorted({ways for ways, _ in CELLS}) if trainer.learner.unit == "shots" else [config.task.num_ways]
+    ways = sorted({ways for ways, _ in CELLS}) if trainer.learner.traits.support == "shot" else [config.task.num_ways]
     cells = []
     for number in ways:
         given = {"num_ways": number, "train_ways": config.task.train_ways or config.task.num_ways}
@@ -70,7 +70,7 @@ def test_task(config: Any, trained: Any, episodes: int) -> list[dict[str, Any]]:
     """One cell for each number of shots; all cells use the same episodes."""
     trainer = build(replace(config, trainer=replace(config.trainer, device="cpu")))
     trainer.learner.load_state_dict(trained.learner.state_dict())
-    by_shots = trainer.learner.unit == "shots"
+    by_shots = trainer.learner.traits.support == "shot"
     shots = sorted({shots for _, shots in CELLS}) if by_shots else [config.task.num_shots]
     last = max(shots) if by_shots else config.evaluation.num_adaptation_steps
     task = config.task

@@ -45,7 +45,7 @@ def load(path: str, task_name: str) -> tuple[str, RunConfig, Any]:
     config = load_config(Path(folder))
     require(config.task_name == task_name, folder, config.task_name, f"a run on {task_name}")
     learner = metarl.load(folder)
-    require(learner.unit == "trajectories", folder, config.agent_name, "an agent with a memory")
+    require(learner.traits.state_per == "trajectory", folder, config.agent_name, "an agent with a memory")
     return label or Path(folder).name, config, learner
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metarl.core.learner import Acted
+from metarl.core.learner import Acted, Traits
 from metarl.fewshot.proto import Proto
 
 
@@ -25,7 +25,7 @@ class Sound:
     """Its adapted state is a matrix of weights per task, and training moves the meta-parameters towards their mean."""
 
     Config = Settings
-    unit = "gradient steps"
+    traits = Traits(unit="gradient steps")
     score_name = "return"
     num_adaptation_steps = 1
 
@@ -300,7 +300,6 @@ class Raises(Sound):
 
 
 class WrongWords(Sound):
-    unit = "steps"
     score_name = "reward"
     num_adaptation_steps = 1.5  # type: ignore[assignment]
     device = "cpu"  # type: ignore[assignment]

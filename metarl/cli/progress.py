@@ -40,7 +40,7 @@ class ProgressCallback(Callback):
 
     def on_iteration(self, trainer: Trainer, progressed: Progressed) -> None:
         name = trainer.learner.score_name
-        told = zip(endpoints(trainer.learner.unit), (PRE_ADAPT, POST_ADAPT), strict=True)
+        told = zip(endpoints(trainer.learner.traits.unit), (PRE_ADAPT, POST_ADAPT), strict=True)
         known = [f"{when} {progressed.scalars[tag]:.4g}" for when, tag in told if tag in progressed.scalars]
         jointly = progressed.scalars.get(f"train/{name}")
         if jointly is not None:

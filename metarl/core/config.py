@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from metarl.core.errors import require
+from metarl.core.errors import require, require_one_of
 from metarl.core.settings import from_table as from_table
 from metarl.core.settings import read_toml as read_toml
 
@@ -50,14 +50,31 @@ class TrainerConfig:
         minutes = self.max_minutes
         require(minutes is None or 0.0 < minutes < math.inf, "trainer.max_minutes", minutes, "a finite number > 0")
         _require_int("trainer.seed", self.seed, low=0, high=2**63 - 1)
-        _require_one_of("trainer.device", self.device, ("auto", "cpu", "cuda"))
-        _require_one_of("trainer.act_device", self.act_device, ("cpu", "learner"))
+        require_one_of("trainer.device", self.device, ("auto", "cpu", "cuda"))
+        require_one_of("trainer.act_device", self.act_device, ("cpu", "learner"))
         _require_int("trainer.num_threads", self.num_threads, low=0, high=MOST_THREADS)
         _require_int("trainer.checkpoint_every", self.checkpoint_every, low=1)
         _require_int("trainer.keep_last", self.keep_last, low=1)
         _require_int("trainer.max_nonfinite", self.max_nonfinite, low=1)
         limit = self.environment_timeout
         require(limit is None or 0.0 < limit < math.inf, "trainer.environment_timeout", limit, "a finite number > 0")
+
+
+class LearnerConfig:
+    """Base of the `Config` of agents and learners. A `Config` of your own may also be a plain dataclass.
+
+    Attributes:
+        shuffle_tasks: every collection of a meta-training iteration is of another task (`ShuffledTasks`): a control.
+    """
+
+    shuffle_tasks = False
+
+    def check_trainer(self, trainer: TrainerConfig) -> None:
+        """Refuses settings of the training loop that do not fit these settings.
+
+        Raises:
+            InputError: with the setting to change.
+        """
 
 
 @dataclass(frozen=True)
@@ -98,7 +115,3 @@ class EvaluationConfig:
 def _require_int(field: str, value: object, *, low: int, high: int | None = None) -> None:
     fits = isinstance(value, int) and not isinstance(value, bool) and low <= value and (high is None or value <= high)
     require(fits, field, value, f"an integer >= {low}" if high is None else f"an integer from {low} to {high}")
-
-
-def _require_one_of(field: str, value: object, options: tuple[str, ...]) -> None:
-    require(value in options, field, value, "one of " + ", ".join(repr(option) for option in options))

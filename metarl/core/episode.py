@@ -102,7 +102,7 @@ def run_episodes(
         transform_support: applied to support data before the learner sees it (controls such as zero reward).
         on_scored: called with k and the data that scores the state after k steps, tasks in slot order.
         adapting: false, where data is given, brings the data alone: the state stays that before adaptation, and
-            `scores` is empty. For a learner with `adapts_in_update`, whose update adapts and scores by itself.
+            `scores` is empty. For a learner with the trait `adapts_in_update`.
 
     Returns:
         The episodes in slot order; `scores[k]` is the learner's score after k steps.
@@ -121,7 +121,7 @@ def run_episodes(
     for step in range(num_steps):
         data = collector.support(tasks, learner, state, seeds, step=step)
         collected += data.num_steps
-        fresh = collector.acts or learner.unit != "gradient steps"  # steps on given data all see the same
+        fresh = collector.acts or learner.traits.support == "shot"  # else all steps see the same examples
         learned_from.append(learned_from[-1] * fresh + _experience(learner, data))
         diverged += data.num_diverged
         batch = learner.prepare(data if transform_support is None else transform_support(data))
@@ -158,5 +158,5 @@ def _experience(learner: Learner[Any, Any, Any], data: Any) -> float:
 
     A task's trajectories make one state together, except where each trajectory has a memory of its own.
     """
-    states = data.num_tasks * (data.num_trajectories if learner.unit == "trajectories" else 1)
+    states = data.num_tasks * (data.num_trajectories if learner.traits.state_per == "trajectory" else 1)
     return float(data.num_steps / states)

@@ -159,6 +159,11 @@ def require(condition: bool, field: str, value: object, allowed: str) -> None:
         raise InputError(f"{field} = {shortened(value)}: must be {allowed}")
 
 
+def require_one_of(field: str, value: object, options: tuple[str, ...]) -> None:
+    """Raises `InputError` unless `value` is among `options`."""
+    require(value in options, field, value, "one of " + ", ".join(repr(option) for option in options))
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not among `known`; lists the nearest ones first."""
     names = sorted(known)

@@ -9,7 +9,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from metarl.core.episode import Collected, Collector, run_episodes
 from metarl.core.errors import one_line, require
-from metarl.core.learner import Learner, ScoreName, Unit
+from metarl.core.learner import Learner, ScalableLearner, ScoreName, Unit
 from metarl.core.seeds import Purpose, Seeds, generator, require_tasks
 from metarl.core.statistics import Array, bootstrap, interquartile_mean, stratified_bootstrap, worst_decile
 from metarl.core.tasks import Split, TaskDistribution, draw, list_tasks
@@ -236,7 +236,7 @@ def evaluate(
     success = np.nan_to_num(success)  # some environments speak of success only where there was one
     spent = np.mean(steps, axis=0) if len(steps[0]) == len(values) else np.arange(float(len(values)))
     return AdaptationCurve(
-        unit=learner.unit,
+        unit=learner.traits.unit,
         score=learner.score_name,
         tasks=tuple(tasks),
         values=values.reshape(len(values), len(tasks), replicates),
@@ -270,11 +270,11 @@ def choose_step_scale(
     num_steps: int = 3,
     seed: int = 0,
     batch_size: int | None = None,
-) -> tuple[Any, dict[float, float]]:
+) -> tuple[Learner[Any, Any, Any], dict[float, float]]:
     """Chooses the size of the test-time steps on validation tasks: the best mean score after steps 1 to `num_steps`.
 
     Args:
-        learner: any learner; one that has no step size (`has_step_size`, `with_step_scale`) stays as it is.
+        learner: any learner; one without the trait `step_size_can_scale` stays as it is.
         collector: brings its data.
         distribution: the task distribution.
         num_tasks: validation episodes.
@@ -286,11 +286,12 @@ def choose_step_scale(
         The learner with the best of `STEP_SCALES` as the factor on its steps, and the score of each; none were tried if
         that is empty.
     """
-    if num_steps < 1 or not (getattr(learner, "has_step_size", False) and hasattr(learner, "with_step_scale")):
+    if num_steps < 1 or not learner.traits.step_size_can_scale:
         return learner, {}
+    scalable = cast(ScalableLearner[Any, Any, Any], learner)
     scores = {}
     for factor in STEP_SCALES:
-        scaled = learner.with_step_scale(factor)
+        scaled = scalable.with_step_scale(factor)
         settings: dict[str, Any] = {
             "num_tasks": num_tasks,
             "num_steps": num_steps,
@@ -300,7 +301,7 @@ def choose_step_scale(
         }
         scores[factor] = float(evaluate(scaled, collector, distribution, **settings).mean[1:].mean())
     best = max(scores, key=lambda factor: scores[factor])
-    return learner.with_step_scale(best), scores
+    return scalable.with_step_scale(best), scores
 
 
 def _finite(values: Array, score: ScoreName) -> Array:

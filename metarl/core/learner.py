@@ -8,13 +8,14 @@ prototypical network's is its prototypes: `run_episodes`, the trainer and the ev
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from metarl.core.data import Episodes
+from metarl.core.errors import require_one_of
 
 State = TypeVar("State")
 Data_contra = TypeVar("Data_contra", contravariant=True)
@@ -22,6 +23,41 @@ Batch = TypeVar("Batch")
 
 Unit = Literal["gradient steps", "trajectories", "shots", "presentations"]
 ScoreName = Literal["return", "accuracy", "mse"]
+GivenSupport = Literal["whole", "shot"]
+StatePer = Literal["task", "trajectory"]
+Tables = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What the project must know of a learner's class. The defaults fit most RL agents that take gradient steps.
+
+    Attributes:
+        unit: what one adaptation step consumes: the label of the curve's x axis, and nothing else.
+        support: where examples are given, what an adaptation step of an evaluation gets: the "whole" support of the
+            task in each step, or in step k the k-th "shot", one example of every class.
+        state_per: an adapted state belongs to a "task", or to one "trajectory" of it, as a memory does.
+        adapts_in_update: `meta_update` adapts and scores by itself. Its episodes hold data alone, and it returns the
+            scalars `adapt/step_0`, ...: the mean score after each step, as far as known. Only where data is given.
+        trains_jointly: training adapts to no task. `meta_update` returns its score under the name `score_name`.
+        observes_task: the observations of training and evaluation end with the features of the task (an oracle).
+        step_size_can_scale: the learner has a method `with_step_scale`; see `ScalableLearner`.
+        defaults: settings of [trainer] and [evaluation] that suit this learner better than the usual ones. Presets,
+            files and flags override them.
+    """
+
+    unit: Unit
+    support: GivenSupport = "whole"
+    state_per: StatePer = "task"
+    adapts_in_update: bool = False
+    trains_jointly: bool = False
+    observes_task: bool = False
+    step_size_can_scale: bool = False
+    defaults: Tables = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        for name, options in (("unit", Unit), ("support", GivenSupport), ("state_per", StatePer)):
+            require_one_of(f"traits.{name}", getattr(self, name), get_args(options))
 
 
 class Acted(NamedTuple):
@@ -57,13 +93,13 @@ class Learner(Protocol[State, Data_contra, Batch]):
     """Learns to learn.
 
     Attributes:
-        unit: what one adaptation step consumes: the x axis of the adaptation curve.
+        traits: what holds for all learners of the class.
         score_name: what `score` returns; "mse" is better when lower.
         num_adaptation_steps: adaptation steps in meta-training.
         device: where the meta-parameters are.
     """
 
-    unit: Unit
+    traits: ClassVar[Traits]
     score_name: ScoreName
     num_adaptation_steps: int
 
@@ -96,10 +132,6 @@ class Learner(Protocol[State, Data_contra, Batch]):
     def meta_update(self, episodes: Episodes[State, Batch]) -> dict[str, float]:
         """Improves the meta-parameters; returns scalars to log, without the `train/` prefix.
 
-        A learner of given data may have an attribute `adapts_in_update`, true: `episodes` then holds data alone, which
-        spares a second adaptation, and the scalars `adapt/step_0`, ..., as far as known, are the mean scores. An update
-        that adapts to no task, but trains on all of them together, reports its score under `score_name` instead.
-
         Where a loss or gradient is not finite, a scalar must show it by not being finite either: the trainer then
         undoes the update, as it does for parameters and state, and `health/nonfinite_skips` counts it.
         """
@@ -114,6 +146,13 @@ class Learner(Protocol[State, Data_contra, Batch]):
 
     def to(self, device: torch.device | str) -> Learner[State, Data_contra, Batch]:
         """Moves what the learner holds; returns itself."""
+
+
+class ScalableLearner(Learner[State, Data_contra, Batch], Protocol[State, Data_contra, Batch]):
+    """A learner whose test-time steps can be made larger or smaller (`Traits.step_size_can_scale`)."""
+
+    def with_step_scale(self, factor: float) -> Self:
+        """This learner with test-time steps that are `factor` times as large; it shares what was trained."""
 
 
 class Actor(Protocol[State]):

@@ -10,7 +10,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +29,12 @@ class TaskDistribution(ABC, Generic[Task]):
         splits: what a test score means. "disjoint": no test task can be drawn in training (generalisation);
             "identical": a finite family, trained and tested on the same tasks (adaptation only); "same distribution":
             fresh draws from one continuous distribution.
+        defaults: settings of [trainer] and [evaluation] that suit these tasks better than the usual ones. Those of a
+            learner's traits, presets, files and flags override them.
     """
 
     splits: Splits = "same distribution"
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @abstractmethod
     def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Task]:

@@ -171,7 +171,7 @@ class Trainer:
         tasks = draw(self.distribution, config.meta_batch_size, rng, split="train")
         seeds = Seeds.first(len(tasks), seed=config.seed, iteration=self.iteration)
         before = tree_map(lambda tensor: tensor.detach().clone(), learner.state_dict())
-        in_update = getattr(learner, "adapts_in_update", False)
+        in_update = learner.traits.adapts_in_update
         try:
             episodes = run_episodes(
                 learner, self.collector, tasks, seeds, num_steps=learner.num_adaptation_steps, adapting=not in_update
@@ -216,7 +216,7 @@ class Trainer:
         wanted = settings.num_tasks if settings.validation_tasks is None else settings.validation_tasks
         if settings.every and wanted:
             # Episodes are as in training, where a learner that counts shots gets all of them in each step.
-            by_shots, own = self.learner.unit == "shots", self.learner.num_adaptation_steps
+            by_shots, own = self.learner.traits.support == "shot", self.learner.num_adaptation_steps
             steps = own if by_shots else own_steps(self.learner, settings.num_adaptation_steps)
             self.validation = float(self._curve("train", wanted, steps).mean[-1])
         for callback in self.callbacks:
@@ -288,7 +288,7 @@ def own_steps(learner: Learner[Any, Any, Any], last: int) -> int:
 
     `last` is the last evaluated step. A learner that counts shots or trains jointly has no own number: it uses `last`.
     """
-    numberless = learner.unit == "shots" or getattr(learner, "trains_jointly", False)
+    numberless = learner.traits.support == "shot" or learner.traits.trains_jointly
     return last if numberless else min(learner.num_adaptation_steps, last)
 
 

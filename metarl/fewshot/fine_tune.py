@@ -12,8 +12,8 @@ Differs from the paper: plain gradient descent at test time; batches are those o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from torch.nn import functional
 
 from metarl.core.errors import require
 from metarl.fewshot.base.encoders import BatchNormMode, Network, Statistics
-from metarl.fewshot.base.examples import Tables
 from metarl.fewshot.base.gradient import GradientConfig, GradientLearner
 from metarl.fewshot.base.learner import ExampleBatch, Outcome, joined, loss_of, score_of
 from metarl.gradients.adaptation import Parameters, StepSize
@@ -43,8 +42,6 @@ class FineTuneConfig(GradientConfig):
     tuned: Literal["auto", "head", "all"] = "auto"
     """What takes steps at test time; auto = the last layer of a classifier, all of a network for values."""
 
-    defaults: ClassVar[Tables] = {"trainer": {"meta_batch_size": 4}, "evaluation": {"num_adaptation_steps": 10}}
-
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.head in ("linear", "cosine"), "agent.head", self.head, "'linear' or 'cosine'")
@@ -60,7 +57,11 @@ class FineTune(GradientLearner):
 
     Config = FineTuneConfig
     config: FineTuneConfig
-    trains_jointly = True
+    traits = replace(
+        GradientLearner.traits,
+        trains_jointly=True,
+        defaults={"trainer": {"meta_batch_size": 4}, "evaluation": {"num_adaptation_steps": 10}},
+    )
 
     def _require_fit(self) -> None:
         super()._require_fit()

@@ -12,12 +12,10 @@ so that their inner step size of 0.4 in N ways is 0.4 N here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from metarl.fewshot.base.examples import Tables
 from metarl.fewshot.base.gradient import GradientConfig, GradientLearner
 from metarl.fewshot.base.learner import ExampleBatch, Outcome
 from metarl.gradients.adaptation import Parameters, gradient_step
@@ -26,8 +24,6 @@ from metarl.gradients.adaptation import Parameters, gradient_step
 @dataclass(frozen=True)
 class MAMLConfig(GradientConfig):
     """Settings of MAML."""
-
-    defaults: ClassVar[Tables] = {"trainer": {"meta_batch_size": 32}, "evaluation": {"num_adaptation_steps": 3}}
 
 
 class MAML(GradientLearner):
@@ -38,6 +34,10 @@ class MAML(GradientLearner):
     """
 
     Config = MAMLConfig
+    traits = replace(
+        GradientLearner.traits,
+        defaults={"trainer": {"meta_batch_size": 32}, "evaluation": {"num_adaptation_steps": 3}},
+    )
     first_order = False
 
     @property

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from metarl.core.data import Episodes
 from metarl.core.errors import require
 from metarl.core.learner import loaded
 from metarl.core.trees import to_device
-from metarl.fewshot.base.examples import ExampleSpaces, Tables
+from metarl.fewshot.base.examples import ExampleSpaces
 from metarl.fewshot.base.gradient import Adapted, GradientConfig, GradientLearner
 from metarl.fewshot.base.learner import ExampleBatch, Outcome
 from metarl.gradients.adam import no_moments, packed, packed_mean, packed_step
@@ -52,8 +52,6 @@ class ReptileConfig(GradientConfig):
     halve_lr_every: int | None = field(default=None, init=False)
     clip_gradient: float | None = field(default=None, init=False)
 
-    defaults: ClassVar[Tables] = {"trainer": {"meta_batch_size": 5}, "evaluation": {"num_adaptation_steps": 50}}
-
     def __post_init__(self) -> None:
         super().__post_init__()
         size, schedule = self.meta_step_size, self.schedule_iterations
@@ -74,6 +72,10 @@ class Reptile(GradientLearner):
 
     Config = ReptileConfig
     config: ReptileConfig
+    traits = replace(
+        GradientLearner.traits,
+        defaults={"trainer": {"meta_batch_size": 5}, "evaluation": {"num_adaptation_steps": 50}},
+    )
 
     def __init__(self, config: ReptileConfig, spaces: ExampleSpaces, *, generator: torch.Generator) -> None:
         super().__init__(config, spaces, generator=generator)

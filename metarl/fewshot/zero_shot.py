@@ -8,8 +8,7 @@ since it comes from another domain than the features, is the prototype.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,6 @@ from torch.nn import functional
 
 from metarl.core.errors import require
 from metarl.fewshot.base.encoders import Network, Statistics
-from metarl.fewshot.base.examples import Tables
 from metarl.fewshot.base.metric import MetricConfig, MetricLearner
 from metarl.fewshot.proto import class_means, squared_distances
 from metarl.gradients.adaptation import Parameters
@@ -27,15 +25,17 @@ from metarl.gradients.adaptation import Parameters
 class ZeroShotConfig(MetricConfig):
     """Settings of a zero-shot prototypical network."""
 
-    # There is one description of each class: nothing comes with further shots.
-    defaults: ClassVar[Tables] = {"trainer": {"meta_batch_size": 2}, "evaluation": {"num_adaptation_steps": 1}}
-
 
 class ZeroShotProto(MetricLearner):
     """The nearest described class; its state holds prototypes [N, W, D]. For tasks whose support is descriptions."""
 
     Config = ZeroShotConfig
     config: ZeroShotConfig
+    # There is one description of each class: further steps bring nothing new.
+    traits = replace(
+        MetricLearner.traits,
+        defaults={"trainer": {"meta_batch_size": 2}, "evaluation": {"num_adaptation_steps": 1}},
+    )
     reads_descriptions = True
 
     def _require_fit(self) -> None:

@@ -162,7 +162,7 @@ def make_film(trainer: Trainer, settings: FilmSettings, *, on_frame: Callable[[i
         for step, state in states.items():
             data = filming.query(tasks, learner, state, seeds)
             returns = (data.rewards * data.mask)[:, 0].sum(-1).tolist()
-            when = _when(step, learner.unit)
+            when = _when(step, learner.traits.unit)
             shots = zip(tasks, returns, camera.cut(), strict=True)
             rows.append(tuple(Panel(one_line(task), when, total, frames) for task, total, frames in shots))
     finally:

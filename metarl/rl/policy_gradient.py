@@ -16,9 +16,10 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from metarl.core.config import LearnerConfig
 from metarl.core.data import Episodes, Trajectories
 from metarl.core.errors import require
-from metarl.core.learner import Acted, ScoreName, Spaces, Unit, loaded
+from metarl.core.learner import Acted, ScoreName, Spaces, Traits, loaded
 from metarl.core.trees import live_first, to_device
 from metarl.gradients.adaptation import Parameters, StepSize, adapt
 from metarl.gradients.lifting import over_chunks
@@ -28,7 +29,7 @@ from metarl.rl.returns import discounted_returns, generalized_advantages, linear
 
 
 @dataclass(frozen=True)
-class PolicyConfig:
+class PolicyConfig(LearnerConfig):
     """Settings of the policy, its experience and its inner loop."""
 
     inner_lr: float = 0.1
@@ -120,14 +121,12 @@ class AdaptivePolicy(ABC):
         generator: draws the initial weights.
 
     Attributes:
-        has_step_size: whether `with_step_scale` changes what it does.
         first_order: whether the inner gradient counts as a constant where an adaptation is differentiated.
         normalizer: of the observations; None if they are not normalised.
     """
 
-    unit: Unit = "gradient steps"
+    traits = Traits(unit="gradient steps", step_size_can_scale=True)
     score_name: ScoreName = "return"
-    has_step_size = True
     first_order = False
     config: PolicyConfig
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from metarl.core.config import LearnerConfig
 from metarl.core.episode import ShuffledTasks
 from metarl.core.errors import require
 from metarl.core.seeds import Purpose, generator
@@ -15,7 +16,6 @@ from metarl.rl.environments import TaskInObservation
 from metarl.rl.rollout import RolloutCollector
 from metarl.rl.routes import RouteRecorder
 from metarl.rl.tasks import EnvTaskDistribution
-from metarl.runs import registry
 from metarl.runs.allocation import keep_freed_memory
 from metarl.runs.capacity import require_capacity
 from metarl.runs.config import RunConfig
@@ -32,19 +32,19 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
     device = select_device(config.trainer.device)
     keep_freed_memory()
     agent = config.agent
-    if hasattr(agent, "check_trainer"):
+    if isinstance(agent, LearnerConfig):
         agent.check_trainer(config.trainer)
     distribution = distribution_of(config)
     collector, evaluation_collector = collectors_of(config, distribution, device)
-    if isinstance(collector, RolloutCollector):
+    acting = isinstance(collector, RolloutCollector)
+    if acting:
         require_capacity(config, observation_size=collector.spaces.observation_size)
     learner = _learner(config, collector.spaces)
     least = config.evaluation.min_live_steps
-    own_memory = learner.unit == "trajectories"
+    own_memory = learner.traits.state_per == "trajectory"
     allowed = f"left out for {config.agent_name}: each of its trajectories has a memory of its own"
     require(least is None or not own_memory, "evaluation.min_live_steps", least, allowed)
-    shuffled = getattr(agent, "shuffle_tasks", False) and isinstance(collector, RolloutCollector)
-    acting = isinstance(collector, RolloutCollector)
+    shuffled = isinstance(agent, LearnerConfig) and agent.shuffle_tasks and acting
     return Trainer(
         learner=learner.to(device),
         collector=ShuffledTasks(collector, num_steps=learner.num_adaptation_steps) if shuffled else collector,
@@ -59,9 +59,10 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
 
 
 def distribution_of(config: RunConfig) -> Any:
-    """The run's tasks, with the task in the observation for an agent that is told it."""
-    told = getattr(_kind(config), "observes_task", False)
-    return TaskInObservation(config.task, timeout=config.trainer.environment_timeout) if told else config.task
+    """The run's tasks, with the task in the observation of an agent that observes it."""
+    if not config.learner_class.traits.observes_task:
+        return config.task
+    return TaskInObservation(config.task, timeout=config.trainer.environment_timeout)
 
 
 def collectors_of(config: RunConfig, distribution: Any, device: torch.device) -> tuple[Any, Any]:
@@ -100,8 +101,4 @@ def observer_of(distribution: Any, collector: Any) -> RouteRecorder | None:
 def _learner(config: RunConfig, spaces: Any) -> Any:
     """A new learner, its weights drawn by the run's seed."""
     seed = int(generator(config.trainer.seed, 0, Purpose.INITIALISE).integers(2**63))
-    return _kind(config)(config.agent, spaces, generator=torch.Generator().manual_seed(seed))
-
-
-def _kind(config: RunConfig) -> type[Any]:
-    return registry.load_agent_for(type(config.task), config.task_name, config.agent_name)
+    return config.learner_class(config.agent, spaces, generator=torch.Generator().manual_seed(seed))

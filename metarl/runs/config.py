@@ -1,6 +1,6 @@
 """Configuration of a run: frozen dataclasses filled from a preset, a TOML file and the command line, in this order.
 
-Before the preset come the `defaults` that a task family or a learner's `Config` may have: tables as in a preset.
+Before the preset come the `defaults` of the task family and those in the learner's `Traits`: tables as in a preset.
 
 Settings files and presets are TOML with the tables [task], [agent], [trainer] and [evaluation]; the command line spells
 the same settings `--agent.inner-lr 0.1`. What a run used in the end stands in its `config.json`.
@@ -40,6 +40,7 @@ class RunConfig:
         task_name: registered name, or module:Class.
         agent_name: registered name, or module:Class.
         preset: the preset the settings started from, or None.
+        learner_class: the class called `agent_name`.
         task: the task distribution.
         agent: the agent's `Config`.
         trainer: settings of the meta-training loop.
@@ -49,6 +50,7 @@ class RunConfig:
     task_name: str
     agent_name: str
     preset: str | None
+    learner_class: type[Any]
     task: Any
     agent: Any
     trainer: TrainerConfig
@@ -80,9 +82,8 @@ def resolve(
         tables = tables or registry.baseline_changes(agent_name)
         known = {field.name for field in dataclasses.fields(agent_class.Config) if field.init}
         tables = {**tables, "agent": {key: tables["agent"][key] for key in known & tables.get("agent", {}).keys()}}
-    classes = (task_class, agent_class.Config)
-    layers = [*(getattr(kind, "defaults", {}) for kind in classes), tables]
-    config = _build(task_name, agent_name, preset, classes, _merged(layers))
+    layers = [task_class.defaults, agent_class.traits.defaults, tables]
+    config = _build(task_name, agent_name, preset, (task_class, agent_class), _merged(layers))
     if config_file is None:
         return config
     try:
@@ -117,7 +118,7 @@ def from_dict(plain: Mapping[str, Any], *, trusted: bool = False, paths: Mapping
     Raises:
         InputError: as `from_table`; or a name that is not registered while `trusted` is false.
     """
-    known = {field.name for field in dataclasses.fields(RunConfig)} | {SPACES}
+    known = {"task_name", "agent_name", "preset", *TABLES, SPACES}
     for key in plain:
         if key not in known:
             raise unknown_setting(key, key, known)
@@ -141,7 +142,7 @@ def from_dict(plain: Mapping[str, Any], *, trusted: bool = False, paths: Mapping
     moved = {name: path for name, path in (paths or {}).items() if name in path_settings(task_class)}
     if moved and isinstance(tables["task"], Mapping):
         tables["task"] = {**tables["task"], **moved}
-    return _build(task_name, agent_name, preset, (task_class, agent_class.Config), tables)
+    return _build(task_name, agent_name, preset, (task_class, agent_class), tables)
 
 
 def load_config(run_dir: Path, *, trusted: bool = False, paths: Mapping[str, str] | None = None) -> RunConfig:
@@ -176,9 +177,10 @@ def _build(
     classes: tuple[type[Any], type[Any]],
     tables: Mapping[str, Mapping[str, Any]],
 ) -> RunConfig:
-    parts: list[tuple[str, type[Any]]] = list(zip(TABLES, (*classes, TrainerConfig, EvaluationConfig), strict=True))
-    built = {name: from_table(cls, tables.get(name, {}), name) for name, cls in parts}
-    return RunConfig(task_name, agent_name, preset, **built)
+    task_class, agent_class = classes
+    settings = (task_class, agent_class.Config, TrainerConfig, EvaluationConfig)
+    built = {name: from_table(cls, tables.get(name, {}), name) for name, cls in zip(TABLES, settings, strict=True)}
+    return RunConfig(task_name, agent_name, preset, agent_class, **built)
 
 
 def parts_of(config: RunConfig) -> list[tuple[str, Any]]:

@@ -347,10 +347,17 @@ def _load_class(kind: Kind, name: str) -> type[Any]:
 
 def missing_parts(kind: type[Any], *, acting: bool) -> list[str]:
     """The parts that a class lacks to be an RL agent, if `acting`, or a few-shot learner."""
-    methods = ACTING_METHODS if acting else LEARNER_METHODS
+    methods: tuple[str, ...] = ACTING_METHODS if acting else LEARNER_METHODS
+    from metarl.core.learner import Traits  # imports torch, as `kind` did
+
+    traits = getattr(kind, "traits", None)
+    if isinstance(traits, Traits) and traits.step_size_can_scale:
+        methods = (*methods, "with_step_scale")
     missing = [method for method in methods if not callable(getattr(kind, method, None))]
     if not hasattr(getattr(kind, "Config", None), "__dataclass_fields__"):
         missing.append("Config (a dataclass)")
+    if not isinstance(traits, Traits):
+        missing.append("traits (a metarl.Traits)")
     return missing
 
 

@@ -13,6 +13,7 @@ from metarl.core.files import parse_json, read_file, write_atomically, writing
 from metarl.core.trainer import Trainer
 from metarl.fewshot.base.baseline import evaluate_baseline
 from metarl.fewshot.base.examples import ExampleTaskDistribution
+from metarl.fewshot.base.learner import FewShotLearner
 from metarl.report import plots
 
 MAX_CONTROL_TASKS = 5
@@ -29,7 +30,7 @@ def choose_step_size(trainer: Trainer) -> dict[str, Any]:
     """
     learner, settings = trainer.learner, trainer.evaluation
     steps = settings.num_adaptation_steps
-    fits = getattr(learner, "has_step_size", False) and steps > 0
+    fits = learner.traits.step_size_can_scale and steps > 0
     require(fits, "--choose-step-size", "given", "for RL agents that take gradient steps, and for some steps")
     collector = trainer.evaluation_collector or trainer.collector
     trainer.learner, scores = choose_step_scale(
@@ -48,7 +49,7 @@ def choose_step_size(trainer: Trainer) -> dict[str, Any]:
 def describe(trainer: Trainer, curve: AdaptationCurve, *, controls: bool) -> dict[str, Any]:
     """`curve` as JSON-ready data, with the controls on up to five test tasks, and what few-shot scores stand beside."""
     report = curve.to_json()
-    report["settings"] = dict(getattr(trainer.learner, "settings", {}))
+    report["settings"] = trainer.learner.settings if isinstance(trainer.learner, FewShotLearner) else {}
     if isinstance(trainer.distribution, ExampleTaskDistribution):
         report["protocol"] = trainer.distribution.caption
         baseline = evaluate_baseline(trainer.distribution, curve.tasks, seed=trainer.config.seed)

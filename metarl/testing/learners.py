@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metarl.core.data import Episodes
 from metarl.core.episode import run_episodes
 from metarl.core.errors import InputError, RunError, one_line, raised, require
-from metarl.core.learner import ScoreName, Unit
+from metarl.core.learner import ScoreName
 from metarl.core.seeds import Purpose, Seeds, generator
 from metarl.core.tasks import TaskDistribution
 from metarl.core.trees import tree_map
@@ -124,8 +125,7 @@ class _Bench:
     def collector(self) -> Any:
         if not isinstance(self.tasks, EnvTaskDistribution):
             return ExampleCollector(self.tasks)  # type: ignore[arg-type]
-        told = getattr(self.kind, "observes_task", False)
-        tasks = TaskInObservation(self.tasks) if told else self.tasks
+        tasks = TaskInObservation(self.tasks) if self.kind.traits.observes_task else self.tasks
         return RolloutCollector(tasks, num_trajectories=self.config.num_trajectories, num_threads=1)
 
     def new(self, seed: int | None = None) -> Any:
@@ -153,26 +153,30 @@ class _Bench:
         tasks = self.tasks.sample(NUM_TASKS, generator(self.seed, iteration, Purpose.TASKS))
         return tasks, Seeds.first(NUM_TASKS, seed=self.seed, iteration=iteration, evaluation=evaluation)
 
-    def update(self, learner: Watched, iteration: int) -> dict[str, float]:
+    def update(self, learner: Any, iteration: int) -> dict[str, float]:
         """Runs one iteration of training and returns what it logs."""
-        in_update, steps = getattr(learner, "adapts_in_update", False), learner.num_adaptation_steps
+        in_update, steps = learner.traits.adapts_in_update, learner.num_adaptation_steps
         drawn = self.drawn(iteration)
-        episodes = run_episodes(learner, self.collector, *drawn, num_steps=steps, adapting=not in_update)
+        episodes: Episodes[Any, Any] = run_episodes(
+            learner, self.collector, *drawn, num_steps=steps, adapting=not in_update
+        )
         metrics: dict[str, float] = learner.meta_update(episodes)
         return metrics
 
     def scores(self, learner: Any) -> list[Tensor]:
         """The scores before and after one adaptation step. All calls use the same tasks and random numbers."""
-        episodes = run_episodes(Watched(learner), self.collector, *self.drawn(0, evaluation=True), num_steps=1)
+        watched: Any = Watched(learner)
+        episodes: Episodes[Any, Any] = run_episodes(
+            watched, self.collector, *self.drawn(0, evaluation=True), num_steps=1
+        )
         return list(episodes.scores)
 
 
 def _attribute_faults(_: _Bench, learner: Any) -> Iterator[str]:
     steps = getattr(learner, "num_adaptation_steps", None)
-    for name, allowed in (("unit", get_args(Unit)), ("score_name", get_args(ScoreName))):
-        value = getattr(learner, name, None)
-        if value not in allowed:
-            yield f"{name} = {value!r}: must be one of {', '.join(map(repr, allowed))}"
+    score = getattr(learner, "score_name", None)
+    if score not in get_args(ScoreName):
+        yield f"score_name = {score!r}: must be one of {', '.join(map(repr, get_args(ScoreName)))}"
     if not isinstance(steps, int) or steps < 0:
         yield f"num_adaptation_steps = {steps!r}: must be an integer >= 0"
     if not isinstance(getattr(learner, "device", None), torch.device):

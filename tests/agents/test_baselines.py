@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -24,6 +25,7 @@ from metarl.core.config import EvaluationConfig, TrainerConfig
 from metarl.core.episode import run_episodes
 from metarl.core.errors import InputError
 from metarl.core.evaluation import STEP_SCALES, choose_step_scale, evaluate
+from metarl.core.learner import Traits
 from metarl.core.seeds import Purpose, Seeds, generator
 from metarl.envs.ant import AntDir
 from metarl.envs.grid_nav import GoalCell, GridNav
@@ -311,8 +313,8 @@ def test_the_step_scale_is_chosen_on_validation_tasks() -> None:
             return tasks
 
     class Stub:
-        has_step_size = True
-        unit, score_name, num_adaptation_steps = "gradient steps", "return", 1
+        traits = Traits(unit="gradient steps", step_size_can_scale=True)
+        score_name, num_adaptation_steps = "return", 1
 
         def __init__(self, scale: float = 1.0) -> None:
             self.scale = scale
@@ -355,7 +357,7 @@ def test_the_step_scale_is_chosen_on_validation_tasks() -> None:
     asked.clear()
     evaluate(Stub(), Nothing(), Distribution(), num_tasks=5, num_steps=1)
     assert [split for _, split in asked] == ["test"]
-    stub = object()
+    stub = SimpleNamespace(traits=Traits(unit="gradient steps"))
     assert choose_step_scale(stub, Nothing(), Distribution())[0] is stub  # type: ignore[arg-type]
 
 

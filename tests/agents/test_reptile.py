@@ -242,6 +242,7 @@ def run_config(*, trainer: dict[str, int] | None = None, **agent: object) -> Run
         task_name="point-nav",
         agent_name="reptile",
         preset=None,
+        learner_class=Reptile,
         task=PointNav(horizon=4),
         agent=ReptileConfig(**settings),  # type: ignore[arg-type]
         trainer=TrainerConfig(**{"iterations": 1, "meta_batch_size": 4, "device": "cpu", **(trainer or {})}),  # type: ignore[arg-type]

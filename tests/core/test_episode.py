@@ -12,7 +12,7 @@ from torch import Tensor
 from metarl.core.config import TrainerConfig
 from metarl.core.data import Episodes, Examples
 from metarl.core.episode import run_episodes
-from metarl.core.learner import ScoreName, Unit
+from metarl.core.learner import ScoreName, Traits
 from metarl.core.seeds import Seeds
 from metarl.core.trainer import Trainer
 
@@ -45,7 +45,6 @@ class Acting(Given):
 class Watched:
     """A learner whose state counts its adaptations."""
 
-    unit: Unit = "gradient steps"
     score_name: ScoreName = "mse"
     num_adaptation_steps = 2
     device = torch.device("cpu")
@@ -53,7 +52,7 @@ class Watched:
     scalars: dict[str, float] = {"loss": 1.0, "adapt/step_2": 0.25}  # noqa: RUF012
 
     def __init__(self, *, in_update: bool) -> None:
-        self.adapts_in_update = in_update
+        self.traits = Traits(unit="gradient steps", adapts_in_update=in_update)
         self.calls: list[str] = []
         self.seen: Episodes[Any, Any] | None = None
 

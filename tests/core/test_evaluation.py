@@ -24,7 +24,7 @@ from metarl.core.evaluation import (
     coverage,
     evaluate,
 )
-from metarl.core.learner import ScoreName, Unit
+from metarl.core.learner import ScoreName, Traits
 from metarl.core.seeds import Purpose, Seeds, generator
 from metarl.core.tasks import Split, TaskDistribution
 from metarl.envs.point_nav import PointNav
@@ -93,7 +93,7 @@ class Collector:
 class Halving:
     """State: an estimate per task, which each step moves half-way to the support's level."""
 
-    unit: Unit = "gradient steps"
+    traits = Traits(unit="gradient steps")
     num_adaptation_steps = 1
     device = torch.device("cpu")
     parameters: Mapping[str, Tensor] = {}
@@ -130,7 +130,7 @@ class Halving:
 class Repeater(Halving):
     """Scores each of three presentations: level, 2 * level, 3 * level."""
 
-    unit: Unit = "presentations"
+    traits = Traits(unit="presentations", support="shot")
 
     def score(self, state: Tensor, query: Data) -> Tensor:
         return query.levels[:, None] * torch.arange(1.0, 4.0)

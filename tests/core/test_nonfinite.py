@@ -25,7 +25,7 @@ from metarl.core import nonfinite
 from metarl.core.config import TrainerConfig
 from metarl.core.data import Episodes, Examples, Trajectories
 from metarl.core.errors import EnvironmentFaultError, InputError, NonFiniteError
-from metarl.core.learner import ScoreName, Unit
+from metarl.core.learner import ScoreName, Traits
 from metarl.core.nonfinite import MAX_DUMPS, reproduce
 from metarl.core.seeds import Seeds
 from metarl.core.tasks import Split, TaskDistribution
@@ -69,7 +69,7 @@ class Collector:
 class Descender:
     """Learns a first guess in place, with momentum. What `spoils` names at an iteration (from 1) becomes NaN there."""
 
-    unit: Unit = "shots"
+    traits = Traits(unit="shots", support="shot")
     score_name: ScoreName = "return"
     num_adaptation_steps = 1
     device = torch.device("cpu")

@@ -16,7 +16,7 @@ from metarl.agents.rl2 import RL2, RL2Config
 from metarl.core.config import EvaluationConfig, TrainerConfig
 from metarl.core.data import Episodes, Examples
 from metarl.core.evaluation import adaptation_controls
-from metarl.core.learner import ScoreName, Unit
+from metarl.core.learner import ScoreName, Traits
 from metarl.core.seeds import Seeds
 from metarl.core.tasks import Split, TaskDistribution
 from metarl.core.trainer import Trainer
@@ -94,7 +94,7 @@ class BlobCollector:
 class ProtoNet(ModuleLearner):
     """State: prototypes [num_tasks, num_ways, embedding_size], zero before any support."""
 
-    unit: Unit = "shots"
+    traits = Traits(unit="shots", support="shot")
     score_name: ScoreName = "accuracy"
     num_adaptation_steps = 1
 

@@ -18,7 +18,7 @@ from metarl.core import trainer as trainer_module
 from metarl.core.config import EvaluationConfig, TrainerConfig
 from metarl.core.data import Episodes, Examples
 from metarl.core.evaluation import AdaptationCurve, evaluate
-from metarl.core.learner import ScoreName, Unit
+from metarl.core.learner import ScoreName, Traits
 from metarl.core.seeds import Seeds
 from metarl.core.tasks import Split, TaskDistribution
 from metarl.core.trainer import Callback, Progressed, Trainer, curve_scalars, own_steps
@@ -53,7 +53,7 @@ class Collector:
 class Guesser:
     """State: a guess per task. The meta-parameter is the first guess."""
 
-    unit: Unit = "shots"
+    traits = Traits(unit="shots", support="shot")
     score_name: ScoreName = "return"
     num_adaptation_steps = 2
     device = torch.device("cpu")
@@ -347,16 +347,17 @@ def test_validation_tasks_are_of_the_training_split_and_change_no_training(
 
 
 @pytest.mark.parametrize(
-    ("unit", "own", "others", "steps"),
+    ("own", "others", "steps"),
     [
-        ("gradient steps", 1, {}, 1),
-        ("gradient steps", 5, {}, 3),
-        ("gradient steps", 1, {"trains_jointly": True}, 3),
-        ("shots", 1, {}, 3),
+        (1, {}, 1),
+        (5, {}, 3),
+        (1, {"trains_jointly": True}, 3),
+        (1, {"support": "shot"}, 3),
     ],
 )
-def test_a_learner_is_judged_after_its_own_steps(unit: str, own: int, others: dict[str, Any], steps: int) -> None:
-    learner: Any = SimpleNamespace(unit=unit, num_adaptation_steps=own, **others)
+def test_a_learner_is_judged_after_its_own_steps(own: int, others: dict[str, Any], steps: int) -> None:
+    traits = Traits(unit="gradient steps", **others)
+    learner: Any = SimpleNamespace(traits=traits, num_adaptation_steps=own)
     assert own_steps(learner, 3) == steps
 
 

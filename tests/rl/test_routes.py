@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from metarl.core.data import Trajectories
 from metarl.core.errors import EnvironmentFaultError
 from metarl.core.evaluation import evaluate
-from metarl.core.learner import Acted
+from metarl.core.learner import Acted, Traits
 from metarl.envs.bandit import Bandit
 from metarl.envs.point_nav import Goal, PointNav
 from metarl.rl.rollout import RolloutCollector
@@ -167,7 +167,7 @@ def test_numbers_of_a_scene_may_be_numpys() -> None:
 class Drifting:
     """After k steps it goes by (0.1 * k, 0.05) in every step."""
 
-    unit = "gradient steps"
+    traits = Traits(unit="gradient steps")
     score_name = "return"
     num_adaptation_steps = 2
 

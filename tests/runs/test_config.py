@@ -14,13 +14,14 @@ import pytest
 from metarl.core.config import EvaluationConfig, TrainerConfig
 from metarl.core.errors import InputError
 from metarl.runs import registry
-from metarl.runs.config import RunConfig, from_dict, load_config, resolve, to_dict
+from metarl.runs.config import from_dict, load_config, resolve, to_dict
 
 MODULE = """
 from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from metarl.core.errors import require
+from metarl.core.learner import Traits
 from metarl.rl.tasks import EnvTaskDistribution
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Agent:
         inner_lr: float = 0.1
         hidden_sizes: tuple[int, ...] = (64, 64)
         data: Path | None = None
+    traits = Traits(unit="gradient steps")
     begin = prepare = adapt = score = meta_update = state_dict = load_state_dict = to = act = observe = print
 """
 PRESETS = {
@@ -159,7 +161,7 @@ def test_a_configuration_survives_json() -> None:
 def test_a_path_is_saved_as_an_absolute_string() -> None:
     config = resolve("family", "agent")
     agent = type(config.agent)(data=Path("a/b"))
-    config = RunConfig("family", "agent", None, config.task, agent, config.trainer, config.evaluation)
+    config = dataclasses.replace(config, agent=agent)
     assert to_dict(config)["agent"]["data"] == str(Path.cwd() / "a" / "b")
     assert from_dict(to_dict(config)).agent.data == Path.cwd() / "a" / "b"
 

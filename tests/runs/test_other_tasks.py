@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metarl.agents.maml import MAML
 from metarl.cli.flags import parse_task_flags, split_task_flags
 from metarl.cli.main import main
 from metarl.core.errors import InputError
@@ -222,7 +223,7 @@ def test_few_shot_runs_on_other_images_of_one_size(evaluate: Any, tmp_path: Path
 
 
 def test_splits_are_kept_where_training_draws_the_same_tasks() -> None:
-    config = RunConfig("half-cheetah-dir", "maml", None, HalfCheetahDir(), None, None, None)  # type: ignore[arg-type]
+    config = RunConfig("half-cheetah-dir", "maml", None, MAML, HalfCheetahDir(), None, None, None)  # type: ignore[arg-type]
     report = {"splits": "identical"}
     longer = describe_transfer(report, config, Target("half-cheetah-dir", HalfCheetahDir(horizon=9)))
     other = describe_transfer(report, config, Target("half-cheetah-vel", HalfCheetahVel()))

@@ -16,6 +16,7 @@ from metarl.rl.tasks import EnvTaskDistribution
 from metarl.runs import registry
 
 MODULE = '''
+from metarl.core.learner import Traits
 from metarl.core.tasks import TaskDistribution
 from metarl.rl.tasks import EnvTaskDistribution
 from dataclasses import dataclass
@@ -49,11 +50,16 @@ class Foreign:
 class Agent:
     @dataclass
     class Config: ...
+    traits = Traits(unit="gradient steps")
     begin = prepare = adapt = score = meta_update = state_dict = load_state_dict = to = act = observe = print
 
 class Deaf(Agent):
     observe = None
     Config = dict
+    traits = None
+
+class Unscalable(Agent):
+    traits = Traits(unit="gradient steps", step_size_can_scale=True)
 
 def function(): ...
 '''
@@ -125,7 +131,10 @@ def test_a_class_that_is_no_task_distribution_is_told_what_it_lacks(module: str,
 
 
 def test_a_class_that_is_no_agent_is_told_what_it_lacks(module: str) -> None:
-    assert message(registry.load_agent, f"{module}:Deaf").endswith("Deaf lacks observe, Config (a dataclass)")
+    assert message(registry.load_agent, f"{module}:Deaf").endswith(
+        "Deaf lacks observe, Config (a dataclass), traits (a metarl.Traits)"
+    )
+    assert message(registry.load_agent, f"{module}:Unscalable").endswith("Unscalable lacks with_step_scale")
     assert "is not a class" in message(registry.load_agent, f"{module}:function")
 
 

@@ -21,6 +21,7 @@ import metarl
 from metarl.cli import main as cli
 from metarl.cli.flags import parse_train
 from metarl.core.errors import InputError, RunError
+from metarl.core.learner import Traits
 from metarl.core.trainer import Callback, Progressed, Trainer
 from metarl.report import plots
 from metarl.runs import checkpoint
@@ -361,7 +362,7 @@ def test_the_newest_checkpoints_stay_and_the_best(
         ("accuracy", 5, {}, 3),
         ("mse", 1, {}, 3),
         ("mse", 0, {}, 2),
-        ("accuracy", 1, {"unit": "shots"}, 3),
+        ("accuracy", 1, {"support": "shot"}, 3),
         ("accuracy", 1, {"trains_jointly": True}, 3),
     ],
 )
@@ -375,8 +376,8 @@ def test_the_best_is_by_the_learners_own_steps_and_direction(
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in [*rows, {"iteration": 4}]))
     for iteration in (2, 3, 4):
         (tmp_path / "checkpoints" / f"iteration_00000{iteration}").mkdir(parents=True)
-    settings = {"unit": "gradient steps", "num_adaptation_steps": steps, "score_name": score_name, **others}
-    learner: Any = SimpleNamespace(**settings)
+    traits = Traits(unit="gradient steps", **others)
+    learner: Any = SimpleNamespace(traits=traits, num_adaptation_steps=steps, score_name=score_name)
     assert best_iteration(tmp_path, learner) == best  # as in a run from before there were validation scores
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"iteration": 4, "meta_validation/score": 0.0, "meta_test/step_0": 0.0}) + "\n")

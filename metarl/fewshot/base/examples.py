@@ -6,7 +6,7 @@ The counterpart of environments and `metarl.rl.rollout`: here data is given, not
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,11 +15,9 @@ from torch import Tensor
 
 from metarl.core.data import Examples
 from metarl.core.errors import DISTRIBUTION, environment_fault, text_of, users_code
-from metarl.core.learner import Learner
+from metarl.core.learner import Learner, Tables
 from metarl.core.seeds import Seeds, require_slots
 from metarl.core.tasks import Task, TaskDistribution, same_task
-
-Tables = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,6 @@ class ExampleTaskDistribution(TaskDistribution[Task]):
     learner, and share no example. Whether training's or evaluation's sizes apply says `seeds.evaluation`.
 
     Attributes:
-        defaults: what few-shot tasks set otherwise in [trainer] and [evaluation]; presets, files and flags come after.
         caption: what a score on these tasks means, for people: "5-way 1-shot".
         baseline_name: what `baseline` is called in a report.
     """
@@ -96,8 +93,8 @@ class ExampleTaskDistribution(TaskDistribution[Task]):
 class ExampleCollector:
     """Hands a learner the examples of its tasks.
 
-    At test time a learner whose unit is "shots" gets the k-th example of every class in step k; in training, and where
-    the unit is another, every step gets the whole support.
+    Every step gets the whole support. In an evaluation of a learner with the trait `support="shot"`, step k gets the
+    k-th example of every class.
 
     Args:
         tasks: the distribution.
@@ -121,7 +118,7 @@ class ExampleCollector:
     ) -> Examples:
         """As in `metarl.core.episode.Collector`."""
         require_slots(tasks, seeds)
-        one_by_one = learner.unit == "shots" and seeds.evaluation
+        one_by_one = learner.traits.support == "shot" and seeds.evaluation
         wanted = (seeds, step if one_by_one else None)
         if self._last is None or self._last[:2] != wanted or not same_task(self._last[2], list(tasks)):
             with users_code("support"):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metarl.core.errors import require
-from metarl.core.learner import Unit
+from metarl.core.learner import Traits
 from metarl.fewshot.base.encoders import Network, Statistics
 from metarl.fewshot.base.learner import ExampleBatch, FewShotConfig, FewShotLearner, Outcome, loss_of, score_of
 from metarl.gradients.adaptation import Parameters, StepSize, gradient_step
@@ -52,13 +52,13 @@ class Adapted(NamedTuple):
 class GradientLearner(FewShotLearner[Adapted]):
     """A learner but for its `episode_loss`: an encoder, and a linear layer on its features."""
 
-    unit: Unit = "gradient steps"
+    traits = Traits(unit="gradient steps", adapts_in_update=True)
     config: GradientConfig
 
     def _require_fit(self) -> None:
         super()._require_fit()
         spaces = self.spaces
-        fits = not spaces.discrete or spaces.train_ways == spaces.num_outputs or self.trains_jointly
+        fits = not spaces.discrete or spaces.train_ways == spaces.num_outputs or self.traits.trains_jointly
         allowed = f"task.num_ways = {spaces.num_outputs}: the last layer has an output for each"
         require(fits, "task.train_ways", spaces.train_ways, allowed)
 

@@ -15,15 +15,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
-from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from metarl.core.config import LearnerConfig
 from metarl.core.data import Episodes, Examples
 from metarl.core.errors import InputError, require
-from metarl.core.learner import ScoreName, Unit, loaded
+from metarl.core.learner import ScoreName, Traits, loaded
 from metarl.core.trees import to_device, tree_map, tree_zip
 from metarl.fewshot.base.compiled import Compiled
 from metarl.fewshot.base.encoders import EncoderConfig, Network, Statistics, make_encoder
@@ -42,7 +43,7 @@ State = TypeVar("State")
 
 
 @dataclass(frozen=True)
-class FewShotConfig(EncoderConfig):
+class FewShotConfig(EncoderConfig, LearnerConfig):
     """Settings of the network and of meta-training."""
 
     num_adaptation_steps: int = field(default=1, init=False)  # a setting where training takes inner steps
@@ -106,17 +107,12 @@ class FewShotLearner(ABC, Generic[State]):
         generator: draws the initial weights.
 
     Attributes:
-        adapts_in_update: data is given, so `meta_update` adapts by itself, once, and reports the score: see
-            `metarl.core.episode.run_episodes`.
-        trains_jointly: `meta_update` adapts to no task: its score is that of training on all of them together.
         reads_descriptions: the support is vectors that describe the classes.
         second_order: training takes second derivatives of the encoder.
     """
 
-    unit: Unit
+    traits: ClassVar[Traits]
     config: Any
-    adapts_in_update = True
-    trains_jointly = False
     reads_descriptions = False
     second_order = False
 
@@ -245,7 +241,7 @@ class FewShotLearner(ABC, Generic[State]):
         gradients, outcome = self.meta_gradient(episodes.support, episodes.query)
         norm = self._descend(gradients)
         self._remember(outcome.statistics)
-        score = self.score_name if self.trains_jointly else f"adapt/step_{len(episodes.support)}"
+        score = self.score_name if self.traits.trains_jointly else f"adapt/step_{len(episodes.support)}"
         return {"loss": float(outcome.loss.mean()), "gradient_norm": norm, score: float(outcome.score.mean())}
 
     def meta_gradient(self, support: tuple[ExampleBatch, ...], query: ExampleBatch) -> tuple[Parameters, Outcome]:

@@ -8,15 +8,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metarl.core.errors import require
-from metarl.core.learner import Unit
+from metarl.core.learner import Traits
 from metarl.fewshot.base.encoders import BatchNormMode, Statistics
-from metarl.fewshot.base.examples import Tables
 from metarl.fewshot.base.learner import ExampleBatch, FewShotConfig, FewShotLearner, Outcome, joined, loss_of, score_of
 from metarl.gradients.adaptation import Parameters
 
@@ -26,8 +25,6 @@ class MetricConfig(FewShotConfig):
     """Settings of a metric learner."""
 
     batch_norm: BatchNormMode = "running"
-
-    defaults: ClassVar[Tables] = {"trainer": {"meta_batch_size": 2}, "evaluation": {"num_adaptation_steps": 5}}
 
 
 class Known(NamedTuple):
@@ -61,7 +58,12 @@ class Remembered(NamedTuple):
 class MetricLearner(FewShotLearner[Known]):
     """A learner but for what it remembers of features, and how it compares others with it."""
 
-    unit: Unit = "shots"
+    traits = Traits(
+        unit="shots",
+        support="shot",
+        adapts_in_update=True,
+        defaults={"trainer": {"meta_batch_size": 2}, "evaluation": {"num_adaptation_steps": 5}},
+    )
     config: MetricConfig
 
     def _require_fit(self) -> None:
