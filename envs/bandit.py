@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from metarl.core.errors import require
 from metarl.core.tasks import Split
-from metarl.envs.random_numbers import Luck
+from metarl.envs.random_numbers import RandomNumbers
 from metarl.envs.vector import Bools, Floats, Ids, TaskBatchEnv
 from metarl.rl.tasks import EnvTaskDistribution
 
@@ -60,7 +60,7 @@ class BanditEnv(TaskBatchEnv):
     def _assign_tasks(self, ids: NDArray[np.intp], tasks: Sequence[Arms]) -> None:
         self._probabilities[ids] = [task.probabilities for task in tasks]
 
-    def _reset(self, ids: NDArray[np.intp], rngs: Luck) -> None:
+    def _reset(self, ids: NDArray[np.intp], rngs: RandomNumbers) -> None:
         self._uniforms[ids] = rngs.uniforms(self.horizon)
 
     def _advance(self, actions: NDArray[Any], ids: Ids) -> tuple[Floats, Bools | bool, Bools | bool]:

@@ -22,7 +22,7 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from metarl.envs.random_numbers import Luck
+from metarl.envs.random_numbers import RandomNumbers
 from metarl.envs.vector import Bools, Floats, Ids, TaskBatchEnv
 
 _HEADLESS = (
@@ -344,7 +344,7 @@ class BatchEnv(TaskBatchEnv):
         """Whether the step ended the MDP, [len(ids)], or False for all."""
         return False
 
-    def _initial_states(self, rngs: Luck) -> tuple[Floats, Floats]:
+    def _initial_states(self, rngs: RandomNumbers) -> tuple[Floats, Floats]:
         """Initial positions [len(rngs), nq] and velocities [len(rngs), nv]."""
         noise, nq, nv = self.reset_noise, self.simulator.model.nq, self.simulator.model.nv
         drawn = [(rng.uniform(-noise, noise, nq), noise * rng.standard_normal(nv)) for rng in rngs]
@@ -354,7 +354,7 @@ class BatchEnv(TaskBatchEnv):
     def _observe(self) -> NDArray[Any]:
         return np.concatenate((self.simulator.qpos, self.simulator.qvel), 1)
 
-    def _reset(self, ids: NDArray[np.intp], rngs: Luck) -> None:
+    def _reset(self, ids: NDArray[np.intp], rngs: RandomNumbers) -> None:
         self._close_renderers()  # they hold the old models; the tasks may have changed them
         self.simulator.reset(ids, *self._initial_states(rngs))
 

@@ -19,7 +19,7 @@ from metarl.core.errors import require, unknown_name
 from metarl.core.tasks import Split
 from metarl.envs.batch import BatchEnv
 from metarl.envs.mazes import MEDIUM_MAZE, U_MAZE, Layout, MazeTask, cells, centres, distances, places
-from metarl.envs.random_numbers import Luck
+from metarl.envs.random_numbers import RandomNumbers
 from metarl.envs.vector import Bools, Floats, Ids
 from metarl.rl.tasks import EnvTaskDistribution, Scene
 
@@ -76,7 +76,7 @@ class MazeEnv(BatchEnv):
         sites = np.concatenate((self._goals[ids], np.zeros((len(ids), 1))), 1)
         self.simulator.set_model_field("site_pos", ids, sites[:, np.newaxis])
 
-    def _reset(self, ids: NDArray[np.intp], rngs: Luck) -> None:
+    def _reset(self, ids: NDArray[np.intp], rngs: RandomNumbers) -> None:
         self._close_renderers()
         qpos, qvel = self._initial_states(rngs)
         qpos[:, :2] += self._starts[ids]

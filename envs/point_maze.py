@@ -31,7 +31,7 @@ from metarl.envs.maze_robots import (
     wall_boxes,
 )
 from metarl.envs.mazes import MazeTask, generate
-from metarl.envs.random_numbers import Luck
+from metarl.envs.random_numbers import RandomNumbers
 from metarl.envs.vector import ALL, Bools, Floats
 
 RADIUS = 0.15
@@ -134,7 +134,7 @@ class PointMazeEnv(MazeEnv):
         for name, values in (("geom_pos", pos), ("geom_size", size), ("geom_rbound", rbound)):
             self.simulator.set_model_field(name, ids, values[which])
 
-    def _initial_states(self, rngs: Luck) -> tuple[Floats, Floats]:
+    def _initial_states(self, rngs: RandomNumbers) -> tuple[Floats, Floats]:
         # Drawn for all at once: making 800 generators would take as long as two steps of 800 points.
         return self.reset_noise * (2.0 * rngs.uniforms(2) - 1.0), self.reset_noise * rngs.normals(2)
 

@@ -14,10 +14,10 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-_INCREMENT = np.uint64(0x9E3779B97F4A7C15)  # of SplitMix64, as are the constants in `_mix`
+_INCREMENT = np.uint64(0x9E3779B97F4A7C15)  # of SplitMix64
 
 
-class Luck(Sequence[np.random.Generator]):
+class RandomNumbers(Sequence[np.random.Generator]):
     """The random numbers of sub-environments that start new trajectories.
 
     `uniforms` and `normals` draw for all sub-environments together. Item i of the sequence is the numpy generator of
@@ -36,7 +36,7 @@ class Luck(Sequence[np.random.Generator]):
         trajectories: NDArray[np.uint64],
         generator: Callable[[int], np.random.Generator],
     ) -> None:
-        self._keys = _mix(_mix((seeds + np.uint64(1)) * _INCREMENT) + trajectories)[:, np.newaxis]
+        self._keys = _splitmix64(_splitmix64((seeds + np.uint64(1)) * _INCREMENT) + trajectories)[:, np.newaxis]
         self._generator = generator
         self._drawn = 0
 
@@ -44,7 +44,7 @@ class Luck(Sequence[np.random.Generator]):
         """The next `count` uniform numbers in [0, 1) of each, [num_envs, count]."""
         counters = np.arange(self._drawn + 1, self._drawn + count + 1, dtype=np.uint64)
         self._drawn += count
-        bits: NDArray[np.uint64] = _mix(self._keys + counters * _INCREMENT) >> np.uint64(11)
+        bits: NDArray[np.uint64] = _splitmix64(self._keys + counters * _INCREMENT) >> np.uint64(11)
         return bits.astype(np.float64) * 2.0**-53
 
     def normals(self, count: int) -> NDArray[np.float64]:
@@ -66,7 +66,7 @@ class Luck(Sequence[np.random.Generator]):
         return self._generator(range(len(self))[index])
 
 
-def _mix(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _splitmix64(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return bits ^ (bits >> np.uint64(31))

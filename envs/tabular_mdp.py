@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from metarl.core.errors import require
 from metarl.core.tasks import Split
-from metarl.envs.random_numbers import Luck
+from metarl.envs.random_numbers import RandomNumbers
 from metarl.envs.vector import Bools, Floats, Ids, TaskBatchEnv
 from metarl.rl.tasks import EnvTaskDistribution
 
@@ -89,7 +89,7 @@ class TabularMDPEnv(TaskBatchEnv):
         self._cumulative[ids] = np.cumsum(np.stack(transitions), -1)[..., :-1]
         self._mean_rewards[ids] = np.stack(mean_rewards)
 
-    def _reset(self, ids: NDArray[np.intp], rngs: Luck) -> None:
+    def _reset(self, ids: NDArray[np.intp], rngs: RandomNumbers) -> None:
         self._states[ids] = 0
         self._next_state_uniforms[ids] = rngs.uniforms(self.horizon)
         self._reward_noise[ids] = rngs.normals(self.horizon)

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from metarl.envs.random_numbers import Luck
+from metarl.envs.random_numbers import RandomNumbers
 
 Floats: TypeAlias = NDArray[np.float64]
 Bools: TypeAlias = NDArray[np.bool_]
@@ -184,7 +184,7 @@ class TaskBatchEnv(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
         """Gives the sub-environments `ids` their tasks, one each. They are reset next."""
 
     @abstractmethod
-    def _reset(self, ids: NDArray[np.intp], rngs: Luck) -> None:
+    def _reset(self, ids: NDArray[np.intp], rngs: RandomNumbers) -> None:
         """Puts the sub-environments `ids` into initial states.
 
         Args:
@@ -234,7 +234,7 @@ class TaskBatchEnv(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
                 raise ValueError(f"{type(self).__name__} has no default task; call set_tasks before reset")
             self._assign_tasks(unassigned, tasks)
             self._unassigned[unassigned] = False
-        self._reset(ids, Luck(self._seeds[ids], self._num_resets[ids], lambda k: self._generator(int(ids[k]))))
+        self._reset(ids, RandomNumbers(self._seeds[ids], self._num_resets[ids], lambda k: self._generator(int(ids[k]))))
         self._num_resets[ids] += np.uint64(1)
         self._elapsed[ids] = 0
         self._ended[ids] = False

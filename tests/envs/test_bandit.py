@@ -36,7 +36,7 @@ def test_a_trajectory_is_its_pulls_and_shows_nothing():
     assert obs in env.observation_space
 
 
-def test_luck_follows_the_seed_and_changes_from_reset_to_reset():
+def test_random_numbers_follow_the_seed_and_change_from_reset_to_reset():
     family = Bandit(num_pulls=40)
 
     def pulls(env, **reset):

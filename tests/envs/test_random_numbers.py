@@ -3,13 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from metarl.envs.random_numbers import _INCREMENT, Luck, _mix
+from metarl.envs.random_numbers import _INCREMENT, RandomNumbers, _splitmix64
 
 
-def luck(seeds, trajectories=0):
+def numbers(seeds, trajectories=0):
     seeds = np.array(seeds, np.uint64)
     trajectories = np.broadcast_to(np.array(trajectories, np.uint64), seeds.shape)
-    return Luck(seeds, trajectories, lambda i: np.random.default_rng(i))
+    return RandomNumbers(seeds, trajectories, lambda i: np.random.default_rng(i))
 
 
 def correlation(left, right):
@@ -17,15 +17,15 @@ def correlation(left, right):
 
 
 def test_the_hash_is_splitmix64s():
-    numbers = _mix(np.arange(1, 4, dtype=np.uint64) * _INCREMENT)
-    assert [hex(number) for number in numbers] == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4", "0x6c45d188009454f"]
+    hashes = _splitmix64(np.arange(1, 4, dtype=np.uint64) * _INCREMENT)
+    assert [hex(number) for number in hashes] == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4", "0x6c45d188009454f"]
 
 
 @pytest.mark.parametrize("seeds", ["in a row", "drawn"])
 def test_uniforms_are_uniform_and_independent(seeds):
     number, count = 2000, 100
     chosen = range(number) if seeds == "in a row" else np.random.default_rng(0).integers(2**31, size=number)
-    first, again = luck(chosen).uniforms(count), luck(chosen, 1).uniforms(count)
+    first, again = numbers(chosen).uniforms(count), numbers(chosen, 1).uniforms(count)
     for draws in (first, again):
         assert draws.shape == (number, count)
         bins = np.bincount((draws.ravel() * 256).astype(int), minlength=256)
@@ -42,7 +42,7 @@ def test_uniforms_are_uniform_and_independent(seeds):
 
 
 def test_normals_are_standard_normal():
-    draws = luck(range(2000)).normals(100)
+    draws = numbers(range(2000)).normals(100)
     scale = 4 / np.sqrt(draws.size)
     for power, moment, spread in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert (draws**power).mean() == pytest.approx(moment, abs=scale * np.sqrt(spread))
@@ -51,16 +51,16 @@ def test_normals_are_standard_normal():
 
 
 def test_numbers_depend_on_the_seed_and_not_on_the_others():
-    together = luck([5, 6, 2**64 - 1])
-    alone = luck([6])
+    together = numbers([5, 6, 2**64 - 1])
+    alone = numbers([6])
     np.testing.assert_array_equal(together.uniforms(4)[1:2], alone.uniforms(4))
     np.testing.assert_array_equal(together.uniforms(4)[1:2], alone.uniforms(4))
 
 
 def test_drawing_goes_on_where_it_stopped():
-    once, twice = luck([3]), luck([3])
+    once, twice = numbers([3]), numbers([3])
     np.testing.assert_array_equal(once.uniforms(5), np.hstack([twice.uniforms(2), twice.uniforms(3)]))
-    assert once.uniforms(1) != luck([3]).uniforms(1)
+    assert once.uniforms(1) != numbers([3]).uniforms(1)
 
 
 def test_it_is_a_sequence_of_generators_made_when_asked_for():
@@ -70,7 +70,7 @@ def test_it_is_a_sequence_of_generators_made_when_asked_for():
         made.append(i)
         return np.random.default_rng(i)
 
-    rngs = Luck(np.zeros(3, np.uint64), np.zeros(3, np.uint64), generator)
+    rngs = RandomNumbers(np.zeros(3, np.uint64), np.zeros(3, np.uint64), generator)
     assert len(rngs) == 3
     assert made == []
     assert [rng.random() for rng in rngs] == [np.random.default_rng(i).random() for i in range(3)]

@@ -75,7 +75,7 @@ def test_the_environment_and_the_yardsticks_play_by_the_same_rules():
     np.testing.assert_array_equal(played[:, 0], rewards)
 
 
-def test_luck_follows_the_seed_and_changes_from_reset_to_reset():
+def test_random_numbers_follow_the_seed_and_change_from_reset_to_reset():
     def rewards(env, tasks, **reset):
         env.set_tasks(tasks)
         env.reset(**reset)
