@@ -106,6 +106,14 @@ def violations(module: str, source: str) -> list[str]:
     return wrong
 
 
+def test_no_room_imports_a_higher_one() -> None:
+    """The table lists the rooms from the lowest to the highest."""
+    lower: set[str] = set()
+    for room, (others, _) in ROOMS.items():
+        assert others <= lower, f"{room} may import {sorted(others - lower)}, which come after it"
+        lower.add(room)
+
+
 def test_the_package_list_equals_the_disk() -> None:
     on_disk = {name for name, path in MODULES.items() if path.name == "__init__.py"}
     assert sorted(SETUPTOOLS["packages"]) == sorted(on_disk)
