@@ -4,8 +4,7 @@
 
 Every box is a folder. An arrow goes from a folder to one that it imports; its width shows in how many modules. Dashed
 arrows are imports by name, from the registry. Every folder imports `core`, and `cli` and `testing` may import all
-others:
-of these arrows, only some are drawn.
+others: only some of these arrows are drawn.
 """
 
 from __future__ import annotations
