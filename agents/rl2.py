@@ -187,6 +187,10 @@ class RL2:
         config: settings.
         spaces: of the environments.
         generator: draws the initial weights and the seed of the shuffling.
+
+    Attributes:
+        network: memory and heads.
+        value_scale: the unit of the value head: a running root mean square of the returns; 0 before the first update.
     """
 
     Config = RL2Config
@@ -197,25 +201,25 @@ class RL2:
         self.config = config
         self.spaces = spaces
         self.num_adaptation_steps = config.trajectories_per_trial - 1
-        self._network = RecurrentPolicy(config, spaces, generator=generator)
+        self.network = RecurrentPolicy(config, spaces, generator=generator)
         self._shuffle_seed = int(torch.randint(2**31, (), generator=generator))
         self._optimizer = self._make_optimizer()
         self._updates = 0
-        self._value_scale = 0.0
+        self.value_scale = 0.0
         self._elsewhere: RecurrentPolicy | None = None
         self.normalizer = Normalizer(spaces.observation_size) if config.normalize_observations else None
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
-        return {name: value.detach() for name, value in self._network.named_parameters()}
+        return {name: value.detach() for name, value in self.network.named_parameters()}
 
     @property
     def device(self) -> torch.device:
-        return self._network.policy.weight.device
+        return self.network.policy.weight.device
 
     def to(self, device: torch.device | str) -> Self:
         state = self.state_dict()
-        self._network.to(device)
+        self.network.to(device)
         self._optimizer = self._make_optimizer()
         self.load_state_dict(to_device(state, device))
         return self
@@ -225,7 +229,7 @@ class RL2:
             "parameters": tree_map(torch.clone, dict(self.parameters)),
             "optimizer": tree_map(torch.clone, self._optimizer.state_dict()["state"]),
             "updates": self._updates,
-            "value_scale": self._value_scale,
+            "value_scale": self.value_scale,
             **state_of(self.normalizer),
         }
 
@@ -239,16 +243,16 @@ class RL2:
         _require_moments(moments, list(own.values()))
         self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self._updates = int(state["updates"])
-        self._value_scale = float(state["value_scale"])
+        self.value_scale = float(state["value_scale"])
         self._elsewhere = None
 
     def begin(self, num_tasks: int, *, parameters: Mapping[str, Tensor] | None = None) -> TrialState:
         if parameters is not None:
             raise ValueError("the state of RL2 is a memory: it holds no parameters to replace")
-        weight = self._network.policy.weight
+        weight = self.network.policy.weight
         size = (num_tasks, 1)
         return TrialState(
-            memory=tuple(part.unsqueeze(1) for part in self._network.memory.initial(num_tasks)),
+            memory=tuple(part.unsqueeze(1) for part in self.network.memory.initial(num_tasks)),
             action=weight.new_zeros(*size, self.spaces.action_size),
             reward=weight.new_zeros(size),
             done=weight.new_zeros(size),
@@ -265,7 +269,7 @@ class RL2:
         outputs, memory = network.memory.step(inputs.flatten(0, 1), memory, live=live)
         distribution, values = network.heads(outputs.reshape(*size, -1))
         state = state._replace(memory=tuple(part.reshape(*size, *part.shape[1:]) for part in memory))
-        return distribution, values * self._value_scale, state
+        return distribution, values * self.value_scale, state
 
     def act(self, state: TrialState, observations: Tensor, noise: Tensor) -> tuple[Acted, TrialState]:
         distribution, values, state = self.distribution(state, observations)
@@ -304,7 +308,7 @@ class RL2:
 
     def meta_update(self, episodes: Episodes[TrialState, Trajectories]) -> dict[str, float]:
         """Several epochs of PPO on the iteration's trials."""
-        trials, values = self._trials((*episodes.support, episodes.query))
+        trials, values = self.trials((*episodes.support, episodes.query))
         config = self.config
         left = 1.0 if config.schedule_iterations is None else max(0.0, 1.0 - self._updates / config.schedule_iterations)
         for group in self._optimizer.param_groups:
@@ -343,9 +347,9 @@ class RL2:
         limit = max(1, self.config.chunk_steps // trials.mask.shape[1])
         parts = over_chunks(lambda part: self._gradients(part, weight, left), trials, chunk_size=limit)
         gradients, logged = tree_map(lambda part: part.sum(0), parts)
-        for parameter, gradient in zip(self._network.parameters(), gradients, strict=True):
+        for parameter, gradient in zip(self.network.parameters(), gradients, strict=True):
             parameter.grad = gradient
-        norm = nn.utils.clip_grad_norm_(self._network.parameters(), self.config.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
         self._optimizer.step()
         return {**logged, "gradient_norm": norm}
 
@@ -353,20 +357,20 @@ class RL2:
         """Of `weight` times the sum over live steps of PPO's loss, each with an axis of length one in front."""
         config = self.config
         with torch.enable_grad():
-            outputs = self._network.memory(trials.inputs)
-            distribution, values = self._network.heads(outputs)
+            outputs = self.network.memory(trials.inputs)
+            distribution, values = self.network.heads(outputs)
             log_ratio = distribution.log_prob(trials.actions) - trials.log_probs
             ratio = log_ratio.exp()
             clipped = ratio.clamp(1.0 - config.clip_range, 1.0 + config.clip_range)
             gain = torch.minimum(ratio * trials.advantages, clipped * trials.advantages)
-            error = (values - trials.returns / self._value_scale).square()
+            error = (values - trials.returns / self.value_scale).square()
             entropy = distribution.entropy()
             per_step = -gain + config.value_coef * error - config.entropy_coef * left * entropy
             surprise = self._surprise(outputs, trials)
             if surprise is not None:
                 per_step = per_step + config.prediction_coef * surprise
             total = (per_step * trials.mask).sum() * weight
-            gradients = torch.autograd.grad(total, list(self._network.parameters()))
+            gradients = torch.autograd.grad(total, list(self.network.parameters()))
         with torch.no_grad():
             steps = {
                 "policy_gradient_loss": -gain,
@@ -382,14 +386,17 @@ class RL2:
 
     def _surprise(self, outputs: Tensor, trials: Trials) -> Tensor | None:
         """Squared error of the predicted rewards, [R, T], in units of their variance."""
-        if self._network.prediction is None:
+        if self.network.prediction is None:
             return None
-        weights, bias = self._network.prediction(outputs).tensor_split([-1], dim=-1)
+        weights, bias = self.network.prediction(outputs).tensor_split([-1], dim=-1)
         predicted: Tensor = (weights * self._encoded(trials.actions, outputs.dtype)).sum(-1) + bias.squeeze(-1)
         return (predicted - trials.rewards).square()
 
-    def _trials(self, parts: tuple[Trajectories, ...]) -> tuple[Trials, Tensor]:
-        """The trials that trajectories `parts` make up one after another, and the values they were acted with."""
+    def trials(self, parts: tuple[Trajectories, ...]) -> tuple[Trials, Tensor]:
+        """The trials that consist of the trajectories `parts`, one after another, and the values while acting, [R, T].
+
+        Moves `value_scale` towards that of the returns.
+        """
 
         def joined(name: str) -> Tensor:
             return torch.cat([getattr(part, name) for part in parts], dim=2).flatten(0, 1)
@@ -422,7 +429,7 @@ class RL2:
         config = self.config
         returns = discounted_returns(rewards, mask, gamma=config.gamma, last_return=last_values)
         scale = float(_mean(returns.square(), mask).sqrt()) + 1e-3
-        self._value_scale = scale if self._value_scale == 0.0 else 0.9 * self._value_scale + 0.1 * scale
+        self.value_scale = scale if self.value_scale == 0.0 else 0.9 * self.value_scale + 0.1 * scale
         advantages = generalized_advantages(
             rewards, values, mask, gamma=config.gamma, gae_lambda=config.gae_lambda, last_values=last_values
         )
@@ -472,13 +479,13 @@ class RL2:
     def _network_on(self, device: torch.device) -> RecurrentPolicy:
         """The network where acting happens: a copy if that is not where it learns."""
         if device == self.device:
-            return self._network
+            return self.network
         if self._elsewhere is None or self._elsewhere.policy.weight.device != device:
-            self._elsewhere = copy.deepcopy(self._network).to(device)
+            self._elsewhere = copy.deepcopy(self.network).to(device)
         return self._elsewhere
 
     def _make_optimizer(self) -> torch.optim.Adam:
-        return torch.optim.Adam(self._network.parameters(), lr=self.config.learning_rate, eps=1e-5)
+        return torch.optim.Adam(self.network.parameters(), lr=self.config.learning_rate, eps=1e-5)
 
 
 def _widened(state: TrialState, num_trials: int) -> TrialState:

@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from benchmarking import Lines, alternate, arguments, ratio, repeats_of
@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metarl.core.episode import run_episodes
 from metarl.core.seeds import Purpose, Seeds, generator
-from metarl.core.trees import to_device
+from metarl.core.trees import to_device, tree_map
 from metarl.fewshot.base.examples import ExampleCollector, ExampleSpaces
 from metarl.fewshot.base.learner import ExampleBatch
 from metarl.fewshot.data.packed import Glyphs
@@ -49,6 +49,7 @@ WAYS, FILTERS, INNER_LR = 5, 64, 0.4
 NETWORKS = {"max-pool, 15 queries": ("conv4", 15), "stride 2, 1 query": ("conv4-strided", 1)}
 PROTO_WAYS, PROTO_QUERIES = 60, 5
 Gradient = list[Tensor]
+FewShot = TypeVar("FewShot", MAML, Proto)
 
 
 class PlainConv4(nn.Module):
@@ -67,6 +68,13 @@ class PlainConv4(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = self.blocks(inputs)
         return self.head(hidden.mean((2, 3)) if self.strided else hidden.flatten(1))
+
+
+def in_dtype(learner: FewShot, dtype: torch.dtype) -> FewShot:
+    """The learner, with its parameters in `dtype`."""
+    state = learner.state_dict()
+    learner.load_state_dict(tree_map(lambda part: part.to(dtype) if part.is_floating_point() else part, state))
+    return learner
 
 
 class Case:
@@ -98,8 +106,7 @@ class Case:
     def _learner(self, execution: Any) -> MAML:
         config = MAMLConfig(encoder=self.encoder, inner_lr=INNER_LR, execution=execution)
         learner = MAML(config, self.spaces, generator=torch.Generator().manual_seed(0)).to(self.device)
-        learner._parameters = {name: value.to(self.dtype) for name, value in learner.parameters.items()}
-        return learner
+        return in_dtype(learner, self.dtype)
 
     def contenders(self) -> dict[str, Callable[[], Gradient]]:
         """The contenders that can be measured here, without the compiled ones."""
@@ -291,7 +298,7 @@ def prototypes(lines: Lines, repeats: int, device: torch.device) -> None:
 
     def ours(dtype: torch.dtype) -> Callable[[], Gradient]:
         learner = Proto(ProtoConfig(), spaces, generator=torch.Generator().manual_seed(0)).to(device)
-        learner._parameters = {name: value.to(dtype) for name, value in learner.parameters.items()}
+        in_dtype(learner, dtype)
         support, query = (batch(size, dtype) for size in shapes.values())
         return lambda: list(learner.meta_gradient((support,), query)[0].values())
 

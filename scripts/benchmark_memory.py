@@ -36,7 +36,7 @@ def epoch_and_bare(kind: Any, family: Any, num_tasks: int, width: int, length: i
     learner = RL2(config, collector.spaces, generator=torch.Generator().manual_seed(0))
     tasks = family.sample(num_tasks, generator(0, 0, Purpose.TASKS))
     episodes = run_episodes(learner, collector, tasks, Seeds.first(num_tasks), num_steps=length - 1)
-    trials, _ = learner._trials((*episodes.support, episodes.query))
+    trials, _ = learner.trials((*episodes.support, episodes.query))
     inputs = trials.inputs.transpose(0, 1).contiguous()
     network = (torch.nn.LSTM if kind == "lstm" else torch.nn.GRU)(inputs.shape[2], config.hidden_size)
     weights = list(network.parameters())

@@ -33,6 +33,7 @@ from metarl.envs.half_cheetah import Direction, HalfCheetahDir
 from metarl.envs.humanoid import HumanoidDir
 from metarl.envs.locomotion import Direction as Angle
 from metarl.envs.point_nav import PointNav
+from metarl.gradients.adaptation import LEARNED_STEP_SIZE
 from metarl.rl.environments import TaskInObservation
 from metarl.rl.policy_gradient import AdaptivePolicy, PolicyBatch, flatten, unflatten
 from metarl.rl.rollout import RolloutCollector
@@ -58,7 +59,8 @@ def small(agent: str, task: Any = POINTS, name: str = "point-nav", **settings: A
 
 
 def double(learner: Any) -> Any:
-    learner._parameters = {name: value.double() for name, value in learner._parameters.items()}
+    parameters = {name: value.double() for name, value in learner.parameters.items()}
+    learner.load_state_dict({**learner.state_dict(), "parameters": parameters})
     return learner
 
 
@@ -290,13 +292,14 @@ def test_a_step_scale_scales_the_test_time_steps_alone(agent: str) -> None:
     )
     whole, half = learner.adapt(state, batch, step=0), scaled.adapt(scaled.begin(3), batch, step=0)
     moved = 0.0
-    for name in learner._policy_names:
+    names = [name for name in learner.parameters if not name.startswith(LEARNED_STEP_SIZE)]
+    for name in names:
         torch.testing.assert_close(half[name] - state[name], 0.5 * (whole[name] - state[name]), rtol=1e-4, atol=1e-6)
         moved += float((whole[name] - state[name]).abs().sum())
     moved += float(whole["context"].abs().sum()) if agent == "cavia" else 0.0
     assert moved > 0.0
     assert learner.adapt(state, batch, step=0).keys() == whole.keys()
-    assert all(torch.equal(learner.adapt(state, batch, step=0)[name], whole[name]) for name in learner._policy_names)
+    assert all(torch.equal(learner.adapt(state, batch, step=0)[name], whole[name]) for name in names)
 
 
 def test_the_step_scale_is_chosen_on_validation_tasks() -> None:

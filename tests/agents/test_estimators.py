@@ -58,7 +58,7 @@ def make_learner(**settings: Any) -> MAML:
     config = MAMLConfig(hidden_sizes=(), inner_lr=INNER_LR, **settings)
     spaces = Spaces(observation_size=2, action_size=2, discrete=True)
     learner = MAML(config, spaces, generator=torch.Generator().manual_seed(0))
-    learner._parameters = {name: value.double() for name, value in learner.parameters.items()}
+    learner.load_state_dict({"parameters": {name: value.double() for name, value in learner.parameters.items()}})
     return learner
 
 

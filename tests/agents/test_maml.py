@@ -32,7 +32,7 @@ CATEGORICAL = Spaces(observation_size=3, action_size=4, discrete=True)
 def make_learner(spaces: Spaces, kind: type[MAML] = MAML, **settings: object) -> MAML:
     config = MAMLConfig(**{"hidden_sizes": (5,), "activation": "tanh", "inner_lr": 0.3, "chunk_steps": 60, **settings})  # type: ignore[arg-type]
     learner = kind(config, spaces, generator=torch.Generator().manual_seed(0))
-    learner._parameters = {name: value.double() for name, value in learner.parameters.items()}
+    learner.load_state_dict({"parameters": {name: value.double() for name, value in learner.parameters.items()}})
     return learner
 
 

@@ -57,10 +57,11 @@ def make_learner(name: str, spaces: Spaces, **settings: Any) -> MAML:
     given = {"hidden_sizes": (5,), "activation": "tanh", "inner_lr": INNER_LR, "chunk_steps": 60, **own, **settings}
     learner = kind(kind.Config(**given), spaces, generator=torch.Generator().manual_seed(0))
     rng = torch.Generator().manual_seed(11)
-    learner._parameters = {
+    shaken = {
         key: value.double() + 0.1 * torch.randn(value.shape, generator=rng, dtype=torch.float64)
         for key, value in learner.parameters.items()
     }
+    learner.load_state_dict({"parameters": shaken})
     return learner
 
 

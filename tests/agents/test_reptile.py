@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from metarl.agents.reptile import Reptile, ReptileConfig
 from metarl.core.config import EvaluationConfig, TrainerConfig
 from metarl.core.data import Episodes
+from metarl.core.episode import ShuffledTasks
 from metarl.core.errors import InputError
 from metarl.core.learner import Spaces
 from metarl.core.trees import tree_map
@@ -253,12 +255,9 @@ def run_config(*, trainer: dict[str, int] | None = None, **agent: object) -> Run
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_shuffled_every_update_of_a_slot_meets_another_task(shuffle: bool) -> None:
     trainer = build(run_config(shuffle_tasks=shuffle))
-    assert (type(trainer.collector).__name__ == "ShuffledTasks") is shuffle
-    recorder = Recorder(trainer.evaluation_collector)  # type: ignore[arg-type]
-    if shuffle:
-        trainer.collector._collector = recorder  # type: ignore[attr-defined]
-    else:
-        trainer.collector = recorder  # type: ignore[assignment]
+    assert isinstance(trainer.collector, ShuffledTasks) is shuffle
+    recorder: Any = Recorder(trainer.evaluation_collector)  # type: ignore[arg-type]
+    trainer.collector = ShuffledTasks(recorder, num_steps=trainer.learner.num_adaptation_steps) if shuffle else recorder
     episodes = trainer.train_iteration().episodes
     assert len(recorder.met) == 3
     for met in recorder.met:

@@ -849,7 +849,7 @@ def test_rl2_with_the_weights_of_a_recurrent_ppo_does_and_values_the_same() -> N
     with torch.no_grad():  # so that what it does hangs on what it remembers
         for parameter in (*model.policy.lstm_actor.parameters(), model.policy.action_net.weight):
             parameter.normal_(generator=torch.Generator().manual_seed(2))
-    copied = learner._network
+    copied = learner.network
     copied.memory.network.load_state_dict(model.policy.lstm_actor.state_dict())  # type: ignore[union-attr]
     copied.policy.load_state_dict(model.policy.action_net.state_dict())
     copied.value.load_state_dict(model.policy.value_net.state_dict())
