@@ -46,7 +46,7 @@ def gymnasium_run():
 )
 def test_the_physics_is_gymnasiums_bit_for_bit(gymnasium_run, monkeypatch, loop, num_threads, contact_forces):
     if loop:
-        monkeypatch.setattr(batch, "_batch_class", lambda: None)
+        monkeypatch.setattr(batch, "make_simulator", batch.LoopSimulator)
     first, states, gym_observations, gym_rewards, ends = gymnasium_run
     size = 105 if contact_forces else 27
     env = AntDir(contact_forces=contact_forces).make_vector_env(len(SEEDS), num_threads=num_threads)

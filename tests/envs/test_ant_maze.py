@@ -6,7 +6,7 @@ import pytest
 
 from metarl.core.errors import InputError
 from metarl.envs.ant_maze import AntMazeEnv, AntMazeGoal
-from metarl.envs.mazes import U_MAZE, Layout, MazeTask
+from metarl.envs.mazes import U_MAZE, Layout, MazeTask, cells
 from metarl.testing.tasks import check_task_distribution
 
 CELL = Layout(("###", "#.#", "###"))
@@ -54,7 +54,7 @@ def test_an_ant_that_gets_onto_a_wall_of_1_m_does_not_get_onto_these(seed):
         if step % 5 == 0:
             action = rng.choice([-1.0, 1.0], (1, 8)).astype(np.float32)
         env.step(action)
-        row, column = env._cells(env.simulator.qpos[:, :2])[0]
+        row, column = cells(env.simulator.qpos[0, :2], U_MAZE.walls.shape, env.cell_size)
         assert not U_MAZE.walls[row, column]
 
 

@@ -22,6 +22,7 @@ from metarl.envs.bandit_yardsticks import (
     ucb1,
     uniform,
 )
+from metarl.envs.random_numbers import RandomNumbers
 
 
 def draw(num_episodes, num_arms, num_pulls):
@@ -155,7 +156,10 @@ def test_the_simulator_and_the_environment_play_by_the_same_rules():
     probabilities, _ = draw(50, 4, 30)
     env.set_tasks([Arms(tuple(row)) for row in probabilities])
     env.reset(seed=0)
-    arms, rewards = simulate(thompson(np.random.default_rng(0)), probabilities, env._uniforms)
+    uniforms = RandomNumbers(np.arange(50, dtype=np.uint64), np.zeros(50, np.uint64), np.random.default_rng).uniforms(
+        30
+    )
+    arms, rewards = simulate(thompson(np.random.default_rng(0)), probabilities, uniforms)
     np.testing.assert_array_equal(np.stack([env.step(row)[1] for row in arms.T], 1), rewards)
 
 

@@ -37,9 +37,9 @@ WITH_BOTH_SIMULATORS = pytest.mark.parametrize(
 class Pendulum(BatchEnv):
     default_task = 1.0
 
-    def __init__(self, num_envs, **kwargs):
+    def __init__(self, num_envs, *, model=None, **kwargs):
         kwargs = {"frame_skip": 2, "horizon": 50, **kwargs}
-        super().__init__(mujoco.MjModel.from_xml_string(PENDULUM), num_envs, **kwargs)
+        super().__init__(model or mujoco.MjModel.from_xml_string(PENDULUM), num_envs, **kwargs)
         self.limit = np.inf
 
     def _assign_tasks(self, ids, tasks):
@@ -58,7 +58,7 @@ class Pendulum(BatchEnv):
 
 def use(monkeypatch, kind):
     if kind is LoopSimulator:
-        monkeypatch.setattr(batch, "_batch_class", lambda: None)
+        monkeypatch.setattr(batch, "make_simulator", LoopSimulator)
 
 
 def run(env, num_steps, seed=0):
@@ -198,24 +198,31 @@ def test_the_reward_sees_the_velocity_of_the_step():
     assert rewards.any()
 
 
-def test_older_mujoco_gets_the_loop_and_one_notice(monkeypatch):
-    batch._batch_class.cache_clear()
-    monkeypatch.setitem(sys.modules, "mujoco.batch", None)
-    try:
-        with pytest.warns(RuntimeWarning, match="has no mujoco.batch"):
-            env = Pendulum(2)
-        assert isinstance(env.simulator, LoopSimulator)
-        Pendulum(2)  # warnings are errors
-    finally:
-        batch._batch_class.cache_clear()
+OLDER = """
+import sys, warnings
+sys.modules["mujoco.batch"] = None
+from metarl.envs.batch import LoopSimulator
+from metarl.envs.half_cheetah import HalfCheetahDir
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    envs = [HalfCheetahDir().make_vector_env(1, num_threads=1) for _ in range(2)]
+assert all(isinstance(env.simulator, LoopSimulator) for env in envs)
+print(*(warning.message for warning in caught), sep="\\n")
+"""
+
+
+def test_older_mujoco_gets_the_loop_and_one_notice():
+    done = subprocess.run([sys.executable, "-c", OLDER], capture_output=True, text=True, check=True)
+    (notice,) = done.stdout.splitlines()
+    assert "has no mujoco.batch" in notice
 
 
 def test_mujocos_solver_bug_is_announced(monkeypatch):
     monkeypatch.setattr(mujoco, "__version__", "4.0.0")
     sparse = mujoco.MjModel.from_xml_string(PENDULUM.replace("<option", '<option jacobian="sparse"'))
     with pytest.warns(RuntimeWarning, match=r"MuJoCo 4\.0\.0 computes wrong accelerations"):
-        batch._warn_of_solver_bug(sparse)
-    batch._warn_of_solver_bug(mujoco.MjModel.from_xml_string(PENDULUM))
+        Pendulum(1, model=sparse)
+    Pendulum(1)  # warnings are errors
 
 
 def test_negative_thread_numbers_are_refused():

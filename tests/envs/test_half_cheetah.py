@@ -40,7 +40,7 @@ def gymnasium_run():
 @pytest.mark.parametrize(("loop", "num_threads"), [(False, 1), (False, 2), (True, 1), (True, 2)])
 def test_the_physics_is_gymnasiums_bit_for_bit(gymnasium_run, monkeypatch, loop, num_threads):
     if loop:
-        monkeypatch.setattr(batch, "_batch_class", lambda: None)
+        monkeypatch.setattr(batch, "make_simulator", batch.LoopSimulator)
     first, expected = gymnasium_run
     env = HalfCheetahDir().make_vector_env(len(SEEDS), num_threads=num_threads)
     assert isinstance(env.simulator, batch.LoopSimulator) == loop

@@ -39,7 +39,7 @@ def gymnasium_run():
 @pytest.mark.parametrize(("loop", "num_threads"), [(False, 1), (False, 2), (True, 2)])
 def test_the_physics_is_gymnasiums_bit_for_bit(gymnasium_run, monkeypatch, loop, num_threads):
     if loop:
-        monkeypatch.setattr(batch, "_batch_class", lambda: None)
+        monkeypatch.setattr(batch, "make_simulator", batch.LoopSimulator)
     first, states, gym_rewards, ends = gymnasium_run
     env = HumanoidDir().make_vector_env(len(SEEDS), num_threads=num_threads)
     assert isinstance(env.simulator, batch.LoopSimulator) == loop

@@ -8,7 +8,7 @@ from gymnasium.vector import AutoresetMode
 from metarl.core.errors import InputError
 from metarl.envs import batch, point_maze
 from metarl.envs.maze_robots import wall_boxes
-from metarl.envs.mazes import Layout, MazeTask
+from metarl.envs.mazes import Layout, MazeTask, cells
 from metarl.envs.point_maze import PointMazeEnv, PointMazeGoal, PointMazeLayout, ray_lengths
 from metarl.testing.tasks import check_task_distribution
 
@@ -30,10 +30,14 @@ def middle(layout):
     return MazeTask(layout, (2, 2), (2, 2))
 
 
+def cells_of(env):
+    """The cell in which each point's centre is, [num_envs, 2]."""
+    return cells(env.simulator.qpos, env.tasks[0].layout.walls.shape, env.cell_size)
+
+
 def walled_in(env):
     """Whether each point's centre is in a wall, [num_envs]."""
-    row_column = env._cells(env.simulator.qpos)
-    return np.array([task.layout.walls[tuple(cell)] for task, cell in zip(env.tasks, row_column, strict=True)])
+    return np.array([task.layout.walls[tuple(cell)] for task, cell in zip(env.tasks, cells_of(env), strict=True)])
 
 
 def test_walls_stop_the_point_on_every_side_of_every_layout():
@@ -61,7 +65,7 @@ def test_nobody_gets_through_a_wall_at_full_speed():
         env.step(actions)
         assert not walled_in(env).any()
         speed = max(speed, np.abs(env.simulator.qvel).max())
-        cells_seen |= {(i, *cell) for i, cell in enumerate(env._cells(env.simulator.qpos).tolist())}
+        cells_seen |= {(i, *cell) for i, cell in enumerate(cells_of(env).tolist())}
     assert speed > 2.0
     assert len(cells_seen) > 4 * 40
     env.close()
@@ -70,7 +74,7 @@ def test_nobody_gets_through_a_wall_at_full_speed():
 @pytest.mark.parametrize("loop", [False, True])
 def test_mixed_layouts_move_as_each_compiled_alone(loop, monkeypatch):
     if loop:
-        monkeypatch.setattr(batch, "_batch_class", lambda: None)
+        monkeypatch.setattr(batch, "make_simulator", batch.LoopSimulator)
     tasks = PointMazeLayout().sample(4, np.random.default_rng(3))
     env = make_env([*tasks, tasks[0]], num_threads=2)
     env.reset(seed=0)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from metarl.envs.random_numbers import _INCREMENT, RandomNumbers, _splitmix64
+from metarl.envs.random_numbers import RandomNumbers
 
 
 def numbers(seeds, trajectories=0):
@@ -16,9 +16,20 @@ def correlation(left, right):
     return np.corrcoef(left.ravel(), right.ravel())[0, 1] * np.sqrt(left.size)
 
 
+def splitmix64(state):
+    """One output of Vigna's generator, https://prng.di.unimi.it/splitmix64.c, for a state after its increment."""
+    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EB % 2**64
+    return state ^ (state >> 31)
+
+
 def test_the_hash_is_splitmix64s():
-    hashes = _splitmix64(np.arange(1, 4, dtype=np.uint64) * _INCREMENT)
-    assert [hex(number) for number in hashes] == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4", "0x6c45d188009454f"]
+    step = 0x9E3779B97F4A7C15
+    published = ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4", "0x6c45d188009454f"]
+    assert [hex(splitmix64(i * step % 2**64)) for i in (1, 2, 3)] == published
+    key = splitmix64(splitmix64((7 + 1) * step % 2**64) + 5)
+    expected = [(splitmix64((key + i * step) % 2**64) >> 11) * 2.0**-53 for i in (1, 2, 3)]
+    assert numbers([7], 5).uniforms(3).tolist() == [expected]
 
 
 @pytest.mark.parametrize("seeds", ["in a row", "drawn"])

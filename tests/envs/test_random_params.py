@@ -23,7 +23,7 @@ EACH_FAMILY = pytest.mark.parametrize("family", FAMILIES)
 
 def some_tasks(family):
     """The robot as built, then random ones."""
-    return [family._env.default_task, *family().sample(len(SEEDS) - 1, np.random.default_rng(2))]
+    return [family().make_vector_env(1).default_task, *family().sample(len(SEEDS) - 1, np.random.default_rng(2))]
 
 
 def some_actions(num_controls):
@@ -67,7 +67,7 @@ def test_each_robot_of_a_batch_is_gymnasiums_with_its_own_model_bit_for_bit(
     gymnasium_run, monkeypatch, loop, num_threads
 ):
     if loop:
-        monkeypatch.setattr(batch, "_batch_class", lambda: None)
+        monkeypatch.setattr(batch, "make_simulator", batch.LoopSimulator)
     family, first, gym_observations, gym_rewards, ends, gym_states = gymnasium_run
     env = family().make_vector_env(len(SEEDS), num_threads=num_threads)
     assert isinstance(env.simulator, batch.LoopSimulator) == loop
@@ -106,7 +106,7 @@ def test_factors_apply_to_the_robot_as_built_not_to_the_last_task(family, monkey
     expected = run(family().make_vector_env(3, num_threads=1), tasks)
     for loop in (False, True):
         if loop:
-            monkeypatch.setattr(batch, "_batch_class", lambda: None)
+            monkeypatch.setattr(batch, "make_simulator", batch.LoopSimulator)
         env = family().make_vector_env(3, num_threads=1)
         run(env, [light, heavy, as_built])
         assert (run(env, tasks) == expected).all()
@@ -168,7 +168,9 @@ def test_a_robot_is_healthy_where_gymnasium_says_so(family):
         healthy.append(gym_env.is_healthy)
     gym_env.close()
     assert any(healthy)
-    assert (env._terminated(slice(None)) == ~np.array(healthy)).all()
+    env.simulator.step = lambda *_: np.zeros(len(cases), bool)  # the states stay as they are
+    terminated = env.step(np.zeros(env.action_space.shape, np.float32))[2]
+    assert (terminated == ~np.array(healthy)).all()
 
 
 def test_a_hopper_that_spins_too_fast_ends_and_one_that_breaks_is_truncated():

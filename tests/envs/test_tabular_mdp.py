@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from metarl.core.errors import InputError
+from metarl.envs.random_numbers import RandomNumbers
 from metarl.envs.tabular_mdp import MDP, TabularMDP
 from metarl.envs.tabular_mdp_yardsticks import simulate, stack
 
@@ -70,7 +71,8 @@ def test_the_environment_and_the_yardsticks_play_by_the_same_rules():
     env.reset(seed=1)
     actions = np.random.default_rng(2).integers(5, size=(10, 50))
     rewards = np.stack([env.step(row)[1] for row in actions], 1)
-    uniforms, noise = env._next_state_uniforms[:, np.newaxis], env._reward_noise[:, np.newaxis]
+    numbers = RandomNumbers(np.arange(1, 51, dtype=np.uint64), np.zeros(50, np.uint64), np.random.default_rng)
+    uniforms, noise = numbers.uniforms(10)[:, np.newaxis], numbers.normals(10)[:, np.newaxis]
     played = simulate(lambda play: actions[play.step], *stack(tasks), uniforms, noise)
     np.testing.assert_array_equal(played[:, 0], rewards)
 
