@@ -22,7 +22,7 @@ from tyro.conf import Positional, arg
 
 from metarl.core.config import EvaluationConfig, TrainerConfig
 from metarl.core.errors import InputError, require
-from metarl.core.settings import TABLES
+from metarl.core.settings import TABLES, check
 from metarl.runs import registry
 from metarl.runs.capacity import require_capacity
 from metarl.runs.config import RunConfig, from_dict, own_encoder, parts_of, read_saved, resolve, resume_command
@@ -82,6 +82,8 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
     parsed = _parse_command_line(argv, base, resuming=resume is not None)
     require(parsed.task_name == base.task_name, "task", parsed.task_name, "the first argument: metarl train TASKS ...")
     parts = {name: _plain(getattr(parsed, name, getattr(base, name))) for name in TABLES}
+    for name, part in parts.items():
+        check(part, name)
     config = dataclasses.replace(base, **parts)
     require_capacity(config)
     return TrainArguments(config, parsed.run_dir, parsed.resume, parsed.quiet)
@@ -117,7 +119,9 @@ def parse_task_flags(task: Any, flags: Sequence[str]) -> Any:
     command = dataclasses.make_dataclass("Evaluate", part, frozen=True)
     with errors_in_one_line("metarl evaluate", known), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Could not resolve type parameter")
-        return getattr(tyro.cli(command, prog="metarl evaluate", args=list(flags)), "task", task)
+        task = getattr(tyro.cli(command, prog="metarl evaluate", args=list(flags)), "task", task)
+    check(task, "task")
+    return task
 
 
 def refuse_blank(argv: Sequence[str]) -> None:

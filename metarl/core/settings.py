@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import functools
 import inspect
-import math
+import numbers
 import re
-import sys
 import tomllib
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+from metarl.core.bounds import Bound, allowed
 from metarl.core.errors import InputError, one_line, raised, shortened
 from metarl.core.files import LARGEST_TEXT, read_file
 
 Config = TypeVar("Config")
-_LARGEST = int(sys.float_info.max)
 TABLES = ("task", "agent", "trainer", "evaluation")
 
 
@@ -39,7 +40,7 @@ def from_table(cls: type[Config], table: Mapping[str, Any], prefix: str, base: C
     if not isinstance(table, Mapping):
         raise InputError(f"{prefix} = {shortened(table)}: must be a table")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init} if dataclasses.is_dataclass(cls) else {}
-    hints = typing.get_type_hints(cls) if fields else {}
+    hints = _hints(cls) if fields else {}
     values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in fields:
@@ -114,66 +115,123 @@ def read_toml(path: Path) -> dict[str, dict[str, Any]]:
     return tables
 
 
+def check(settings: object, table: str) -> None:
+    """Refuses values that the annotations of a settings dataclass do not allow.
+
+    `LearnerConfig` and `TaskDistribution` call it, so their subclasses are checked when they are made. Defaults are the
+    author's and are not checked. Neither are types that a settings file cannot hold.
+
+    Args:
+        settings: an object; one that is no dataclass has no settings.
+        table: the name of its table, for messages ("agent").
+
+    Raises:
+        InputError: names the setting, its value and what is allowed.
+    """
+    try:
+        hints = _hints(type(settings))
+    except NameError:  # a type that is imported for type checkers only
+        return
+    for field in dataclasses.fields(settings) if dataclasses.is_dataclass(settings) else ():
+        if field.init and getattr(settings, field.name) is not field.default:
+            with contextlib.suppress(_OtherTypeError):
+                convert(getattr(settings, field.name), hints[field.name], f"{table}.{field.name}")
+
+
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+class _OtherTypeError(TypeError):
+    """The annotation of a field that no settings file can hold."""
+
+
 def convert(value: Any, hint: Any, path: str) -> Any:
     """`value` as the type `hint`.
 
     Raises:
-        InputError: it is of another type; names `path`, the value and what was expected.
+        InputError: it is of another type or out of bounds; names `path`, the value and what is allowed.
     """
-    matched, converted = _match(value, hint)
+    matched, converted = _match(value, hint, ())
     if matched:
         return converted
     problem = f"{path} = {shortened(value)}: must be {_expected(hint)}"
-    if isinstance(value, str) and _is_number(value) and _match(float(value), hint)[0]:
+    if isinstance(value, str) and _is_number(value) and _match(float(value), hint, ())[0]:
         problem += f"; write it without quotes: {path.rpartition('.')[2]} = {value.strip()}"
-    raise InputError(problem)
+    near = difflib.get_close_matches(str(value), _choices(hint), n=1, cutoff=0.75)
+    raise InputError(problem + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
-def _match(value: Any, hint: Any) -> tuple[bool, Any]:
+def _match(value: Any, hint: Any, bounds: tuple[Bound, ...]) -> tuple[bool, Any]:
+    """Whether `value` fits `hint` and `bounds`, and `value` as the type `hint`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _match(value, args[0], (*bounds, *_bounds(hint)))
     if origin in (typing.Union, types.UnionType):
-        matches = [match for match in (_match(value, option) for option in args) if match[0]]
+        matches = [match for match in (_match(value, option, bounds) for option in args) if match[0]]
         return matches[0] if matches else (False, None)
     if origin is Literal:
-        return any(value == option and type(value) is type(option) for option in args), value
+        return any(type(value) is type(option) and value == option for option in args), value
     if origin is tuple:
-        return _match_tuple(value, args)
+        return _match_tuple(value, args, bounds)
     if hint is None or hint is types.NoneType:
         return value is None, None
-    if hint is float:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
-        number = number or (isinstance(value, float) and not math.isfinite(value))  # checked where it is used
-        return number, float(value) if number else None
+    if hint in (int, float):
+        return _match_number(value, hint, bounds)
     if hint is Path:
-        return isinstance(value, str), Path(value) if isinstance(value, str) else None
-    if hint in (bool, int, str):
-        return type(value) is hint, value
-    raise TypeError(f"{hint!r} is not a type that a setting can have")
+        return isinstance(value, (str, Path)), Path(value) if isinstance(value, (str, Path)) else None
+    if hint in (bool, str):
+        return isinstance(value, hint), value
+    raise _OtherTypeError(f"{hint!r} is not a type that a setting can have")
 
 
-def _match_tuple(value: Any, args: tuple[Any, ...]) -> tuple[bool, Any]:
+def _match_number(value: Any, hint: type[int] | type[float], bounds: tuple[Bound, ...]) -> tuple[bool, float | None]:
+    kind = numbers.Integral if hint is int else numbers.Real  # numpy's numbers too
+    fits = isinstance(value, kind) and not isinstance(value, bool)
+    try:
+        number = hint(value) if fits else None
+    except OverflowError:  # an integer beyond the largest float
+        return False, None
+    return number is not None and allowed(number, bounds), number
+
+
+def _match_tuple(value: Any, args: tuple[Any, ...], bounds: tuple[Bound, ...]) -> tuple[bool, Any]:
     if not isinstance(value, (list, tuple)):
         return False, None
     options = args[:1] * len(value) if args[-1:] == (Ellipsis,) else args
     if len(options) != len(value):
         return False, None
-    matches = [_match(item, option) for item, option in zip(value, options, strict=True)]
+    matches = [_match(item, option, bounds) for item, option in zip(value, options, strict=True)]
     return all(matched for matched, _ in matches), tuple(item for _, item in matches)
 
 
-def _expected(hint: Any, plural: bool = False) -> str:
+def _bounds(hint: Any) -> tuple[Bound, ...]:
+    return tuple(extra for extra in typing.get_args(hint)[1:] if isinstance(extra, Bound))
+
+
+def _choices(hint: Any) -> list[str]:
+    """The strings of a Literal, at any depth of `hint`."""
+    return [text for part in typing.get_args(hint) for text in ([part] if isinstance(part, str) else _choices(part))]
+
+
+def _expected(hint: Any, bounds: tuple[Bound, ...] = (), plural: bool = False) -> str:
+    """What `hint` and `bounds` allow: "an integer >= 1, or left out"."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _expected(args[0], (*bounds, *_bounds(hint)), plural)
     if origin in (typing.Union, types.UnionType):
-        options = [option for option in args if option is not types.NoneType]
-        return " or ".join(_expected(option, plural) for option in options) + " (or left out)"
+        options = [_expected(option, bounds, plural) for option in args if option is not types.NoneType]
+        return " or ".join(options) + (", or left out" if len(options) < len(args) else "")
     if origin is Literal:
         return "one of " + ", ".join(repr(option) for option in args)
     if origin is tuple:
-        if args[-1:] == (Ellipsis,):
-            return f"a list of {_expected(args[0], plural=True)}"
-        return f"a list of {len(args)} {_expected(args[0], plural=True)}"
-    words = {bool: "true or false", int: "an integer", float: "a number", str: "a string", Path: "a path"}
-    return words[hint].split()[-1] + "s" if plural and hint is not bool else words[hint]
+        several = args[-1:] == (Ellipsis,)
+        return f"a list of {'' if several else f'{len(args)} '}{_expected(args[0], bounds, plural=True)}"
+    if hint is bool:
+        return "true or false"
+    noun = {int: "integer", float: "number", str: "string", Path: "path"}[hint] + ("s" if plural else "")
+    noun = functools.reduce(lambda words, bound: bound.words.format(words), bounds, noun)
+    return noun if plural else f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _is_number(text: str) -> bool:

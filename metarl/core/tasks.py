@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarl.core.errors import DISTRIBUTION, environment_fault, text_of, users_code
+from metarl.core.settings import check
 
 Split = Literal["train", "test"]
 Splits = Literal["disjoint", "identical", "same distribution"]
@@ -35,6 +36,9 @@ class TaskDistribution(ABC, Generic[Task]):
 
     splits: Splits = "same distribution"
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def __post_init__(self) -> None:
+        check(self, "task")
 
     @abstractmethod
     def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Task]:

@@ -15,8 +15,10 @@ from metarl.runs.config import load_config, to_dict
 MODULE = '''
 from __future__ import annotations
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+from metarl.core.bounds import Positive
 from metarl.core.errors import require
+from metarl.core.learner import Traits
 from metarl.rl.tasks import EnvTaskDistribution
 
 @dataclass(frozen=True)
@@ -42,9 +44,10 @@ class Thawed(Plain):
     horizon: int = 3
 
 class Agent:
+    traits = Traits(unit="gradient steps")
     @dataclass(frozen=True)
     class Config:
-        inner_lr: float = 0.1
+        inner_lr: Annotated[float, Positive] = 0.1
         hidden_sizes: tuple[int, ...] = (64, 64)
     begin = prepare = adapt = score = meta_update = state_dict = load_state_dict = to = act = observe = print
 
@@ -158,8 +161,9 @@ def test_a_family_without_settings_and_one_that_is_not_frozen_are_parsed() -> No
     ("argv", "expected"),
     [
         (["family", "--iterations", "0"], "trainer.iterations = 0: must be an integer >= 1"),
-        (["family", "--max-minutes", "nan"], "trainer.max_minutes = nan: must be a finite number > 0"),
+        (["family", "--max-minutes", "nan"], "trainer.max_minutes = nan: must be a positive number"),
         (["family", "--task.horizon", "0"], "task.horizon = 0: must be an integer >= 1"),
+        (["family", "--agent.inner-lr", "0"], "agent.inner_lr = 0.0: must be a positive number"),
         (["family", "--seed", "1.5"], "--seed/--trainer.seed = '1.5': must be an integer"),
         (["family", "--device", "gpu"], "--device/--trainer.device = 'gpu': must be one of 'auto', 'cpu', 'cuda'"),
         (["family", "--agent.inner-lrr", "1"], "--agent.inner-lrr: unknown; did you mean --agent.inner-lr?"),

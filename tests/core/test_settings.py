@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 
+from metarl.core.bounds import AtLeast, AtMost, Below, Between, Finite, Odd, Positive
 from metarl.core.errors import InputError, require
-from metarl.core.settings import from_table, read_toml
+from metarl.core.settings import check, from_table, read_toml
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,28 @@ class Settings:
 
     def __post_init__(self) -> None:
         require(0.0 < self.lr < math.inf, "agent.lr", self.lr, "a finite number > 0")
+
+
+class Checked:
+    def __post_init__(self) -> None:
+        check(self, "agent")
+
+
+@dataclass(frozen=True)
+class Bounded(Checked):
+    """Settings with bounds; `plain_default` and `names` could not be read from a file."""
+
+    lr: Annotated[float, Positive] = 0.1
+    steps: Annotated[int, AtLeast(1)] = 1
+    limit: Annotated[int | None, Between(0, 9)] = None
+    sizes: Annotated[tuple[int, ...], AtLeast(1)] = (64, 64)
+    side: Annotated[int, AtLeast(5), Odd] = 5
+    ratio: Annotated[float, Positive, Below(1)] = 0.5
+    low: Annotated[float, Finite, AtMost(2)] = 0.0
+    mode: Literal["fast", "exact"] = "fast"
+    folder: Path | None = None
+    plain_default: int = None  # type: ignore[assignment]
+    names: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,7 +90,7 @@ def test_the_base_keeps_what_the_table_leaves_out() -> None:
         ({"steps": True}, "agent.steps = True: must be an integer"),
         ({"lr": True}, "agent.lr = True: must be a number"),
         ({"lr": "1e-3"}, "agent.lr = '1e-3': must be a number; write it without quotes: lr = 1e-3"),
-        ({"limit": "3"}, "agent.limit = '3': must be a number (or left out); write it without quotes: limit = 3"),
+        ({"limit": "3"}, "agent.limit = '3': must be a number, or left out; write it without quotes: limit = 3"),
         ({"lr": "fast"}, "agent.lr = 'fast': must be a number"),
         ({"name": 3}, "agent.name = 3: must be a string"),
         ({"on": 1}, "agent.on = 1: must be true or false"),
@@ -73,7 +98,7 @@ def test_the_base_keeps_what_the_table_leaves_out() -> None:
         ({"sizes": 64}, "agent.sizes = 64: must be a list of integers"),
         ({"sizes": [64, "a"]}, "agent.sizes = [64, 'a']: must be a list of integers"),
         ({"span": [1.0]}, "agent.span = [1.0]: must be a list of 2 numbers"),
-        ({"folder": 3}, "agent.folder = 3: must be a path (or left out)"),
+        ({"folder": 3}, "agent.folder = 3: must be a path, or left out"),
         ({"lr": math.nan}, "agent.lr = nan: must be a finite number > 0"),
         ([1], "agent = [1]: must be a table"),
     ],
@@ -83,6 +108,46 @@ def test_what_is_wrong_is_said_in_one_line(table: Any, expected: str) -> None:
         from_table(Settings, table, "agent")
     assert str(caught.value).startswith(expected)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"lr": -1}, "agent.lr = -1: must be a positive number"),
+        ({"lr": math.nan}, "agent.lr = nan: must be a positive number"),
+        ({"lr": math.inf}, "agent.lr = inf: must be a positive number"),
+        ({"lr": True}, "agent.lr = True: must be a positive number"),
+        ({"lr": "1"}, "agent.lr = '1': must be a positive number; write it without quotes: lr = 1"),
+        ({"lr": "-1"}, "agent.lr = '-1': must be a positive number"),
+        ({"steps": 0}, "agent.steps = 0: must be an integer >= 1"),
+        ({"steps": 1.0}, "agent.steps = 1.0: must be an integer >= 1"),
+        ({"limit": 10}, "agent.limit = 10: must be an integer from 0 to 9, or left out"),
+        ({"sizes": [4, 0]}, "agent.sizes = [4, 0]: must be a list of integers >= 1"),
+        ({"side": 3}, "agent.side = 3: must be an odd integer >= 5"),
+        ({"side": 6}, "agent.side = 6: must be an odd integer >= 5"),
+        ({"ratio": 1.0}, "agent.ratio = 1.0: must be a positive number < 1"),
+        ({"low": -math.inf}, "agent.low = -inf: must be a finite number <= 2"),
+        ({"low": 2.5}, "agent.low = 2.5: must be a finite number <= 2"),
+        ({"mode": "fats"}, "agent.mode = 'fats': must be one of 'fast', 'exact'; did you mean 'fast'?"),
+        ({"plain_default": 1.5}, "agent.plain_default = 1.5: must be an integer"),
+    ],
+)
+def test_bounds_hold_in_python_as_in_a_table(settings: dict[str, Any], expected: str) -> None:
+    for make in (lambda: Bounded(**settings), lambda: from_table(Bounded, settings, "agent")):
+        with pytest.raises(InputError) as caught:
+            make()
+        assert str(caught.value) == expected
+
+
+def test_what_fits_in_python_stays_as_it_is() -> None:
+    folder: Any = "x/y"
+    settings = Bounded(lr=np.float32(1.0), steps=np.int64(3), sizes=[], folder=folder, names={"a": 1})  # type: ignore[arg-type]
+    assert (settings.sizes, settings.folder) == ([], "x/y")
+
+
+def test_a_type_that_only_a_type_checker_imports_does_not_hinder() -> None:
+    kind = make_dataclass("Kind", [("x", "NowhereImported", 1)], bases=(Checked,))
+    assert kind(x=2).x == 2
 
 
 def test_a_setting_without_default_must_be_given() -> None:
