@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
+import logging
 import os
 import sysconfig
 import traceback
@@ -170,3 +172,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {', '.join(names) or 'none'}"
     return InputError(f"{kind} = {name!r}: unknown; {hint}")
+
+
+@functools.cache
+def warn_once(logger: logging.Logger, warning: str) -> None:
+    """Logs a warning, but only the first time."""
+    logger.warning(warning)

@@ -69,7 +69,7 @@ def find(learner: Learner[Any, Any, Any], episodes: Episodes[Any, Any], metrics:
     """
     trees = {"parameters": learner.parameters, "state": learner.state_dict()}
     numbers = [value for value in metrics.values() if not math.isfinite(value)]
-    if not numbers and _all_finite(value for _, value in (*_per_task(episodes), *tensors_in(trees, ""))):
+    if not numbers and all_finite(value for _, value in (*_per_task(episodes), *tensors_in(trees, ""))):
         return None
     terms, indices = [], set()
     for name, value in _per_task(episodes):
@@ -157,8 +157,8 @@ def reproduce(learner: Learner[Any, Any, Any], path: Path | str) -> dict[str, fl
     return learner.meta_update(episodes)
 
 
-def _all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Asked once of all of them: every answer that the CPU reads makes it wait for a GPU."""
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all numbers are finite. The CPU reads one answer per device, since each one makes it wait for a GPU."""
     answers: dict[torch.device, list[Tensor]] = {}
     for tensor in {id(tensor): tensor for tensor in tensors}.values():
         once = tensor[tuple(slice(1) if stride == 0 else slice(None) for stride in tensor.stride())]  # what is expanded

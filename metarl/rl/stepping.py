@@ -7,7 +7,6 @@ element count too. Anything else under these names is logged once and ignored.
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from metarl.core.errors import ENVIRONMENT, environment_fault, text_of, users_code
+from metarl.core.errors import ENVIRONMENT, environment_fault, text_of, users_code, warn_once
 from metarl.rl.tasks import TaskVectorEnv
 
 Bools = NDArray[np.bool_]
@@ -192,7 +191,5 @@ def _kind(value: Any) -> str:
     return "a number other than 0 and 1" if array.size == 1 else f"an array of shape {array.shape}"
 
 
-@functools.cache
 def _ignored(name: str, what: str) -> None:
-    """Warns once."""
-    _logger.warning("an environment's info[%r] holds %s: ignored; must be one boolean, 0 or 1", name, what)
+    warn_once(_logger, f"an environment's info[{name!r}] holds {what}: ignored; must be one boolean, 0 or 1")

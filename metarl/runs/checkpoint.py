@@ -102,7 +102,7 @@ def save(
         "config": dict(config),
         "extra": dict(extra or {}),
     }
-    manifest["manifest_sha256"] = _manifest_sha256(manifest)
+    manifest["manifest_sha256"] = manifest_sha256(manifest)
     parent = Path(run_dir) / "checkpoints"
     target, contents = parent / _name(iteration), {STATE: data, MANIFEST: _pretty(manifest)}
     if target.exists() and _is_whole(target):
@@ -289,7 +289,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"{path}: has format {version}, newer than {FORMAT_VERSION}, the newest that metarl {__version__} reads; "
             "upgrade metarl"
         )
-    if manifest.get("manifest_sha256") != _manifest_sha256(manifest):
+    if manifest.get("manifest_sha256") != manifest_sha256(manifest):
         raise CheckpointError(f"{path}: is damaged: {MANIFEST} does not match its own manifest_sha256")
     files = manifest.get("files")
     if not isinstance(files, dict) or STATE not in files or not _is_count(manifest.get("iteration")):
@@ -374,7 +374,8 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
-def _manifest_sha256(manifest: Mapping[str, Any]) -> str:
+def manifest_sha256(manifest: Mapping[str, Any]) -> str:
+    """The hash that a manifest holds of its other entries, under "manifest_sha256"."""
     rest = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
     return hashlib.sha256(_canonical(rest)).hexdigest()
 

@@ -19,7 +19,7 @@ from importlib import metadata, resources
 from pathlib import PurePath
 from typing import Any, Literal
 
-from metarl.core.errors import InputError, one_line, raised, text_of, unknown_name
+from metarl.core.errors import InputError, one_line, raised, text_of, unknown_name, warn_once
 from metarl.core.imports import search_working_directory
 from metarl.core.tasks import TaskDistribution
 from metarl.rl.tasks import EnvTaskDistribution
@@ -102,9 +102,8 @@ def _entry_points(group: str) -> list[metadata.EntryPoint]:
             try:
                 found += package.entry_points.select(group=group)
             except Exception as error:
-                _warn_once(
-                    f"{_name_of(package)}: its entry points cannot be read: {one_line(error)}; they are left out"
-                )
+                what = f"{_name_of(package)}: its entry points cannot be read: {one_line(error)}; they are left out"
+                warn_once(_logger, what)
         return found
 
 
@@ -113,11 +112,6 @@ def _name_of(package: metadata.Distribution) -> str:
         return one_line(package.metadata["Name"] or "an installed package")
     except Exception:
         return "an installed package"
-
-
-@functools.lru_cache
-def _warn_once(warning: str) -> None:
-    _logger.warning(warning)
 
 
 def load_task(name: str) -> type[TaskDistribution[Any]]:

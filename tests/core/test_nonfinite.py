@@ -296,8 +296,8 @@ def test_all_are_asked_at_once(finite: bool) -> None:
     odd = torch.tensor([1.0, 2.0, 3.0 if finite else math.inf])
     tensors = [torch.tensor(3), torch.zeros(0), odd.expand(4, 3), odd[:, None, None].expand(3, 2, 5), torch.zeros(2)]
     for order in (tensors, tensors[::-1]):
-        assert nonfinite._all_finite(iter(order)) == finite
-    assert nonfinite._all_finite(iter(()))
+        assert nonfinite.all_finite(iter(order)) == finite
+    assert nonfinite.all_finite(iter(()))
 
 
 def step(observations: Any, rewards: Any, live: Sequence[bool] = (True,) * 4) -> NDArray[Any]:

@@ -16,11 +16,10 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from metarl.agents.sb3 import TaskVecEnv, TrialVecEnv
 from metarl.core.data import Trajectories
-from metarl.core.errors import EnvironmentFaultError
+from metarl.core.errors import EnvironmentFaultError, warn_once
 from metarl.core.learner import Acted
 from metarl.core.seeds import Seeds
 from metarl.core.tasks import Split
-from metarl.rl import stepping
 from metarl.rl.rollout import RolloutCollector
 from metarl.rl.stepping import DIVERGED, SUCCESS, number, told, told_by_all, truth
 from metarl.rl.tasks import EnvTaskDistribution, TaskVectorEnv
@@ -31,7 +30,7 @@ Infos = Mapping[Any, Any]
 
 @pytest.fixture(autouse=True)
 def _says_everything_again() -> None:
-    stepping._ignored.cache_clear()
+    warn_once.cache_clear()
 
 
 class Uncopied(dict[Any, Any]):

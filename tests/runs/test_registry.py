@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from metarl.cli.main import main
-from metarl.core.errors import InputError
+from metarl.core.errors import InputError, warn_once
 from metarl.core.learner import Actor, Learner
 from metarl.core.tasks import TaskDistribution
 from metarl.rl.tasks import EnvTaskDistribution
@@ -259,7 +259,7 @@ def test_broken_packages_are_named_and_break_nothing_else(
 def test_a_package_with_damaged_entry_points_is_left_out(
     damaged: bytes, module: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    registry._warn_once.cache_clear()
+    warn_once.cache_clear()
     install(tmp_path, "damaged", damaged)
     install(tmp_path, "intact", f"[metarl.tasks]\nintact = {module}:Whole\n".encode())
     assert registry.load_task("intact").__name__ == "Whole"

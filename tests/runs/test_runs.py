@@ -447,7 +447,7 @@ def one_line(error: pytest.ExceptionInfo[InputError]) -> str:
 
 def rewrite_manifest(path: Path, without: str) -> None:
     manifest = {key: value for key, value in json.loads(path.read_text()).items() if key != without}
-    manifest["manifest_sha256"] = checkpoint._manifest_sha256(manifest)
+    manifest["manifest_sha256"] = checkpoint.manifest_sha256(manifest)
     path.write_text(json.dumps(manifest))
 
 
