@@ -42,7 +42,7 @@ from metarl.fewshot.base.learner import ExampleBatch
 from metarl.fewshot.data.packed import Glyphs
 from metarl.fewshot.maml import MAML, MAMLConfig
 from metarl.fewshot.proto import Proto, ProtoConfig
-from metarl.runs.allocation import keep_freed_memory
+from metarl.runs.build import keep_freed_memory
 from metarl.runs.device import select_device
 
 WAYS, FILTERS, INNER_LR = 5, 64, 0.4

@@ -165,6 +165,30 @@ def path_settings(cls: type[Any]) -> set[str]:
     return {name for name, hint in hints.items() if Path in (hint, *typing.get_args(hint))}
 
 
+def decisive_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide the results, by dotted name; paths of data are not among them."""
+    names = ("task_name", "agent_name", "trainer.seed", "trainer.meta_batch_size")
+    tables = {"task": config.task, "agent": config.agent}
+    paths = {f"{table}.{name}" for table, part in tables.items() for name in path_settings(type(part))}
+    settings = flatten(to_dict(config)).items()
+    return {
+        key: value
+        for key, value in settings
+        if key in names or (key not in paths and key.startswith(("task.", "agent.")))
+    }
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of dotted names: {"agent": {"inner_lr": 0.1}} -> {"agent.inner_lr": 0.1}."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
 def _merged(layers: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
     """Tables of settings, later ones over earlier ones."""
     return {name: {key: value for layer in layers for key, value in layer.get(name, {}).items()} for name in TABLES}

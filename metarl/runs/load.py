@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from metarl.core.errors import printable, raised, require
+from torch import Tensor
+
+from metarl.core.errors import one_line, printable, raised, require
 from metarl.core.learner import Learner
 from metarl.core.settings import unknown_setting
 from metarl.core.trainer import Trainer
 from metarl.runs import checkpoint
+from metarl.runs.best import VALIDATION, best_iteration
 from metarl.runs.build import build, collectors_of, distribution_of, observer_of
-from metarl.runs.config import SPACES, RunConfig, load_config, path_settings, read_saved
-from metarl.runs.fitting import of_another_learner, require_counts, require_fit
-from metarl.runs.folder import VALIDATION, best_iteration, decisive_settings
+from metarl.runs.config import SPACES, RunConfig, decisive_settings, load_config, path_settings, read_saved
 from metarl.runs.other_tasks import Target, require_same_spaces
 from metarl.runs.tracking import read_metrics
 
@@ -40,13 +42,13 @@ def restore(trainer: Trainer, run_dir: Path, *, config: RunConfig, which: str | 
 
     def use(folder: Path, found: checkpoint.Checkpoint) -> None:
         try:
-            require_fit(folder, found.state, own)
+            _require_fit(folder, found.state, own)
             trainer.learner.load_state_dict(found.state)
         except checkpoint.CheckpointError:
             raise
         except Exception as error:  # the learner may be foreign code, and so may the file
-            raise of_another_learner(folder, raised(error)) from error
-        require_counts(folder, found.manifest)
+            raise _of_another_learner(folder, raised(error)) from error
+        _require_counts(folder, found.manifest)
 
     chosen = _chosen(which, trainer.learner, run_dir, decisive_settings(config), use)
     extra = chosen.manifest["extra"]
@@ -163,3 +165,44 @@ def _say_other_spaces(trainer: Trainer, run_dir: Path) -> None:
         then, still = ("; ".join(notes) or "nothing changed" for notes in (saved, now))
         text = "%s: actions or observations are converted differently than in training. In training: %s. Now: %s"
         _logger.warning(text, run_dir, then, still)
+
+
+def _require_fit(path: Path, saved: Any, own: Any, name: str = "state") -> None:
+    """Compares a saved state with that of the learner that loads it. Parts that only one has are not compared.
+
+    Raises:
+        CheckpointError: a part has another type, shape or dtype. The message names it.
+    """
+    if isinstance(own, Mapping) and isinstance(saved, Mapping):
+        for key in [key for key in own if key in saved]:
+            _require_fit(path, saved[key], own[key], f"{name}.{key}")
+    if own is None or (isinstance(own, Mapping) and isinstance(saved, Mapping)):
+        return
+    described = [_described(value) for value in (saved, own)]
+    if described[0] != described[1]:
+        what = f"{one_line(name)} is {described[0]}, the learner's is {described[1]}"
+        raise _of_another_learner(path, what)
+
+
+def _require_counts(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Raises CheckpointError unless `manifest` has valid environment steps and seconds of the run so far."""
+    extra = manifest.get("extra", {})
+    steps, seconds = extra.get("env_steps"), extra.get("wall_s")
+    counted = type(steps) is int and 0 <= steps < 2**63
+    if not (counted and type(seconds) in (int, float) and 0.0 <= seconds < math.inf):
+        raise checkpoint.CheckpointError(f"{path}: its manifest has no valid env_steps or wall_s: no run saved it")
+
+
+def _of_another_learner(path: Path, reason: str) -> checkpoint.CheckpointError:
+    other = "is of another learner, or of an older version of its task family"
+    return checkpoint.CheckpointError(f"{path}: {other}: {reason}; train again")
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)} of {value.dtype}"
+    if isinstance(value, Mapping):
+        return "a table"
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return "a number" if math.isfinite(value) else str(value)
+    return f"a {type(value).__name__}"

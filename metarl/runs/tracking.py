@@ -26,6 +26,7 @@ from torch.utils.tensorboard import summary as summaries
 from metarl.core.errors import InputError, printable
 from metarl.core.files import parse_json, read_file, write_atomically, writing
 from metarl.report.plots import rendered
+from metarl.runs.config import flatten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -256,17 +257,6 @@ def read_rows_before(run_dir: Path, start_iteration: int) -> tuple[list[dict[str
     if lost:
         wrong.append(f"{len(lost)} of {start_iteration - 1} rows are lost, the first of iteration {lost[0]}")
     return [rows[iteration] for iteration in sorted(rows)], wrong
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of dotted names: {"agent": {"inner_lr": 0.1}} -> {"agent.inner_lr": 0.1}."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -11,11 +11,11 @@ from metarl.core.trainer import Callback
 from metarl.rl.routes import paths_of, paths_to_json
 from metarl.runs import checkpoint
 from metarl.runs.build import build
-from metarl.runs.config import RunConfig, read_saved, resume_command
-from metarl.runs.folder import RunFolder, claimed, decisive_settings, what_is_left
+from metarl.runs.config import RunConfig, decisive_settings, flatten, read_saved, resume_command
+from metarl.runs.folder import claimed, what_is_left
 from metarl.runs.load import restore
+from metarl.runs.recorder import RunRecorder
 from metarl.runs.reports import describe, write_paths, write_report
-from metarl.runs.tracking import flatten
 
 
 def train(
@@ -49,7 +49,7 @@ def train(
         trainer = build(config)
         if resume:
             restore(trainer, run_dir, config=config)
-        trainer.callbacks = (*callbacks, RunFolder(run_dir, config))
+        trainer.callbacks = (*callbacks, RunRecorder(run_dir, config))
         trainer.nonfinite_dir = run_dir / "nonfinite"
         try:
             curve = trainer.run()

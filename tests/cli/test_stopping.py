@@ -19,8 +19,7 @@ from metarl.cli.main import main
 from metarl.core import evaluation, trainer
 from metarl.core.stopping import Stopped, StopSignals
 from metarl.report import plots
-from metarl.runs import checkpoint, load, tracking, train
-from metarl.runs import folder as run_folder
+from metarl.runs import best, checkpoint, load, recorder, tracking, train
 from metarl.runs import reports as runs
 from metarl.runs.tracking import Tracker, read_metrics
 
@@ -265,7 +264,7 @@ def test_what_is_wrong_with_the_rows_of_a_resumed_run_is_said(
         del lines[3]
     path.write_text("".join(damage(lines)))
     assert main(["train", "--quiet", "--resume", str(run_dir)]) == 0
-    (message,) = [record.message for record in caplog.records if record.name == run_folder.__name__]
+    (message,) = [record.message for record in caplog.records if record.name == recorder.__name__]
     assert message == f"{path}: {said}; going on"
     rows = read_metrics(run_dir)
     assert [row["iteration"] for row in rows] == sorted({row["iteration"] for row in rows})
@@ -293,6 +292,6 @@ def test_rows_are_on_the_disk_before_their_checkpoint(tmp_path: Path, monkeypatc
 
 
 def test_the_records_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_folder, "read_metrics", None)
+    monkeypatch.setattr(best, "read_metrics", None)
     settings = SETTINGS.replace("--evaluation.every 3", "--evaluation.every 1 --evaluation.no-controls")
     assert main([*settings.split(), "--run-dir", str(tmp_path / "run")]) == 0

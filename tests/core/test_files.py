@@ -27,7 +27,7 @@ from metarl.core.files import (
     write_error,
     writing,
 )
-from metarl.runs.locks import locked_folder
+from metarl.runs.folder import locked_folder
 
 
 def listed(folder: Path) -> list[str]:
@@ -215,7 +215,7 @@ def test_a_made_folder_is_gone_again_with_its_parents_if_it_stays_empty(tmp_path
 HOLDER = """
 import sys
 from pathlib import Path
-from metarl.runs.locks import locked_folder
+from metarl.runs.folder import locked_folder
 with locked_folder(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -247,7 +247,7 @@ COUNTER = """
 import sys, time
 from pathlib import Path
 from metarl.core.errors import InputError
-from metarl.runs.locks import locked_folder
+from metarl.runs.folder import locked_folder
 folder, done = Path(sys.argv[1]), 0
 while done < 150:
     try:

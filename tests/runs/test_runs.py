@@ -27,10 +27,12 @@ from metarl.report import plots
 from metarl.runs import checkpoint
 from metarl.runs import folder as run_folder
 from metarl.runs import reports as runs
+from metarl.runs.best import best_iteration
 from metarl.runs.build import build
 from metarl.runs.config import RunConfig, from_dict
-from metarl.runs.folder import RunFolder, best_iteration, new_run_dir
+from metarl.runs.folder import new_run_dir
 from metarl.runs.load import load, load_trainer
+from metarl.runs.recorder import RunRecorder
 from metarl.runs.tracking import read_metrics
 from metarl.runs.train import train
 
@@ -597,5 +599,5 @@ def test_a_report_that_cannot_be_read_or_written_is_said_in_one_line(tmp_path: P
 
 
 def test_the_run_folder_ends_quietly_when_it_never_began(tmp_path: Path) -> None:
-    RunFolder(tmp_path / "run", config()).on_end(build(config()))
+    RunRecorder(tmp_path / "run", config()).on_end(build(config()))
     assert not (tmp_path / "run").exists()

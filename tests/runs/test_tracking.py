@@ -18,7 +18,8 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from metarl.core.errors import InputError
 from metarl.runs import tracking
-from metarl.runs.tracking import Tracker, flatten, read_metrics
+from metarl.runs.config import flatten
+from metarl.runs.tracking import Tracker, read_metrics
 
 CONFIG = {"task_name": "bandit", "agent": {"inner_lr": 0.1, "hidden_sizes": [64, 64], "odd": "a|b", "none": None}}
 

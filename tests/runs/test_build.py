@@ -1,4 +1,4 @@
-"""Memory that is freed stays with the process."""
+"""The process keeps the memory that it frees."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from metarl.runs import allocation
+from metarl.runs.build import keep_freed_memory
 
 PAGES_TOUCHED_ANEW = """
 import resource, sys, torch
-from metarl.runs.allocation import keep_freed_memory
+from metarl.runs.build import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def faults(repeats):
@@ -34,4 +34,4 @@ def test_large_tensors_are_made_of_pages_that_are_there(how: str, least: int, mo
 
 def test_nothing_is_done_where_there_is_no_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    assert not allocation.keep_freed_memory()
+    assert not keep_freed_memory()
