@@ -15,17 +15,19 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Unpack
+from typing import Annotated, Any, ClassVar, Literal, Unpack
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from metarl.core.errors import require, unknown_name
+from metarl.core.bounds import AtLeast, Finite
+from metarl.core.errors import require
 from metarl.core.tasks import Split, Task
 from metarl.envs.batch import LoopSimulator, num_cores
 from metarl.envs.locomotion import (
     FULL_TURN,
+    Angle,
     Direction,
     EnvSettings,
     FallingEnv,
@@ -39,6 +41,7 @@ from metarl.envs.vector import Bools, Floats, Ids
 TORSO = 1
 NUM_CONTACT_FORCES = 78
 CONTACT_COST = 5e-4  # all sources; times the sum of squares of the forces, each clipped to [-1, 1]
+Distance = Annotated[float, AtLeast(0)]
 
 
 @dataclass(frozen=True)
@@ -217,16 +220,16 @@ class AntDir(AntTasks[Direction]):
         directions: "forward-backward": the angles 0 and pi, shared by training and test; "any": uniform angles.
     """
 
-    high: float = FULL_TURN
+    low: Angle = 0.0
+    high: Angle = FULL_TURN
+    test_low: Angle | None = None
+    test_high: Angle | None = None
     directions: Literal["forward-backward", "any"] = "forward-backward"
 
-    _limits = (0.0, FULL_TURN)
     _env = AntDirEnv
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.directions not in ("forward-backward", "any"):
-            raise unknown_name("task.directions", self.directions, ("forward-backward", "any"))
         if self.directions == "forward-backward":
             whole = (self.low, self.high, self.test_low) == (0.0, FULL_TURN, None)
             require(whole, "task.directions", self.directions, "'any' where an interval of angles is given")
@@ -258,7 +261,7 @@ class AntVel(AntTasks[Velocity]):
         test_high: highest test target, m/s, above `test_low`, outside the training interval; set both or neither.
     """
 
-    high: float = 3.0
+    high: Annotated[float, Finite] = 3.0
 
     _env = AntVelEnv
 
@@ -279,9 +282,11 @@ class AntGoal(AntTasks[Goal]):
         test_high: largest distance of a test goal, m, above `test_low`, outside the training ring; set both or neither.
     """
 
-    high: float = 3.0
+    low: Distance = 0.0
+    high: Distance = 3.0
+    test_low: Distance | None = None
+    test_high: Distance | None = None
 
-    _limits = (0.0, math.inf)
     _env = AntGoalEnv
 
     def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Goal]:

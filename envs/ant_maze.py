@@ -6,16 +6,15 @@ Differs from it also in the goal's radius: 1 m instead of 0.45 m, because an ant
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from metarl.core.errors import require
+from metarl.core.bounds import AtLeast, Positive
 from metarl.envs.locomotion import ASSETS
 from metarl.envs.maze_robots import FIXED_LAYOUTS, FixedLayout, FixedMazeTasks, MazeEnv, Reward, wall_boxes
 from metarl.envs.mazes import Layout, MazeTask
@@ -83,16 +82,12 @@ class AntMazeGoal(FixedMazeTasks):
             controls [-1, 1] and clipped.
     """
 
-    horizon: int = 300
+    horizon: Annotated[int, AtLeast(1)] = 300
     layout: FixedLayout = "u"
     reward: Reward = "dense"
-    action_limit: float = 1.0
+    action_limit: Annotated[float, Positive] = 1.0
 
     env = AntMazeEnv
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(0.0 < self.action_limit < math.inf, "task.action_limit", self.action_limit, "finite and above 0")
 
     def make_vector_env(self, num_envs: int, *, num_threads: int = 0) -> AntMazeEnv:
         return AntMazeEnv(

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from metarl.core.errors import require
+from metarl.core.bounds import AtLeast
 from metarl.core.tasks import Split
 from metarl.envs.random_numbers import RandomNumbers
 from metarl.envs.vector import Bools, Floats, Ids, TaskBatchEnv
@@ -85,12 +85,11 @@ class Bandit(EnvTaskDistribution[Arms]):
         num_pulls: pulls per trajectory, >= 1; this is also the `horizon`.
     """
 
-    num_arms: int = 5
-    num_pulls: int = 1
+    num_arms: Annotated[int, AtLeast(2)] = 5
+    num_pulls: Annotated[int, AtLeast(1)] = 1
 
     def __post_init__(self) -> None:
-        require(self.num_arms >= 2, "task.num_arms", self.num_arms, "at least 2")
-        require(self.num_pulls >= 1, "task.num_pulls", self.num_pulls, "at least 1")
+        super().__post_init__()
         object.__setattr__(self, "horizon", self.num_pulls)
 
     def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Arms]:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from metarl.core.errors import require, unknown_name
+from metarl.core.bounds import AtLeast, Odd
 from metarl.core.tasks import Split
 from metarl.envs.mazes import STEPS, MazeTask, centres, distances, generate
 from metarl.envs.vector import Bools, Floats, Ids, TaskBatchEnv
@@ -139,17 +139,10 @@ class GridMaze(EnvTaskDistribution[MazeTask]):
     """
 
     splits = "disjoint"
-    horizon: int = 50
-    size: int = 9
-    view: int = 1
+    horizon: Annotated[int, AtLeast(1)] = 50
+    size: Annotated[int, AtLeast(5), Odd] = 9
+    view: Annotated[int, AtLeast(0)] = 1
     reward: Reward = "sparse"
-
-    def __post_init__(self) -> None:
-        require(self.horizon >= 1, "task.horizon", self.horizon, "at least 1")
-        require(self.size >= 5 and self.size % 2 == 1, "task.size", self.size, "odd and at least 5")
-        require(self.view >= 0, "task.view", self.view, "at least 0")
-        if self.reward not in ("dense", "sparse"):
-            raise unknown_name("task.reward", self.reward, ("dense", "sparse"))
 
     def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[MazeTask]:
         tasks = []

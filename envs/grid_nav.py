@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from metarl.core.errors import require
+from metarl.core.bounds import AtLeast
 from metarl.core.tasks import Split
 from metarl.envs.vector import Bools, Floats, Ids, TaskBatchEnv
 from metarl.rl.tasks import EnvTaskDistribution, Scene
@@ -100,12 +100,8 @@ class GridNav(EnvTaskDistribution[GoalCell]):
     """
 
     splits = "identical"
-    size: int = 5
-    horizon: int = 15
-
-    def __post_init__(self) -> None:
-        require(self.size >= 3, "task.size", self.size, "at least 3")
-        require(self.horizon >= 1, "task.horizon", self.horizon, "at least 1")
+    size: Annotated[int, AtLeast(3)] = 5
+    horizon: Annotated[int, AtLeast(1)] = 15
 
     def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[GoalCell]:
         goals = self.all_tasks(split)

@@ -11,10 +11,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
+from metarl.core.bounds import Finite
 from metarl.core.tasks import Split
 from metarl.envs.locomotion import LocomotionEnv, LocomotionTasks, TargetTasks, Velocity
 from metarl.envs.vector import Floats, Ids
@@ -114,7 +116,7 @@ class HalfCheetahVel(TargetTasks[Velocity]):
         test_high: highest test target, m/s, above `test_low`, outside the training interval; set both or neither.
     """
 
-    high: float = 2.0
+    high: Annotated[float, Finite] = 2.0
 
     _env = HalfCheetahVelEnv
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from metarl.core.tasks import Split
 from metarl.envs.locomotion import (
     FULL_TURN,
+    Angle,
     Direction,
     EnvSettings,
     TargetTasks,
@@ -84,9 +85,11 @@ class HumanoidDir(TargetTasks[Direction]):
         test_high: highest test angle, above `test_low`, outside the training interval; set both or neither.
     """
 
-    high: float = FULL_TURN
+    low: Angle = 0.0
+    high: Angle = FULL_TURN
+    test_low: Angle | None = None
+    test_high: Angle | None = None
 
-    _limits = (0.0, FULL_TURN)
     _env = HumanoidDirEnv
 
     def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Direction]:

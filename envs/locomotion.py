@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict
+from typing import Annotated, Any, ClassVar, TypedDict
 
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from metarl.core.bounds import AtLeast, Between, Finite, Positive
 from metarl.core.errors import require
 from metarl.core.tasks import Split, Task
 from metarl.envs.batch import BatchEnv, load_model
@@ -21,6 +22,7 @@ from metarl.rl.tasks import EnvTaskDistribution
 
 ASSETS = Path(gymnasium.__file__).parent / "envs/mujoco/assets"
 FULL_TURN = 2.0 * math.pi
+Angle = Annotated[float, Between(0.0, FULL_TURN)]
 
 
 @dataclass(frozen=True)
@@ -145,14 +147,10 @@ class LocomotionTasks(EnvTaskDistribution[Task]):
             of the controls and clipped.
     """
 
-    horizon: int = 200
-    action_limit: float = 1.0
+    horizon: Annotated[int, AtLeast(1)] = 200
+    action_limit: Annotated[float, Positive] = 1.0
 
     _env: ClassVar[type[LocomotionEnv]]
-
-    def __post_init__(self) -> None:
-        require(self.horizon >= 1, "task.horizon", self.horizon, "at least 1")
-        require(0.0 < self.action_limit < math.inf, "task.action_limit", self.action_limit, "finite and above 0")
 
     def make_vector_env(self, num_envs: int, *, num_threads: int = 0) -> LocomotionEnv:
         return self._env(num_envs, horizon=self.horizon, action_limit=self.action_limit, num_threads=num_threads)
@@ -169,34 +167,24 @@ class TargetTasks(LocomotionTasks[Task]):
         test_high: highest test target, above `test_low`, outside the training interval; set both or neither.
     """
 
-    low: float = 0.0
-    high: float = 1.0
-    test_low: float | None = None
-    test_high: float | None = None
-
-    _limits: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
-    """Lowest and highest value that a target may have."""
+    low: Annotated[float, Finite] = 0.0
+    high: Annotated[float, Finite] = 1.0
+    test_low: Annotated[float | None, Finite] = None
+    test_high: Annotated[float | None, Finite] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_interval("", self.low, self.high)
+        require(self.low < self.high, "task.high", self.high, f"above task.low = {self.low}")
         if self.test_low is None or self.test_high is None:
             missing = "task.test_low" if self.test_low is None else "task.test_high"
             require(self.test_low is self.test_high, missing, None, "given with the other end of the test interval")
             return
-        self._check_interval("test_", self.test_low, self.test_high)
+        above = f"above task.test_low = {self.test_low}"
+        require(self.test_low < self.test_high, "task.test_high", self.test_high, above)
         apart = self.test_high <= self.low or self.high <= self.test_low
         outside = f"such that test targets lie outside the training interval [{self.low}, {self.high})"
         require(apart, "task.test_low, task.test_high", (self.test_low, self.test_high), outside)
         object.__setattr__(self, "splits", "disjoint")
-
-    def _check_interval(self, prefix: str, low: float, high: float) -> None:
-        least, most = self._limits
-        at_least = "" if least == -math.inf else f" and at least {least}"
-        require(math.isfinite(low) and least <= low, f"task.{prefix}low", low, f"finite{at_least}")
-        at_most = "" if most == math.inf else f", at most {most}"
-        above = f"finite and above task.{prefix}low = {low}{at_most}"
-        require(low < high < math.inf and high <= most, f"task.{prefix}high", high, above)
 
     def _interval(self, split: Split) -> tuple[float, float]:
         if split == "test" and self.test_low is not None and self.test_high is not None:

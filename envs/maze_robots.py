@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metarl.core.errors import require, unknown_name
+from metarl.core.bounds import AtLeast
 from metarl.core.tasks import Split
 from metarl.envs.batch import BatchEnv
 from metarl.envs.mazes import MEDIUM_MAZE, U_MAZE, Layout, MazeTask, cells, centres, distances, places
@@ -144,14 +144,9 @@ class FixedMazeTasks(MazeTasks):
     Counted row by row, every third goal is for test only.
     """
 
-    horizon: int
+    horizon: Annotated[int, AtLeast(1)]
     layout: FixedLayout
     reward: Reward
-
-    def __post_init__(self) -> None:
-        check_settings(self.horizon, self.reward)
-        if self.layout not in FIXED_LAYOUTS:
-            raise unknown_name("task.layout", self.layout, FIXED_LAYOUTS)
 
     def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[MazeTask]:
         tasks = self.all_tasks(split)
@@ -166,13 +161,6 @@ class FixedMazeTasks(MazeTasks):
             for goal, for_test in zip(goals, test, strict=True)
             if for_test == (split == "test")
         ]
-
-
-def check_settings(horizon: int, reward: str) -> None:
-    """Raises `InputError` unless horizon >= 1 and the reward is known."""
-    require(horizon >= 1, "task.horizon", horizon, "at least 1")
-    if reward not in ("dense", "sparse"):
-        raise unknown_name("task.reward", reward, ("dense", "sparse"))
 
 
 def numbered(values: Sequence[Value]) -> tuple[list[Value], NDArray[np.intp]]:

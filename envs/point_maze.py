@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from metarl.core.errors import require
+from metarl.core.bounds import AtLeast, Odd
 from metarl.core.tasks import Split
 from metarl.envs.maze_robots import (
     FIXED_LAYOUTS,
@@ -26,7 +26,6 @@ from metarl.envs.maze_robots import (
     MazeEnv,
     MazeTasks,
     Reward,
-    check_settings,
     numbered,
     wall_boxes,
 )
@@ -158,7 +157,7 @@ class PointMazeGoal(FixedMazeTasks):
         reward: "dense": minus the length of the route to the goal, in metres; "sparse": 1 within 0.4 m of it, else 0.
     """
 
-    horizon: int = 100
+    horizon: Annotated[int, AtLeast(1)] = 100
     layout: FixedLayout = "medium"
     reward: Reward = "dense"
 
@@ -184,20 +183,13 @@ class PointMazeLayout(MazeTasks):
         reward: as in `PointMazeGoal`.
     """
 
-    horizon: int = 100
-    num_rows: int = 7
-    num_columns: int = 7
-    num_rays: int = 8
+    horizon: Annotated[int, AtLeast(1)] = 100
+    num_rows: Annotated[int, AtLeast(5), Odd] = 7
+    num_columns: Annotated[int, AtLeast(5), Odd] = 7
+    num_rays: Annotated[int, AtLeast(0)] = 8
     reward: Reward = "dense"
 
     env = PointMazeEnv
-
-    def __post_init__(self) -> None:
-        check_settings(self.horizon, self.reward)
-        for name in ("num_rows", "num_columns"):
-            number = getattr(self, name)
-            require(number >= 5 and number % 2 == 1, f"task.{name}", number, "odd and at least 5")
-        require(self.num_rays >= 0, "task.num_rays", self.num_rays, "at least 0")
 
     def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[MazeTask]:
         tasks = []

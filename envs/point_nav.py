@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from metarl.core.errors import require, unknown_name
+from metarl.core.bounds import AtLeast
 from metarl.core.tasks import Split
 from metarl.envs.vector import Bools, Floats, Ids, TaskBatchEnv
 from metarl.rl.tasks import EnvTaskDistribution, Scene
@@ -136,13 +136,8 @@ class PointNav(EnvTaskDistribution[Goal]):
         test_goals: "paper": the 40 goals of the paper's figure, a finite test split; "sampled": new draws.
     """
 
-    horizon: int = 100
+    horizon: Annotated[int, AtLeast(1)] = 100
     test_goals: Literal["paper", "sampled"] = "paper"
-
-    def __post_init__(self) -> None:
-        require(self.horizon >= 1, "task.horizon", self.horizon, "at least 1")
-        if self.test_goals not in ("paper", "sampled"):
-            raise unknown_name("task.test_goals", self.test_goals, ("paper", "sampled"))
 
     def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Goal]:
         if split == "test" and self.test_goals == "paper":
@@ -177,13 +172,8 @@ class PointNavSparse(EnvTaskDistribution[Goal]):
         reward: "sparse": 1 - distance within 0.2 of the goal, else 0; "dense": minus the distance.
     """
 
-    horizon: int = 100
+    horizon: Annotated[int, AtLeast(1)] = 100
     reward: Literal["dense", "sparse"] = "sparse"
-
-    def __post_init__(self) -> None:
-        require(self.horizon >= 1, "task.horizon", self.horizon, "at least 1")
-        if self.reward not in ("dense", "sparse"):
-            raise unknown_name("task.reward", self.reward, ("dense", "sparse"))
 
     def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Goal]:
         angles = rng.uniform(0.0, np.pi, num_tasks)

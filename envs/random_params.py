@@ -13,11 +13,12 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from metarl.core.bounds import AtMost, Positive
 from metarl.core.errors import require
 from metarl.core.tasks import Split
 from metarl.envs.locomotion import LocomotionTasks, UniformStartEnv
@@ -139,18 +140,16 @@ class RandomParams(LocomotionTasks[Physics]):
             limit; None: test tasks are drawn like training tasks.
     """
 
-    log_scale_limit: float = 3.0
-    test_log_scale_limit: float | None = None
+    log_scale_limit: Annotated[float, Positive, AtMost(LARGEST_LIMIT)] = 3.0
+    test_log_scale_limit: Annotated[float | None, Positive, AtMost(LARGEST_LIMIT)] = None
 
     _env: ClassVar[type[RandomParamsEnv]]
 
     def __post_init__(self) -> None:
         super().__post_init__()
         low, high = self.log_scale_limit, self.test_log_scale_limit
-        require(0.0 < low <= LARGEST_LIMIT, "task.log_scale_limit", low, f"above 0 and at most {LARGEST_LIMIT}")
         if high is not None:
-            allowed = f"above task.log_scale_limit = {low} and at most {LARGEST_LIMIT}"
-            require(low < high <= LARGEST_LIMIT, "task.test_log_scale_limit", high, allowed)
+            require(low < high, "task.test_log_scale_limit", high, f"above task.log_scale_limit = {low}")
             object.__setattr__(self, "splits", "disjoint")
 
     def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Physics]:

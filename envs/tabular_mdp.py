@@ -9,14 +9,14 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from metarl.core.errors import require
+from metarl.core.bounds import AtLeast
 from metarl.core.tasks import Split
 from metarl.envs.random_numbers import RandomNumbers
 from metarl.envs.vector import Bools, Floats, Ids, TaskBatchEnv
@@ -121,14 +121,9 @@ class TabularMDP(EnvTaskDistribution[MDP]):
         horizon: steps per trajectory, >= 1.
     """
 
-    num_states: int = 10
-    num_actions: int = 5
-    horizon: int = 10
-
-    def __post_init__(self) -> None:
-        require(self.num_states >= 2, "task.num_states", self.num_states, "at least 2")
-        require(self.num_actions >= 2, "task.num_actions", self.num_actions, "at least 2")
-        require(self.horizon >= 1, "task.horizon", self.horizon, "at least 1")
+    num_states: Annotated[int, AtLeast(2)] = 10
+    num_actions: Annotated[int, AtLeast(2)] = 5
+    horizon: Annotated[int, AtLeast(1)] = 10
 
     def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[MDP]:
         transitions = rng.dirichlet(np.ones(self.num_states), (num_tasks, self.num_states, self.num_actions))

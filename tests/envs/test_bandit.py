@@ -65,9 +65,9 @@ def test_chances_are_uniform():
 
 
 def test_bad_settings_are_named():
-    with pytest.raises(InputError, match=r"task\.num_arms = 1: must be at least 2"):
+    with pytest.raises(InputError, match=r"task\.num_arms = 1: must be an integer >= 2"):
         Bandit(num_arms=1)
-    with pytest.raises(InputError, match=r"task\.num_pulls = 0: must be at least 1"):
+    with pytest.raises(InputError, match=r"task\.num_pulls = 0: must be an integer >= 1"):
         Bandit(num_pulls=0)
 
 

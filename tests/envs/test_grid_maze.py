@@ -182,11 +182,11 @@ def test_layouts_of_another_size_are_refused():
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("horizon", 0, "must be at least 1"),
-        ("size", 3, "must be odd and at least 5"),
-        ("size", 8, "must be odd and at least 5"),
-        ("view", -1, "must be at least 0"),
-        ("reward", "spars", "unknown; did you mean 'sparse'"),
+        ("horizon", 0, "must be an integer >= 1"),
+        ("size", 3, "must be an odd integer >= 5"),
+        ("size", 8, "must be an odd integer >= 5"),
+        ("view", -1, "must be an integer >= 0"),
+        ("reward", "spars", "must be one of .*; did you mean 'sparse'"),
     ],
 )
 def test_bad_settings_are_named(name, value, allowed):

@@ -72,7 +72,7 @@ def test_every_environment_has_its_own_goal():
 
 @pytest.mark.parametrize(("name", "value", "low"), [("size", 2, 3), ("horizon", 0, 1)])
 def test_bad_settings_are_named(name, value, low):
-    with pytest.raises(InputError, match=rf"task\.{name} = {value}: must be at least {low}"):
+    with pytest.raises(InputError, match=rf"task\.{name} = {value}: must be an integer >= {low}"):
         GridNav(**{name: value})
 
 

@@ -269,10 +269,10 @@ def test_the_scene_is_the_maze_from_above():
 @pytest.mark.parametrize(
     ("family", "settings", "message"),
     [
-        (PointMazeGoal, {"horizon": 0}, r"task\.horizon = 0: must be at least 1"),
+        (PointMazeGoal, {"horizon": 0}, r"task\.horizon = 0: must be an integer >= 1"),
         (PointMazeGoal, {"layout": "large"}, r"task\.layout"),
         (PointMazeGoal, {"reward": "dence"}, r"task\.reward.*dense"),
-        (PointMazeLayout, {"num_rows": 6}, r"task\.num_rows = 6: must be odd and at least 5"),
+        (PointMazeLayout, {"num_rows": 6}, r"task\.num_rows = 6: must be an odd integer >= 5"),
         (PointMazeLayout, {"num_columns": 3}, r"task\.num_columns = 3"),
         (PointMazeLayout, {"num_rays": -1}, r"task\.num_rays = -1"),
     ],

@@ -85,7 +85,9 @@ def test_the_scene_is_the_plane_and_positions_are_what_is_observed():
 def test_bad_settings_are_named():
     with pytest.raises(InputError, match=r"task\.horizon = 0"):
         PointNav(horizon=0)
-    with pytest.raises(InputError, match=r"task\.test_goals = 'papers': unknown; did you mean 'paper'"):
+    with pytest.raises(
+        InputError, match=r"task\.test_goals = 'papers': must be one of 'paper', 'sampled'; did you mean 'paper'"
+    ):
         PointNav(test_goals="papers")
 
 
@@ -168,5 +170,7 @@ def test_the_sparse_scene_shows_the_half_circle():
 def test_bad_settings_of_the_sparse_family_are_named():
     with pytest.raises(InputError, match=r"task\.horizon = 0"):
         PointNavSparse(horizon=0)
-    with pytest.raises(InputError, match=r"task\.reward = 'sprase': unknown; did you mean 'sparse'"):
+    with pytest.raises(
+        InputError, match=r"task\.reward = 'sprase': must be one of 'dense', 'sparse'; did you mean 'sparse'"
+    ):
         PointNavSparse(reward="sprase")

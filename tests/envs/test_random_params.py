@@ -240,7 +240,7 @@ def test_a_task_is_a_value_and_prints_short(family):
     [
         ({"horizon": 0}, r"task\.horizon = 0"),
         ({"action_limit": 0.0}, r"task\.action_limit = 0\.0"),
-        ({"log_scale_limit": 0.0}, r"task\.log_scale_limit = 0\.0: must be above 0 and at most 20\.0"),
+        ({"log_scale_limit": 0.0}, r"task\.log_scale_limit = 0\.0: must be a positive number <= 20\.0"),
         ({"log_scale_limit": 21.0}, r"task\.log_scale_limit = 21\.0"),
         ({"test_log_scale_limit": 3.0}, r"task\.test_log_scale_limit = 3\.0: must be .* task\.log_scale_limit = 3\.0"),
         ({"test_log_scale_limit": 21.0}, r"task\.test_log_scale_limit = 21\.0"),

@@ -118,5 +118,5 @@ def test_a_task_prints_shortly_and_tells_itself_from_others():
 
 @pytest.mark.parametrize(("name", "value", "low"), [("num_states", 1, 2), ("num_actions", 1, 2), ("horizon", 0, 1)])
 def test_bad_settings_are_named(name, value, low):
-    with pytest.raises(InputError, match=rf"task\.{name} = {value}: must be at least {low}"):
+    with pytest.raises(InputError, match=rf"task\.{name} = {value}: must be an integer >= {low}"):
         TabularMDP(**{name: value})

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 from metarl.cli.main import main
+from metarl.core.config import EvaluationConfig, TrainerConfig
 from metarl.core.errors import InputError, warn_once
 from metarl.core.learner import Actor, Learner
+from metarl.core.settings import convert
 from metarl.core.tasks import TaskDistribution
 from metarl.rl.tasks import EnvTaskDistribution
 from metarl.runs import registry
@@ -292,10 +296,13 @@ def test_entries_describe_and_survive_what_cannot_be_imported(module: str, monke
     assert "a_module_that_is_not_there" in broken["error"]
 
 
-def test_every_built_in_name_loads() -> None:
-    for name in registry.TASKS:
-        assert registry.load_task(name)
-    for name in registry.AGENTS:
-        assert registry.load_agent(name)
-    for name in registry.LEARNERS:
-        assert registry.load_learner(name)
+def test_every_built_in_name_loads_and_its_defaults_are_allowed() -> None:
+    """Defaults are not checked when settings are made."""
+    tasks = [registry.load_task(name) for name in registry.TASKS]
+    agents = [registry.load_agent(name) for name in registry.AGENTS]
+    learners = [registry.load_learner(name) for name in registry.LEARNERS]
+    for kind in [*tasks, TrainerConfig, EvaluationConfig, *(learner.Config for learner in (*agents, *learners))]:
+        hints = get_type_hints(kind, include_extras=True)
+        for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+            if field.default is not dataclasses.MISSING:
+                convert(field.default, hints[field.name], f"{kind.__name__}.{field.name}")
