@@ -88,7 +88,7 @@ class MAML(AdaptivePolicy):
 
     def meta_update(self, episodes: Episodes[Parameters, PolicyBatch]) -> dict[str, float]:
         """One TRPO step on the surrogate of the adapted policies, averaged over tasks."""
-        outer = _OuterStep(self, episodes)
+        outer = OuterStep(self, episodes)
         gradient = outer.gradient()
         config = self.config
         result = trust_region_step(
@@ -125,7 +125,7 @@ class MAML(AdaptivePolicy):
         return -objective(self.distribution(parameters, batch.observations), batch)
 
 
-class _OuterStep:
+class OuterStep:
     """The outer problem of one meta-batch: gradient, curvature product and value of a candidate, on flat vectors."""
 
     def __init__(self, learner: MAML, episodes: Episodes[Parameters, PolicyBatch]) -> None:
@@ -188,7 +188,7 @@ class _OuterStep:
 
         with torch.no_grad():
             chunk_size = self._learner.chunk_size(batch.num_steps)
-            return float(over_tasks(of_task, state, batch, _credits(self._query), chunk_size=chunk_size).mean())
+            return float(over_tasks(of_task, state, batch, credits_of(self._query), chunk_size=chunk_size).mean())
 
     def _exploration_gradient(self, state: Parameters, batch: PolicyBatch) -> Parameters:
         """Of the above with respect to `state`, times the number of tasks."""
@@ -197,7 +197,7 @@ class _OuterStep:
             return credit * log_likelihood_ratio(distribution, data)
 
         outputs = self._outputs_of(state, batch)
-        return outputs.pull(over_tasks(torch.func.grad(of_task), outputs.values, batch, _credits(self._query)))
+        return outputs.pull(over_tasks(torch.func.grad(of_task), outputs.values, batch, credits_of(self._query)))
 
     def _outputs_of(self, state: Parameters, data: PolicyBatch) -> TaskOutputs:
         learner = self._learner
@@ -230,7 +230,7 @@ class _OuterStep:
         return torch.cat([part.flatten(1) for part in parts], dim=1).sum(0) / self._num_tasks
 
 
-def _credits(query: PolicyBatch) -> Tensor:
+def credits_of(query: PolicyBatch) -> Tensor:
     """[N]: each task's return above the others' mean, which its own support does not touch, in the surrogate's unit."""
     returns, scale = query.mean_return, query.return_scale
     others = (returns.sum() - returns) / max(1, len(returns) - 1)

@@ -92,7 +92,7 @@ def make_trainer(every: int, quick: bool) -> Any:
 
 
 def watched() -> Stopwatch:
-    from metarl.agents.maml import MAML, _OuterStep
+    from metarl.agents.maml import MAML, OuterStep
     from metarl.envs.batch import Simulator
     from metarl.envs.vector import TaskBatchEnv
     from metarl.rl.rollout import RolloutCollector
@@ -106,10 +106,10 @@ def watched() -> Stopwatch:
         (RolloutCollector, "query", "recording"),
         (MAML, "prepare", "advantages"),
         (MAML, "adapt", "inner step"),
-        (_OuterStep, "__init__", "graphs"),
-        (_OuterStep, "gradient", "meta-gradient"),
-        (_OuterStep, "product", "curvature products"),
-        (_OuterStep, "evaluate", "line search"),
+        (OuterStep, "__init__", "graphs"),
+        (OuterStep, "gradient", "meta-gradient"),
+        (OuterStep, "product", "curvature products"),
+        (OuterStep, "evaluate", "line search"),
     ):
         stopwatch.watch(owner, method, stage)
     return stopwatch

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import metarl
 from metarl.agents.expert import Expert, ExpertConfig
-from metarl.agents.maml import _OuterStep
+from metarl.agents.maml import OuterStep
 from metarl.agents.pretrained import Pretrained, PretrainedConfig
 from metarl.cli import main as cli
 from metarl.core.config import EvaluationConfig, TrainerConfig
@@ -81,7 +81,7 @@ def test_pretrained_takes_the_trust_region_step_of_all_tasks_pooled() -> None:
     query = episodes.query
     query = query._replace(**{n: v.double() for n, v in query._asdict().items() if v.is_floating_point()})
     episodes = dataclasses.replace(episodes, query=query, state=learner.begin(3))
-    outer = _OuterStep(learner, episodes)
+    outer = OuterStep(learner, episodes)
     start = flatten(learner.parameters)
     policies = [learner.policy(learner.begin(3), task) for task in range(3)]
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarl.agents.maml import MAML, MAMLConfig, _OuterStep
+from metarl.agents.maml import MAML, MAMLConfig, OuterStep
 from metarl.core.data import Episodes
 from metarl.core.learner import Spaces
 from metarl.gradients.lifting import over_tasks
@@ -258,7 +258,7 @@ def expected_gradients(mdps: list[MDP], num_steps: int, **settings: Any) -> Tens
                 state = learner.adapt(state, support[-1], step=step)
         slots = tuple(range(len(mdps)))
         episodes = Episodes(slots, slots, tuple(support[:-1]), support[-1], state, (), 0, ())
-        total += weight * mdps[0].horizon * _OuterStep(learner, episodes).gradient()
+        total += weight * mdps[0].horizon * OuterStep(learner, episodes).gradient()
     return total
 
 
@@ -314,5 +314,5 @@ def test_the_advantages_own_baseline_leaves_the_exploration_term_alone() -> None
     state = learner.adapt(learner.begin(4), batch, step=0)
     episodes = Episodes((0,) * 4, (0,) * 4, (batch,), batch, state, (), 0, ())
     muted = replace(episodes, query=batch._replace(advantages=torch.zeros_like(batch.advantages)))
-    difference = _OuterStep(learner, episodes).gradient() - _OuterStep(plain, episodes).gradient()
-    close(_OuterStep(learner, muted).gradient(), difference)
+    difference = OuterStep(learner, episodes).gradient() - OuterStep(plain, episodes).gradient()
+    close(OuterStep(learner, muted).gradient(), difference)

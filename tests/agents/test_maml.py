@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metarl.agents.fomaml import FOMAML
-from metarl.agents.maml import MAML, MAMLConfig, _OuterStep
+from metarl.agents.maml import MAML, MAMLConfig, OuterStep
 from metarl.core.data import Episodes
 from metarl.core.episode import run_episodes
 from metarl.core.learner import Spaces
@@ -131,7 +131,7 @@ class TestOuterStep:
         learner = make_learner(spaces, num_adaptation_steps=num_steps)
         episodes = make_episodes(learner, num_steps)
         surrogate, _ = reference_objectives(learner, episodes)
-        gradient = _OuterStep(learner, episodes).gradient()
+        gradient = OuterStep(learner, episodes).gradient()
         point = flatten(learner.parameters).requires_grad_()
         torch.testing.assert_close(gradient, torch.autograd.grad(surrogate(point), point)[0], rtol=1e-9, atol=1e-12)
         rng = torch.Generator().manual_seed(7)
@@ -145,7 +145,7 @@ class TestOuterStep:
         learner = make_learner(spaces, num_adaptation_steps=num_steps)
         episodes = make_episodes(learner, num_steps)
         _, kl = reference_objectives(learner, episodes)
-        outer = _OuterStep(learner, episodes)
+        outer = OuterStep(learner, episodes)
         point = flatten(learner.parameters)
         hessian = torch.autograd.functional.hessian(kl, point)
         rng = torch.Generator().manual_seed(8)
@@ -166,7 +166,7 @@ class TestOuterStep:
     ) -> None:
         learner = make_learner(spaces, num_adaptation_steps=num_steps, curvature_every=stride)
         episodes = make_episodes(learner, num_steps)
-        outer = _OuterStep(learner, episodes)
+        outer = OuterStep(learner, episodes)
         surrogate, kl = reference_objectives(learner, episodes)
         value, distance = outer.evaluate(flatten(learner.parameters))
         assert abs(distance) < 1e-10
@@ -196,12 +196,12 @@ class TestOuterStep:
 def test_first_order_leaves_the_hessian_out_and_nothing_else() -> None:
     first, full = (make_learner(GAUSSIAN, kind) for kind in (FOMAML, MAML))
     episodes = make_episodes(full, 1)
-    outer = _OuterStep(first, episodes)
+    outer = OuterStep(first, episodes)
     surrogate, kl = reference_objectives(first, episodes)
     point = flatten(first.parameters).requires_grad_()
     expected = torch.autograd.grad(surrogate(point), point)[0]
     torch.testing.assert_close(outer.gradient(), expected, rtol=1e-10, atol=1e-12)
-    assert float((outer.gradient() - _OuterStep(full, episodes).gradient()).norm()) > 1e-3
+    assert float((outer.gradient() - OuterStep(full, episodes).gradient()).norm()) > 1e-3
     direction = torch.ones_like(expected)
     fisher_only = torch.autograd.functional.hvp(kl, point.detach(), direction)[1]
     torch.testing.assert_close(outer.product(direction), fisher_only, rtol=1e-9, atol=1e-12)
@@ -211,7 +211,7 @@ def test_a_bad_step_leaves_the_parameters_alone(monkeypatch: pytest.MonkeyPatch)
     learner = make_learner(GAUSSIAN)
     episodes = make_episodes(learner, 1)
     before = dict(learner.parameters)
-    monkeypatch.setattr(_OuterStep, "evaluate", lambda self, vector: (float("nan"), float("nan")))
+    monkeypatch.setattr(OuterStep, "evaluate", lambda self, vector: (float("nan"), float("nan")))
     metrics = learner.meta_update(episodes)
     assert metrics["accepted"] == 0.0
     for name, value in learner.parameters.items():

@@ -13,7 +13,7 @@ from torch import Tensor
 from metarl.agents.anil import ANIL
 from metarl.agents.cavia import CAVIA
 from metarl.agents.fomaml import FOMAML
-from metarl.agents.maml import MAML, _credits, _OuterStep
+from metarl.agents.maml import MAML, OuterStep, credits_of
 from metarl.agents.meta_sgd import MetaSGD
 from metarl.core.data import Episodes, Trajectories
 from metarl.core.errors import InputError
@@ -206,7 +206,7 @@ def random_like(vector: Tensor, seed: int) -> Tensor:
 def test_the_gradient_and_the_value_of_a_candidate(name: str, num_steps: int, spaces: Spaces) -> None:
     learner = make_learner(name, spaces, num_adaptation_steps=num_steps)
     episodes = make_episodes(learner, num_steps)
-    outer, reference = _OuterStep(learner, episodes), Reference(name, learner, episodes)
+    outer, reference = OuterStep(learner, episodes), Reference(name, learner, episodes)
     point = flatten(learner.parameters).requires_grad_()
     gradient = outer.gradient()
     expected = torch.autograd.grad(reference.objective(point), point)[0]
@@ -229,7 +229,7 @@ def test_the_gradient_and_the_value_of_a_candidate(name: str, num_steps: int, sp
 def test_the_product_is_that_of_triple_differentiation(name: str, num_steps: int, spaces: Spaces) -> None:
     learner = make_learner(name, spaces, num_adaptation_steps=num_steps)
     episodes = make_episodes(learner, num_steps)
-    outer, reference = _OuterStep(learner, episodes), Reference(name, learner, episodes)
+    outer, reference = OuterStep(learner, episodes), Reference(name, learner, episodes)
     point = flatten(learner.parameters).requires_grad_()
     (slope,) = torch.autograd.grad(reference.kl(point), point, create_graph=True)
     assert float(slope.detach().abs().max()) < 1e-10
@@ -244,7 +244,7 @@ def test_the_product_is_that_of_triple_differentiation(name: str, num_steps: int
 def test_coarse_curvature_is_positive_and_updates_improve_within_the_trust_region(name: str) -> None:
     learner = make_learner(name, GAUSSIAN, num_adaptation_steps=2, curvature_every=3)
     episodes = make_episodes(learner, 2)
-    outer, reference = _OuterStep(learner, episodes), Reference(name, learner, episodes)
+    outer, reference = OuterStep(learner, episodes), Reference(name, learner, episodes)
     before = flatten(learner.parameters)
     for seed in range(10):
         direction = random_like(before, seed)
@@ -268,9 +268,9 @@ def test_fomaml_takes_the_gradient_at_the_adapted_parameters() -> None:
         log_probs = reference_distribution(adapted, batch.observations).log_prob(batch.actions)
         value = ((log_probs - batch.log_probs).exp() * batch.advantages)[batch.mask > 0].mean()
         expected += flatten(dict(enumerate(torch.autograd.grad(value, [*adapted.values()])))) / NUM_TASKS  # type: ignore[arg-type]
-    gradient = _OuterStep(learner, episodes).gradient()
+    gradient = OuterStep(learner, episodes).gradient()
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-12)
-    assert float((gradient - _OuterStep(full, episodes).gradient()).norm()) > 1e-3
+    assert float((gradient - OuterStep(full, episodes).gradient()).norm()) > 1e-3
 
 
 def test_learned_step_sizes_start_at_inner_lr_and_the_schedule_scales_them() -> None:
@@ -360,9 +360,9 @@ def test_settings_out_of_range(kind: type[MAML], settings: dict[str, Any], said:
 def test_credits_are_the_return_above_that_of_the_other_tasks_in_units_of_the_surrogate() -> None:
     query = make_batch(learner := make_learner("e-maml", GAUSSIAN), learner.begin(NUM_TASKS), seed=0)
     returns, scale = torch.tensor([1.0, 2.0, 6.0, 3.0]), torch.tensor([2.0, 4.0, 0.0, 1.0])
-    credits = _credits(query._replace(mean_return=returns, return_scale=scale))
+    credits = credits_of(query._replace(mean_return=returns, return_scale=scale))
     assert credits.tolist() == pytest.approx([(1 - 11 / 3) / 2, (2 - 10 / 3) / 4, 0.0, 3 - 3])
-    alone = _credits(query._replace(mean_return=returns[:1], return_scale=scale[:1]))
+    alone = credits_of(query._replace(mean_return=returns[:1], return_scale=scale[:1]))
     assert alone.tolist() == [0.5]
 
 
