@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from metarl.core.config import LearnerConfig, TrainerConfig
-from metarl.core.data import Episodes, Trajectories
+from metarl.core.data import Episodes, Trajectories, live_first
 from metarl.core.errors import require
 from metarl.core.learner import Acted, ScoreName, Spaces, Traits, loaded
-from metarl.core.trees import live_first, to_device, tree_map
+from metarl.core.trees import to_device, tree_map
 from metarl.gradients.lifting import over_chunks
 from metarl.networks.memories import Memory, MemoryName, make_memory
 from metarl.networks.policies import Categorical, Distribution, Gaussian

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from metarl.core.curve import AdaptationCurve as AdaptationCurve
     from metarl.core.data import Episodes as Episodes
     from metarl.core.data import Examples as Examples
     from metarl.core.data import Trajectories as Trajectories
     from metarl.core.episode import run_episodes as run_episodes
     from metarl.core.errors import InputError as InputError
-    from metarl.core.evaluation import AdaptationCurve as AdaptationCurve
     from metarl.core.evaluation import evaluate as evaluate
     from metarl.core.learner import ActingLearner as ActingLearner
     from metarl.core.learner import Learner as Learner
@@ -39,7 +39,7 @@ __version__ = "0.1.0"
 
 _MODULE_OF = {
     "ActingLearner": "metarl.core.learner",
-    "AdaptationCurve": "metarl.core.evaluation",
+    "AdaptationCurve": "metarl.core.curve",
     "EnvTaskDistribution": "metarl.rl.tasks",
     "Episodes": "metarl.core.data",
     "ExampleCollector": "metarl.fewshot.base.examples",

@@ -34,9 +34,8 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from metarl.agents.sb3 import TaskVecEnv, TrialVecEnv
 from metarl.core.errors import InputError, RunError, one_line, require, unknown_name
-from metarl.core.evaluation import EVALUATION_ITERATION
 from metarl.core.files import writing
-from metarl.core.seeds import Purpose, generator
+from metarl.core.seeds import EVALUATION_ITERATION, Purpose, generator
 from metarl.core.settings import from_table
 from metarl.core.statistics import bootstrap
 from metarl.rl.rollout import one_torch_thread

@@ -30,9 +30,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from results_table import BUDGETS, difference, summary, values_of
 
+from metarl.core.curve import AdaptationCurve
 from metarl.core.errors import InputError, require
-from metarl.core.evaluation import AdaptationCurve, choose_step_scale, evaluate
+from metarl.core.evaluation import evaluate
 from metarl.core.statistics import Array
+from metarl.core.step_scale import choose_step_scale
 from metarl.rl.rollout import RolloutCollector
 from metarl.rl.tasks import EnvTaskDistribution
 from metarl.runs.config import RunConfig, load_config

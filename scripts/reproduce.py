@@ -38,9 +38,10 @@ from comparing import with_iterations
 from rich.console import Console
 
 from metarl.cli.progress import ProgressCallback, StopOnSignal
+from metarl.cli.stopping import Stopped, StopSignals
 from metarl.core.errors import InputError, RunError, require, unknown_name
 from metarl.core.files import write_atomically
-from metarl.core.stopping import Stopped, StopSignals
+from metarl.core.tags import POST_ADAPT
 from metarl.report.film import FilmSettings, make_film, save_film
 from metarl.rl.tasks import EnvTaskDistribution
 from metarl.runs.build import build
@@ -55,7 +56,7 @@ from metarl.runs.train import train
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ROOT / "results" / "cells"
 STEPS, MINUTES, TASKS = 4_000_000, 45.0, 40  # of a cell
-POST, CURVE_POINTS = "rollout/post_adapt/ep_rew_mean", 40
+CURVE_POINTS = 40
 MEMORIES_FILE = ROOT / "results" / "bandit-memories.json"
 # Iterations and meta-batch of RL² on 100 pulls of 5 arms. The LSTM has the preset's; the others have what took 12 to 24
 # minutes on about one core.
@@ -170,7 +171,11 @@ def trained_until_flat(config: RunConfig, run_dir: Path) -> RunConfig:
 
 def learning_curve(run_dir: Path) -> list[tuple[int, float]]:
     """Environment steps and return after adaptation of every iteration."""
-    return [(row["env_steps"], round(row[POST], 3)) for row in read_metrics(run_dir) if row.get(POST) is not None]
+    return [
+        (row["env_steps"], round(row[POST_ADAPT], 3))
+        for row in read_metrics(run_dir)
+        if row.get(POST_ADAPT) is not None
+    ]
 
 
 def is_flat(scores: Sequence[float]) -> bool | None:

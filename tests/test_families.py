@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from metarl.core import evaluation
+from metarl.core import curve
 from metarl.core.config import EvaluationConfig, TrainerConfig
 from metarl.core.statistics import bootstrap
 from metarl.report import plots
@@ -46,7 +46,7 @@ def test_five_iterations_of_maml_are_finite_and_the_same_each_time(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plots, "adaptation_figure", lambda report: Figure())
-    monkeypatch.setattr(evaluation, "bootstrap", functools.partial(bootstrap, num_resamples=10))
+    monkeypatch.setattr(curve, "bootstrap", functools.partial(bootstrap, num_resamples=10))
     reports: list[dict[str, Any]] = [train(small(family), tmp_path / name) for name in ("first", "second")]
     assert json.dumps(reports[0]) == json.dumps(reports[1])
     assert all(math.isfinite(value) for step in reports[0]["per_task"] for value in step)

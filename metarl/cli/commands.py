@@ -21,8 +21,8 @@ from metarl.runs.config import read_saved
 def plot(run_dirs: tyro.conf.Positional[tuple[Path, ...]], out: Path) -> int:
     """Draws one run's adaptation curve, or several runs' learning curves.
 
-    Of one run whose tasks can be seen from above (mazes, navigation), the agent's ways before and after adaptation are
-    drawn too, into a second picture beside the first: with `--out FILE.png` into FILE.paths.png.
+    If the tasks of one run can be seen from above (mazes, navigation), a second picture shows the agent's routes before
+    and after adaptation. With `--out FILE.png` it is FILE.paths.png.
 
     Args:
         run_dirs: folders that `metarl train` filled.

@@ -7,8 +7,8 @@ import signal
 from pathlib import Path
 
 from metarl.cli.console import complain, complain_at_length
+from metarl.cli.stopping import Stopped
 from metarl.core.errors import InputError, RunError, described, one_line, raised, text_of
-from metarl.core.stopping import Stopped
 
 
 def code_after(error: BaseException, *, helped: bool) -> int:

@@ -24,10 +24,10 @@ from metarl.cli.commands import check_agent, check_tasks, list_names, plot, vide
 from metarl.cli.console import complain, lasting_streams
 from metarl.cli.endings import code_after
 from metarl.cli.evaluate import evaluate
+from metarl.cli.stopping import StopSignals
 from metarl.cli.train import train
 from metarl.core.errors import unknown_name
 from metarl.core.files import beginning_here
-from metarl.core.stopping import StopSignals
 
 EPILOG = """commands:
   train TASKS            meta-train an agent on a task family

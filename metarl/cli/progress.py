@@ -7,9 +7,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from metarl.core.evaluation import AdaptationCurve
-from metarl.core.stopping import StopSignals
-from metarl.core.trainer import POST_ADAPT, PRE_ADAPT, Callback, Progressed, Trainer
+from metarl.cli.stopping import StopSignals
+from metarl.core.curve import AdaptationCurve
+from metarl.core.tags import POST_ADAPT, PRE_ADAPT
+from metarl.core.trainer import Callback, Progressed, Trainer
 from metarl.report.text import endpoints
 
 
@@ -71,7 +72,7 @@ class ProgressCallback(Callback):
 class StopOnSignal(Callback):
     """SIGINT, SIGTERM or SIGHUP ends the run after the present iteration, without an evaluation; a second one at once.
 
-    During an evaluation the first one raises `metarl.core.stopping.Stopped`.
+    During an evaluation the first one raises `metarl.cli.stopping.Stopped`.
 
     Args:
         signals: an entered `StopSignals`; None = catch signals between `on_start` and `on_end`.

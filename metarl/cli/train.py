@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from metarl.cli.console import complain, say
+from metarl.cli.stopping import Stopped, StopSignals
 from metarl.cli.waiting import telling
 from metarl.core.errors import require
 from metarl.core.files import shown
-from metarl.core.stopping import Stopped, StopSignals
 from metarl.report.text import report_lines
 from metarl.runs import registry
 from metarl.runs.config import resume_command

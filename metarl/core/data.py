@@ -5,7 +5,7 @@ Shape legend: N num_tasks, K num_trajectories, H horizon, E num_examples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -159,3 +159,21 @@ class Episodes(Generic[State, Batch]):
     num_steps: int
     support_steps: tuple[float, ...]
     num_diverged: int = 0
+
+
+def live_first(mask: Tensor) -> Callable[[Tensor], Tensor]:
+    """Packs rows of steps: those with mask 1 first, in their order, and only as many as the longest row has of them.
+
+    Args:
+        mask: [R, S], 0 or 1.
+
+    Returns:
+        A function of values [R, S, ...] that puts them into that order.
+    """
+    order = mask.argsort(dim=1, descending=True, stable=True)[:, : int(mask.sum(1).max())]
+
+    def packed(values: Tensor) -> Tensor:
+        index = order.reshape(*order.shape, *(1,) * (values.dim() - 2))
+        return values.gather(1, index.expand(*order.shape, *values.shape[2:]))
+
+    return packed

@@ -10,12 +10,15 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from metarl.core.errors import InputError, RunError, require
+
+Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
+"""Data that `json.dumps` writes."""
 
 LARGEST_TEXT = 2**24  # bytes of a settings file
 UNFINISHED = ".unfinished-"

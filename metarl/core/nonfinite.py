@@ -10,11 +10,12 @@ A dump is plain data that `torch.load(path, weights_only=True)` reads: "state" (
 from __future__ import annotations
 
 import io
+import logging
 import math
 import pickle
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from metarl.core.data import Episodes
 from metarl.core.errors import InputError, one_line, text_of
 from metarl.core.files import write_atomically
 from metarl.core.learner import Learner
+from metarl.core.trees import children, is_named_tuple, tensors_in
+
+_logger = logging.getLogger(__name__)
 
 MAX_DUMPS = 3
 MAX_TASKS = 3
@@ -62,6 +66,27 @@ class Finding:
         return f"{self.term} ({', '.join(named)})" if named else self.term
 
 
+@dataclass(frozen=True)
+class UndoneUpdate:
+    """An update that was undone because something about it was not finite.
+
+    Attributes:
+        finding: what was not finite.
+        state: the learner's `state_dict` before the update.
+        episodes: the data of the update.
+        metrics: what `meta_update` returned.
+        iteration: the number of the update, from 1.
+        seed: the run's.
+    """
+
+    finding: Finding
+    state: Mapping[str, Any]
+    episodes: Episodes[Any, Any]
+    metrics: Mapping[str, float]
+    iteration: int
+    seed: int
+
+
 def find(learner: Learner[Any, Any, Any], episodes: Episodes[Any, Any], metrics: Mapping[str, float]) -> Finding | None:
     """What is not finite after the update of `learner` on `episodes`, or None.
 
@@ -88,43 +113,37 @@ def nonfinite_tensors(tree: Any) -> Iterator[str]:
     return (name for name, value in tensors_in(tree, "") if not bool(value.isfinite().all()))
 
 
-def dump(
-    folder: Path,
-    *,
-    finding: Finding,
-    state: Mapping[str, Any],
-    episodes: Episodes[Any, Any],
-    metrics: Mapping[str, float],
-    iteration: int,
-    seed: int,
-) -> Path | None:
-    """Writes `folder`/iteration_000012.pt, whole or not at all.
+def report(folder: Path | None, update: UndoneUpdate) -> None:
+    """Logs `update` in one line, and dumps it into `folder` if that is given."""
+    where = ""
+    if folder is not None:
+        try:
+            path = dump(folder, update)
+            where = f"; dumped to {path}" if path else f"; not dumped: {MAX_DUMPS} of this run are there"
+        except OSError as error:
+            where = f"; not dumped: {error.strerror}"
+    _logger.warning("iteration %d: the update was undone, not finite: %s%s", update.iteration, update.finding, where)
 
-    Args:
-        folder: made if missing.
-        finding: what was not finite.
-        state: of the learner before the update.
-        episodes: of the update.
-        metrics: that it returned.
-        iteration: the update's number, from 1.
-        seed: of the run.
+
+def dump(folder: Path, update: UndoneUpdate) -> Path | None:
+    """Writes `folder`/iteration_000012.pt, whole or not at all. Makes `folder` if it is missing.
 
     Returns:
-        The file, or None where `folder` holds `MAX_DUMPS` already: they are large.
+        The file, or None if `folder` already holds `MAX_DUMPS` of these large files.
 
     Raises:
         OSError: the disk is full or not writable.
     """
-    path = folder / f"iteration_{iteration:06d}.pt"
+    path = folder / f"iteration_{update.iteration:06d}.pt"
     if len({*folder.glob("iteration_*.pt")} - {path}) >= MAX_DUMPS:
         return None
     content = {
-        "finding": str(finding),
-        "iteration": iteration,
-        "seed": seed,
-        "metrics": {name: float(value) for name, value in metrics.items()},
-        "state": dict(state),
-        "episodes": _plain(episodes),
+        "finding": str(update.finding),
+        "iteration": update.iteration,
+        "seed": update.seed,
+        "metrics": {name: float(value) for name, value in update.metrics.items()},
+        "state": dict(update.state),
+        "episodes": _plain(update.episodes),
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -174,31 +193,11 @@ def _per_task(episodes: Episodes[Any, Any]) -> Iterator[tuple[str, Tensor]]:
             adapted = tensors_in(episodes.state, "the adapted state")
             yield from ((part, value) for part, value in adapted if value.shape[:1] == (len(episodes.slots),))
         for field in ("log_probs", "advantages"):
-            value = getattr(batch, field, None)
+            value = (children(batch) or {}).get(field)
             if isinstance(value, Tensor):
                 yield f"{field} of {name}", value
         if k < len(episodes.scores):  # a learner that adapts in its update has its scores among the metrics
             yield f"the score after {k} steps", episodes.scores[k]
-
-
-def tensors_in(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors in nested dicts, lists, tuples and dataclasses, each with its place in them."""
-    if isinstance(tree, Tensor):
-        yield name, tree
-    else:
-        for key, value in _parts(tree):
-            yield from tensors_in(value, f"{name}.{key}" if name else str(key))
-
-
-def _parts(tree: Any) -> Iterator[tuple[Any, Any]]:
-    if isinstance(tree, Mapping):
-        yield from tree.items()
-    elif isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        yield from zip(tree._fields, tree, strict=True)
-    elif isinstance(tree, (list, tuple)):
-        yield from enumerate(tree)
-    elif is_dataclass(tree) and not isinstance(tree, type):
-        yield from ((field.name, getattr(tree, field.name)) for field in fields(tree))
 
 
 def _plain(value: Any) -> Any:
@@ -212,14 +211,15 @@ def _plain(value: Any) -> Any:
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
             return kind(value)
-    parts = {key: _plain(part) for key, part in _parts(value)}
+    parts = children(value)
+    if parts is None:
+        return text_of(value)
+    plain = {key: _plain(part) for key, part in parts.items()}
     if isinstance(value, Mapping):
-        return parts
+        return plain
     if type(value) in (list, tuple):
-        return type(value)(parts.values())
-    if is_dataclass(value) or isinstance(value, tuple):
-        return {_CLASS: f"{type(value).__module__}:{type(value).__qualname__}", **parts}
-    return text_of(value)
+        return type(value)(plain.values())
+    return {_CLASS: f"{type(value).__module__}:{type(value).__qualname__}", **plain}
 
 
 def _restored(value: Any, module: str) -> Any:
@@ -237,7 +237,6 @@ def _data_class(reference: str, module: str) -> Any:
     home = _MOVED.get(home, home)
     known = home == module or home.startswith("metarl.")
     found = getattr(sys.modules.get(home), name, None) if known else None
-    is_data = is_dataclass(found) or (hasattr(found, "_fields") and issubclass(found, tuple))  # type: ignore[arg-type]
-    if not (isinstance(found, type) and is_data):
+    if not (isinstance(found, type) and (is_dataclass(found) or is_named_tuple(found))):
         raise ValueError(f"{reference!r} is no data class of MetaRL or of the learner's module")
     return found

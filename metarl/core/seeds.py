@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 
 from metarl.core.errors import InputError, one_line
-from metarl.core.tasks import are_listed
+from metarl.core.tasks import require_tasks
+
+# Evaluation belongs to no iteration of training. These numbers take the iteration's place in the keys. Every recorded
+# run depends on them: never change one.
+EVALUATION_ITERATION = 1_000_003
+CONTROLS_ITERATION = EVALUATION_ITERATION + 1
+VALIDATION_ITERATION = EVALUATION_ITERATION + 2
 
 
 class Purpose(enum.IntEnum):
@@ -72,12 +78,6 @@ class Seeds:
 
     def _generators(self, purpose: Purpose, step: int) -> list[np.random.Generator]:
         return [generator(self.seed, self.iteration, purpose, step, slot) for slot in self.slots]
-
-
-def require_tasks(tasks: Any) -> None:
-    """Raises `InputError` unless `tasks` is a list of tasks. A number, a dict or an array without axes is one task."""
-    if not are_listed(tasks):
-        raise InputError(f"tasks = {one_line(tasks)}: must be a list of tasks; write [task] for one task")
 
 
 def require_slots(tasks: Any, seeds: Any) -> None:

@@ -15,12 +15,14 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from metarl.core.errors import DISTRIBUTION, environment_fault, text_of, users_code
+from metarl.core.errors import DISTRIBUTION, InputError, environment_fault, one_line, text_of, users_code
 from metarl.core.settings import check
 
 Split = Literal["train", "test"]
 Splits = Literal["disjoint", "identical", "same distribution"]
 Task = TypeVar("Task")
+Tasks = Sequence[Any]
+"""A list of tasks. A task is plain data of any type."""
 
 
 class TaskDistribution(ABC, Generic[Task]):
@@ -86,6 +88,12 @@ def are_listed(tasks: Any) -> bool:
         return tasks.ndim > 0
     one = isinstance(tasks, (str, bytes, bytearray)) or hasattr(tasks, "_fields")
     return isinstance(tasks, Sequence) and not one
+
+
+def require_tasks(tasks: Any) -> None:
+    """Raises `InputError` unless `tasks` is a list of tasks. A number, a dict or an array without axes is one task."""
+    if not are_listed(tasks):
+        raise InputError(f"tasks = {one_line(tasks)}: must be a list of tasks; write [task] for one task")
 
 
 def _listed(tasks: Any, call: str, num_tasks: int | None) -> list[Any]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,16 @@ import torch
 
 from metarl.core import nonfinite
 from metarl.core.config import EvaluationConfig, TrainerConfig
+from metarl.core.curve import AdaptationCurve
 from metarl.core.data import Episodes
 from metarl.core.episode import Collector, run_episodes
 from metarl.core.errors import NonFiniteError
-from metarl.core.evaluation import AdaptationCurve, EvaluationObserver, evaluate
-from metarl.core.learner import Learner, ScoreName
+from metarl.core.evaluation import EvaluationObserver, evaluate, own_steps
+from metarl.core.learner import Learner
+from metarl.core.scalars import update_scalars
 from metarl.core.seeds import Purpose, Seeds, generator
 from metarl.core.tasks import Split, TaskDistribution, draw
 from metarl.core.trees import tree_map
-
-PRE_ADAPT, POST_ADAPT = "rollout/pre_adapt/ep_rew_mean", "rollout/post_adapt/ep_rew_mean"
-STEP = "adapt/step_"  # what an update reports under it are scores after so many steps
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -179,7 +175,6 @@ class Trainer:
             sampled = time.monotonic()
             metrics = learner.meta_update(episodes)
             finding = nonfinite.find(learner, episodes, metrics)
-            steps = _step_scores(episodes, metrics)
             learned = time.monotonic()
             if finding is not None:
                 learner.load_state_dict(before)
@@ -191,11 +186,11 @@ class Trainer:
             self._undone.clear()
         else:
             self._undone.append(f"at iteration {self.iteration}, not finite: {finding}")
-            self._report(finding, before, episodes, metrics)
+            update = nonfinite.UndoneUpdate(finding, before, episodes, metrics, self.iteration, config.seed)
+            nonfinite.report(self.nonfinite_dir, update)
         self.env_steps += episodes.num_steps
         scalars = {
-            **_score_scalars(steps, learner.score_name),
-            **{f"train/{name}": value for name, value in metrics.items() if not name.startswith(STEP)},
+            **update_scalars(episodes, metrics, learner.score_name),
             "time/sample_s": sampled - started,
             "time/learn_s": learned - sampled,
             "time/env_steps": float(self.env_steps),
@@ -236,31 +231,6 @@ class Trainer:
             observer=self.observer if split == "test" else None,
         )
 
-    def _report(
-        self,
-        finding: nonfinite.Finding,
-        before: Mapping[str, Any],
-        episodes: Episodes[Any, Any],
-        metrics: Mapping[str, float],
-    ) -> None:
-        """Dumps an update that was undone, and logs it in one line."""
-        where = ""
-        if self.nonfinite_dir is not None:
-            try:
-                path = nonfinite.dump(
-                    self.nonfinite_dir,
-                    finding=finding,
-                    state=before,
-                    episodes=episodes,
-                    metrics=metrics,
-                    iteration=self.iteration,
-                    seed=self.config.seed,
-                )
-                where = f"; dumped to {path}" if path else f"; not dumped: {nonfinite.MAX_DUMPS} of this run are there"
-            except OSError as error:
-                where = f"; not dumped: {error.strerror}"
-        _logger.warning("iteration %d: the update was undone, not finite: %s%s", self.iteration, finding, where)
-
     def _require_progress(self) -> None:
         if len(self._undone) >= self.config.max_nonfinite:
             raise NonFiniteError(
@@ -272,38 +242,3 @@ class Trainer:
         """Whether one more iteration, after `done` in `elapsed` seconds, would end beyond `max_minutes`."""
         limit = self.config.max_minutes
         return limit is not None and elapsed * (1.0 + 1.0 / done) > 60.0 * limit
-
-
-def curve_scalars(curve: AdaptationCurve) -> dict[str, float]:
-    """An evaluation's scalars by TensorBoard tag: scores, ends of their 95 % intervals, success rates where known."""
-    low, high = curve.interval()
-    by_step = {"meta_test/step": curve.mean, "meta_test_ci/low_step": low, "meta_test_ci/high_step": high}
-    if curve.success is not None:
-        by_step["meta_test/success_step"] = curve.success.mean((1, 2))
-    return {f"{tag}_{step}": float(value) for tag, values in by_step.items() for step, value in enumerate(values)}
-
-
-def own_steps(learner: Learner[Any, Any, Any], last: int) -> int:
-    """The adaptation steps after which a learner's score counts: its own number of them, but at most `last`.
-
-    `last` is the last evaluated step. A learner that counts shots or trains jointly has no own number: it uses `last`.
-    """
-    numberless = learner.traits.support == "shot" or learner.traits.trains_jointly
-    return last if numberless else min(learner.num_adaptation_steps, last)
-
-
-def _step_scores(episodes: Episodes[Any, Any], metrics: Mapping[str, float]) -> dict[int, float]:
-    """The mean score after each step, as far as it is known: some updates look at the last one alone."""
-    told = {int(name.removeprefix(STEP)): value for name, value in metrics.items() if name.startswith(STEP)}
-    return told or {step: float(score.mean()) for step, score in enumerate(episodes.scores)}
-
-
-def _score_scalars(steps: Mapping[int, float], score_name: ScoreName) -> dict[str, float]:
-    if not steps:  # an update that adapts to no task
-        return {}
-    last = steps[max(steps)]
-    scalars = {POST_ADAPT: last, **{f"{STEP}{step}": value for step, value in steps.items()}}
-    if 0 in steps:
-        gain = last - steps[0] if score_name != "mse" else steps[0] - last
-        scalars |= {PRE_ADAPT: steps[0], "adapt/gain": gain}
-    return scalars

@@ -1,8 +1,8 @@
-"""Functions on nested dataclasses, tuples, lists and dicts of tensors."""
+"""Functions on trees of tensors: nested dataclasses, tuples, named tuples, lists and dicts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -13,22 +13,8 @@ Tree = TypeVar("Tree")
 
 
 def tree_map(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
-    """Applies `function` to every tensor of nested dataclasses, tuples, named tuples, lists and dicts."""
-    return _map(function, tree)  # type: ignore[no-any-return]
-
-
-def _map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    if isinstance(tree, Tensor):
-        return function(tree)
-    if isinstance(tree, dict):
-        return {key: _map(function, value) for key, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(_map(function, value) for value in tree))
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(_map(function, value) for value in tree)
-    if is_dataclass(tree) and not isinstance(tree, type):
-        return replace(tree, **{f.name: _map(function, getattr(tree, f.name)) for f in fields(tree)})
-    return tree
+    """Applies `function` to every tensor of `tree`. What is neither a tensor nor a container stays as it is."""
+    return _zip(lambda tensors: function(tensors[0]), [tree])  # type: ignore[no-any-return]
 
 
 def tree_zip(function: Callable[[list[Tensor]], Tensor], trees: list[Tree]) -> Tree:
@@ -36,36 +22,57 @@ def tree_zip(function: Callable[[list[Tensor]], Tensor], trees: list[Tree]) -> T
     return _zip(function, trees)  # type: ignore[no-any-return]
 
 
-def _zip(function: Callable[[list[Tensor]], Tensor], trees: list[Any]) -> Any:
-    first = trees[0]
-    if isinstance(first, Tensor):
-        return function(trees)
-    if isinstance(first, dict):
-        return {key: _zip(function, [tree[key] for tree in trees]) for key in first}
-    if isinstance(first, (list, tuple)):
-        parts = [_zip(function, list(place)) for place in zip(*trees, strict=True)]
-        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
-    return first
-
-
 def to_device(tree: Tree, device: torch.device | str) -> Tree:
     """Moves every tensor of `tree`. The only place where data changes devices."""
     return tree_map(lambda tensor: tensor.to(device), tree)
 
 
-def live_first(mask: Tensor) -> Callable[[Tensor], Tensor]:
-    """Packs rows of steps: those with mask 1 first, in their order, and only as many as the longest row has of them.
+def children(tree: object) -> dict[Any, Any] | None:
+    """The parts of a container by key, index or field name; None if `tree` is no container."""
+    if isinstance(tree, Mapping):
+        return dict(tree)
+    if is_named_tuple(type(tree)):
+        return tree._asdict()  # type: ignore[attr-defined, no-any-return]
+    if isinstance(tree, (list, tuple)):
+        return dict(enumerate(tree))
+    if is_dataclass(tree) and not isinstance(tree, type):
+        return {field.name: getattr(tree, field.name) for field in fields(tree)}
+    return None
 
-    Args:
-        mask: [R, S], 0 or 1.
 
-    Returns:
-        A function of values [R, S, ...] that puts them into that order.
-    """
-    order = mask.argsort(dim=1, descending=True, stable=True)[:, : int(mask.sum(1).max())]
+def is_named_tuple(kind: object) -> bool:
+    """Whether `kind` is a class of named tuples."""
+    return isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")
 
-    def packed(values: Tensor) -> Tensor:
-        index = order.reshape(*order.shape, *(1,) * (values.dim() - 2))
-        return values.gather(1, index.expand(*order.shape, *values.shape[2:]))
 
-    return packed
+def leaves(tree: object, name: str = "") -> Iterator[tuple[str, Any]]:
+    """What `tree` holds beside containers, each with its place: ("parameters.0.weight", tensor)."""
+    parts = children(tree)
+    if parts is None:
+        yield name, tree
+        return
+    for key, part in parts.items():
+        yield from leaves(part, f"{name}.{key}" if name else str(key))
+
+
+def tensors_in(tree: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors among the `leaves`."""
+    return ((place, leaf) for place, leaf in leaves(tree, name) if isinstance(leaf, Tensor))
+
+
+def _zip(function: Callable[[list[Tensor]], Tensor], trees: Sequence[Any]) -> Any:
+    first = trees[0]
+    if isinstance(first, Tensor):
+        return function(list(trees))
+    parts = children(first)
+    if parts is None:
+        return first
+    others = [children(tree) or {} for tree in trees[1:]]
+    if any(parts.keys() != other.keys() for other in others):
+        raise ValueError("the trees differ in structure")
+    zipped = {key: _zip(function, [part, *(other[key] for other in others)]) for key, part in parts.items()}
+    if isinstance(first, Mapping):
+        return zipped
+    if is_dataclass(first) and not isinstance(first, type):
+        return replace(first, **zipped)
+    return type(first)(*zipped.values()) if is_named_tuple(type(first)) else type(first)(zipped.values())

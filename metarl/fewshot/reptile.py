@@ -22,6 +22,7 @@ from torch import Tensor
 from metarl.core.data import Episodes
 from metarl.core.errors import require
 from metarl.core.learner import loaded
+from metarl.core.tags import TRAIN_STEP
 from metarl.core.trees import to_device
 from metarl.fewshot.base.examples import ExampleSpaces
 from metarl.fewshot.base.gradient import Adapted, GradientConfig, GradientLearner
@@ -109,7 +110,7 @@ class Reptile(GradientLearner):
         if not self.config.reset_moments:
             self._carried = packed_mean(trained, self._parameters)
         self._remember(outcome.statistics)
-        last = f"adapt/step_{len(episodes.support)}"
+        last = f"{TRAIN_STEP}{len(episodes.support)}"
         norm = math.sqrt(sum(float(move.square().sum()) for move in moves.values()))
         scores = {"loss": float(outcome.loss.mean()), last: float(outcome.score.mean())}
         return {**scores, "move_norm": norm, "meta_step_size": share}

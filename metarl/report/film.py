@@ -140,7 +140,7 @@ def make_film(trainer: Trainer, settings: FilmSettings, *, on_frame: Callable[[i
     """
     # Imported late: torch takes seconds, and wrong settings should not wait for it.
     from metarl.core.episode import run_episodes
-    from metarl.core.evaluation import EVALUATION_ITERATION
+    from metarl.core.seeds import EVALUATION_ITERATION
     from metarl.rl.rollout import RolloutCollector
 
     learner: Any = trainer.learner

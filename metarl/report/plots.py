@@ -1,4 +1,4 @@
-"""Pictures of a run: adaptation curve, learning curves, the agent's ways; drawn without pyplot and its global state."""
+"""Pictures of a run: adaptation curve, learning curves, the agent's routes. Drawn without pyplot's global state."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Rectangle
 from matplotlib.ticker import EngFormatter
 
+from metarl.core import tags
 from metarl.core.errors import InputError, printable, require
 from metarl.core.files import require_replaceable, write_atomically, writing
 from metarl.report.text import endpoints
 
 # Okabe and Ito's palette: its colours stay apart for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B6F47")
-PRE_TAG, POST_TAG = "rollout/pre_adapt/ep_rew_mean", "rollout/post_adapt/ep_rew_mean"
 JOINT_TAGS = ("train/accuracy", "train/mse")  # of updates that adapt to no task
 SCORE_LABELS = {"return": "return per trajectory", "accuracy": "accuracy (fraction)", "mse": "mean squared error"}
 SUFFIXES = (".png", ".pdf", ".svg")
@@ -86,21 +86,21 @@ def adaptation_figure(curve: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def paths_figure(paths: Mapping[str, Any]) -> Figure:
-    """Draws the agent's ways through a few tasks: a row per task, before adaptation on the left, after it on the right.
+def routes_figure(routes: Mapping[str, Any]) -> Figure:
+    """Draws the agent's routes on a few tasks: a row per task, before adaptation on the left, after it on the right.
 
     Args:
-        paths: the content of `paths.json`.
+        routes: the content of `paths.json`.
     """
-    _require_few("tasks", paths["tasks"])
-    tasks, columns = paths["tasks"], endpoints(paths["unit"])[: len(paths["steps"])]
+    _require_few("tasks", routes["tasks"])
+    tasks, columns = routes["tasks"], endpoints(routes["unit"])[: len(routes["steps"])]
     with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
         figure = Figure(figsize=(_SCENE * len(columns) + 0.4, _SCENE * len(tasks) + 0.8), layout="constrained")
         panels = figure.subplots(len(tasks), len(columns), squeeze=False)
         limits = _scene_limits(tasks)
         for row, (task, label) in enumerate(zip(tasks, _short([task["task"] for task in tasks]), strict=True)):
-            for axes, ways in zip(panels[row], task["ways"], strict=True):
-                _draw_scene(axes, task["scene"], ways, limits)
+            for axes, drawn in zip(panels[row], task["ways"], strict=True):
+                _draw_scene(axes, task["scene"], drawn, limits)
             panels[row, 0].set_ylabel(label, fontsize=10)
         for axes, title in zip(panels[0], columns, strict=True):
             axes.set_title(title)
@@ -140,8 +140,8 @@ def learning_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """
     runs = {printable(label): rows for label, rows in runs.items()}
     for label, rows in runs.items():
-        if not any(_values(rows, tag)[0].size for tag in (PRE_TAG, POST_TAG, *JOINT_TAGS)):
-            raise InputError(f"{label}: metrics.jsonl holds no {POST_TAG} to draw")
+        if not any(_values(rows, tag)[0].size for tag in (tags.PRE_ADAPT, tags.POST_ADAPT, *JOINT_TAGS)):
+            raise InputError(f"{label}: metrics.jsonl holds no {tags.POST_ADAPT} to draw")
     steps = {label: _evaluated_steps(rows) for label, rows in runs.items()}
     evaluated = any(steps.values())
     with matplotlib.rc_context(_STYLE):
@@ -291,14 +291,14 @@ def _draw_cross_adaptation(axes: Axes, cross: Mapping[str, Any], score: str) -> 
         axes.text(column, row, f"{value:.3g}", ha="center", va="center", color=ink, fontsize=13)
 
 
-def _draw_scene(axes: Axes, scene: Mapping[str, Any], ways: Sequence[Any], limits: Sequence[float]) -> None:
+def _draw_scene(axes: Axes, scene: Mapping[str, Any], routes: Sequence[Any], limits: Sequence[float]) -> None:
     for x, y, width, height in scene["walls"]:
         axes.add_patch(Rectangle((x, y), width, height, facecolor=_WALL, linewidth=0))
     if scene["goal"]:
         axes.add_patch(Circle(scene["goal"], scene["goal_radius"], facecolor=_GOAL, alpha=0.45, linewidth=0))
-    for number, (way, colour) in enumerate(zip(ways, COLOURS, strict=False)):
-        points = _floats(way)
-        # Later ones are thinner, so that ways that coincide are all seen.
+    for number, (route, colour) in enumerate(zip(routes, COLOURS, strict=False)):
+        points = _floats(route)
+        # Later ones are thinner, so that all routes are seen where they coincide.
         axes.plot(*points.T, color=colour, linewidth=3.2 * 0.7**number, solid_joinstyle="round")
         axes.plot(*points[-1], color=colour, **_MARKS["end of a trajectory"], zorder=3)
     if scene["start"]:
@@ -311,7 +311,7 @@ def _draw_scene(axes: Axes, scene: Mapping[str, Any], ways: Sequence[Any], limit
 
 def _scene_limits(tasks: Sequence[Mapping[str, Any]]) -> list[float]:
     """x_min, x_max, y_min, y_max of all that is drawn, a square with a margin."""
-    drawn: list[Any] = [way for task in tasks for ways in task["ways"] for way in ways]
+    drawn: list[Any] = [route for task in tasks for routes in task["ways"] for route in routes]
     for scene in (task["scene"] for task in tasks):
         drawn += [[(x, y), (x + width, y + height)] for x, y, width, height in scene["walls"]]
         drawn += [[mark] for mark in (scene["start"], scene["goal"]) if mark]
@@ -350,10 +350,10 @@ def _short(tasks: Sequence[Any]) -> list[str]:
 
 def _draw_training(axes: Axes, rows: Sequence[Mapping[str, Any]], colour: str, prefix: str) -> None:
     joint = [(tag, "joint training", ":") for tag in JOINT_TAGS]
-    for tag, label, style in ((POST_TAG, "last step", "-"), (PRE_TAG, "step 0", (0, (4, 2))), *joint):
+    for tag, label, style in ((tags.POST_ADAPT, "last step", "-"), (tags.PRE_ADAPT, "step 0", (0, (4, 2))), *joint):
         env_steps, values = _values(rows, tag)
         if values.size:
-            width = 1.8 if tag == POST_TAG else 1.3
+            width = 1.8 if tag == tags.POST_ADAPT else 1.3
             axes.plot(env_steps, values, color=colour, linestyle=style, linewidth=width, label=prefix + label)
 
 
@@ -361,17 +361,16 @@ def _draw_evaluations(
     axes: Axes, rows: Sequence[Mapping[str, Any]], steps: Sequence[int], colour: str, prefix: str
 ) -> None:
     for step in steps:
-        env_steps, values = _values(rows, f"meta_test/step_{step}")
+        env_steps, values = _values(rows, f"{tags.TEST_STEP}{step}")
         shade = _paler(colour, 0.3 + 0.7 * (step + 1) / (max(steps) + 1))
         axes.plot(env_steps, values, color=shade, marker="o", markersize=4, label=f"{prefix}step {step}")
-        (_, low), (_, high) = (_values(rows, f"meta_test_ci/{end}_step_{step}") for end in ("low", "high"))
+        (_, low), (_, high) = (_values(rows, f"{end}{step}") for end in (tags.TEST_LOW, tags.TEST_HIGH))
         if low.shape == high.shape == values.shape:  # records of earlier versions have no intervals
             axes.fill_between(env_steps, low, high, color=shade, alpha=0.15, linewidth=0)
 
 
 def _evaluated_steps(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    numbers = {tag.removeprefix("meta_test/step_") for row in rows for tag in row if tag.startswith("meta_test/step_")}
-    return sorted(int(number) for number in numbers if number.isdecimal())
+    return tags.steps_in((tag for row in rows for tag in row), tags.TEST_STEP)
 
 
 def _values(

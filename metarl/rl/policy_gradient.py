@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from metarl.core.config import LearnerConfig
-from metarl.core.data import Episodes, Trajectories
+from metarl.core.data import Episodes, Trajectories, live_first
 from metarl.core.errors import require
 from metarl.core.learner import Acted, ScoreName, Spaces, Traits, loaded
-from metarl.core.trees import live_first, to_device
+from metarl.core.trees import to_device
 from metarl.gradients.adaptation import Parameters, StepSize, adapt
 from metarl.gradients.lifting import over_chunks
 from metarl.networks.policies import Activation, Distribution, Stateless, make_policy

@@ -56,7 +56,7 @@ class TaskVectorEnv(Protocol):
 
 @dataclass(frozen=True)
 class Scene:
-    """A task seen from above, as data: what `paths.png` draws the agent's way on. Lengths in the world's units.
+    """A task seen from above, as data: the background of `paths.png`. Lengths are in the world's units.
 
     Attributes:
         walls: rectangles (x, y, width, height), (x, y) being the corner with the least coordinates.

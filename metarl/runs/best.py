@@ -7,12 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metarl.core.evaluation import own_steps
 from metarl.core.learner import Learner
-from metarl.core.trainer import own_steps
+from metarl.core.tags import TEST_STEP, VALIDATION, steps_in
 from metarl.runs import checkpoint
 from metarl.runs.tracking import read_metrics
-
-VALIDATION = "meta_validation/score"
 
 
 def best_iteration(run_dir: Path, learner: Learner[Any, Any, Any]) -> int | None:
@@ -29,10 +28,8 @@ def scores_by_iteration(rows: Sequence[Mapping[str, Any]], learner: Learner[Any,
     validated = any(VALIDATION in row for row in rows)
     scores: dict[int, float] = {}
     for row in rows:
-        numbers = [key.removeprefix("meta_test/step_") for key in row if key.startswith("meta_test/step_")]
-        tested = [int(number) for number in numbers if number.isdecimal()]
-        steps = own_steps(learner, max(tested, default=0))
-        score = row.get(VALIDATION if validated else f"meta_test/step_{steps}")
+        steps = own_steps(learner, max(steps_in(row, TEST_STEP), default=0))
+        score = row.get(VALIDATION if validated else f"{TEST_STEP}{steps}")
         if score is not None and math.isfinite(score):
             scores[row["iteration"]] = -score if learner.score_name == "mse" else score
     return scores
@@ -40,7 +37,7 @@ def scores_by_iteration(rows: Sequence[Mapping[str, Any]], learner: Learner[Any,
 
 def evaluated_part(row: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a row that `scores_by_iteration` reads, kept in memory; empty without an evaluation."""
-    scores = {tag: value for tag, value in row.items() if tag == VALIDATION or tag.startswith("meta_test/step_")}
+    scores = {tag: value for tag, value in row.items() if tag == VALIDATION or tag.startswith(TEST_STEP)}
     return {"iteration": row["iteration"], **scores} if scores else {}
 
 

@@ -36,7 +36,8 @@ from metarl.core.files import (
     write_durably,
     write_error,
 )
-from metarl.core.nonfinite import nonfinite_tensors, tensors_in
+from metarl.core.nonfinite import nonfinite_tensors
+from metarl.core.trees import tensors_in
 
 FORMAT_VERSION = 1
 STATE, MANIFEST = "state.pt", "manifest.json"

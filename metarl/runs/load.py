@@ -14,9 +14,10 @@ from torch import Tensor
 from metarl.core.errors import one_line, printable, raised, require
 from metarl.core.learner import Learner
 from metarl.core.settings import unknown_setting
+from metarl.core.tags import VALIDATION
 from metarl.core.trainer import Trainer
 from metarl.runs import checkpoint
-from metarl.runs.best import VALIDATION, best_iteration
+from metarl.runs.best import best_iteration
 from metarl.runs.build import build, collectors_of, distribution_of, observer_of
 from metarl.runs.config import SPACES, RunConfig, decisive_settings, load_config, path_settings, read_saved
 from metarl.runs.other_tasks import Target, require_same_spaces

@@ -41,8 +41,8 @@ def draw(run_dirs: Sequence[Path], out: Path) -> list[Path]:
     if single and (first / "paths.json").is_file():
         beside = out.with_suffix(f".paths{out.suffix}")
         plots.check_path(beside)
-        paths = runs.read_report(first, "paths.json")
-        drawn[beside] = _drawn(first / "paths.json", lambda: plots.paths_figure(paths), beside)
+        routes = runs.read_report(first, "paths.json")
+        drawn[beside] = _drawn(first / "paths.json", lambda: plots.routes_figure(routes), beside)
     for path, data in drawn.items():
         plots.write_picture(data, path)
     return list(drawn)

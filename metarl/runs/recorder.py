@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from metarl.core.curve import AdaptationCurve
 from metarl.core.errors import InputError, RunError
-from metarl.core.evaluation import AdaptationCurve
 from metarl.core.files import shown
-from metarl.core.trainer import Callback, Progressed, Trainer, curve_scalars
+from metarl.core.scalars import curve_scalars
+from metarl.core.tags import CURVE_FIGURE, ROUTES_FIGURE, VALIDATION
+from metarl.core.trainer import Callback, Progressed, Trainer
 from metarl.report import plots
-from metarl.rl.routes import paths_of, paths_to_json
+from metarl.rl.routes import routes_of, routes_to_json
 from metarl.runs import checkpoint
-from metarl.runs.best import VALIDATION, best_of, evaluated_part, scores_by_iteration
+from metarl.runs.best import best_of, evaluated_part, scores_by_iteration
 from metarl.runs.config import SPACES, RunConfig, decisive_settings, flatten, to_dict
 from metarl.runs.tracking import Tracker, read_rows_before
 
@@ -67,10 +69,10 @@ class RunRecorder(Callback):
     def on_evaluation(self, trainer: Trainer, curve: AdaptationCurve) -> None:
         with self._recording() as tracker:
             figure = plots.adaptation_figure(curve.to_json())
-            tracker.figure("meta_test/adaptation_curve", figure, trainer.iteration)
-            if paths := paths_of(trainer.observer):
-                figure = plots.paths_figure(paths_to_json(paths, unit=curve.unit))
-                tracker.figure("meta_test/paths", figure, trainer.iteration)
+            tracker.figure(CURVE_FIGURE, figure, trainer.iteration)
+            if routes := routes_of(trainer.observer):
+                figure = plots.routes_figure(routes_to_json(routes, unit=curve.unit))
+                tracker.figure(ROUTES_FIGURE, figure, trainer.iteration)
             validated = {} if trainer.validation is None else {VALIDATION: trainer.validation}
             scalars = curve_scalars(curve) | validated
             tracker.evaluation(trainer.iteration, scalars, env_steps=trainer.env_steps, wall_s=trainer.wall_s)

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from metarl.core.controls import adaptation_controls
+from metarl.core.curve import AdaptationCurve
 from metarl.core.errors import InputError, require
-from metarl.core.evaluation import AdaptationCurve, adaptation_controls, choose_step_scale
 from metarl.core.files import parse_json, read_file, write_atomically, writing
+from metarl.core.step_scale import choose_step_scale
 from metarl.core.trainer import Trainer
 from metarl.fewshot.base.baseline import evaluate_baseline
 from metarl.fewshot.base.examples import ExampleTaskDistribution
@@ -73,10 +75,10 @@ def write_report(report: Mapping[str, Any], run_dir: Path) -> None:
     plots.save_figure(plots.adaptation_figure(report), run_dir / "adaptation.png")
 
 
-def write_paths(paths: Mapping[str, Any], run_dir: Path) -> None:
+def write_routes(routes: Mapping[str, Any], run_dir: Path) -> None:
     """Writes `paths.json` and `paths.png`."""
-    write_json(paths, run_dir / "paths.json", indent=None)
-    plots.save_figure(plots.paths_figure(paths), run_dir / "paths.png")
+    write_json(routes, run_dir / "paths.json", indent=None)
+    plots.save_figure(plots.routes_figure(routes), run_dir / "paths.png")
 
 
 def read_report(run_dir: Path, name: str = "adaptation.json") -> dict[str, Any]:

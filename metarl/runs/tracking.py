@@ -25,6 +25,7 @@ from torch.utils.tensorboard import summary as summaries
 
 from metarl.core.errors import InputError, printable
 from metarl.core.files import parse_json, read_file, write_atomically, writing
+from metarl.core.tags import EVALUATION_PREFIXES, TEST_HIGH, TEST_LOW, TEST_STEP, TRAIN_STEP
 from metarl.report.plots import rendered
 from metarl.runs.config import flatten
 
@@ -67,8 +68,7 @@ class Tracker:
         kept, _ = read_rows_before(run_dir, start_iteration)
         evaluated_again = evaluated_again and bool(kept) and kept[-1]["iteration"] == start_iteration - 1
         if evaluated_again:
-            scored = ("meta_test", "meta_validation")
-            kept[-1] = {tag: value for tag, value in kept[-1].items() if not tag.startswith(scored)}
+            kept[-1] = {tag: value for tag, value in kept[-1].items() if not tag.startswith(EVALUATION_PREFIXES)}
         self._last_row: dict[str, Any] = kept[-1] if kept else {}
         with writing(run_dir / "config.json"):
             write_atomically(run_dir / "config.json", (json.dumps(config, indent=2, allow_nan=False) + "\n").encode())
@@ -294,16 +294,16 @@ def _layout(num_adaptation_steps: int, num_evaluation_steps: int) -> Summary:
     """Charts of TensorBoard's custom scalars: every curve's steps together, those of test tasks with intervals too."""
     charts = []
     for title, tag, last in (
-        ("training tasks", "adapt/step", num_adaptation_steps),
-        ("test tasks", "meta_test/step", num_evaluation_steps),
+        ("training tasks", TRAIN_STEP, num_adaptation_steps),
+        ("test tasks", TEST_STEP, num_evaluation_steps),
     ):
-        tags = [f"{tag}_{step}" for step in range(last + 1)]
+        tags = [f"{tag}{step}" for step in range(last + 1)]
         charts.append(layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=tags)))
     bands = [
         layout_pb2.MarginChartContent.Series(
-            value=f"meta_test/step_{step}",
-            lower=f"meta_test_ci/low_step_{step}",
-            upper=f"meta_test_ci/high_step_{step}",
+            value=f"{TEST_STEP}{step}",
+            lower=f"{TEST_LOW}{step}",
+            upper=f"{TEST_HIGH}{step}",
         )
         for step in range(num_evaluation_steps + 1)
     ]

@@ -8,14 +8,14 @@ from typing import Any
 from metarl.core.errors import InputError, require
 from metarl.core.files import WriteError, shown
 from metarl.core.trainer import Callback
-from metarl.rl.routes import paths_of, paths_to_json
+from metarl.rl.routes import routes_of, routes_to_json
 from metarl.runs import checkpoint
 from metarl.runs.build import build
 from metarl.runs.config import RunConfig, decisive_settings, flatten, read_saved, resume_command
 from metarl.runs.folder import claimed, what_is_left
 from metarl.runs.load import restore
 from metarl.runs.recorder import RunRecorder
-from metarl.runs.reports import describe, write_paths, write_report
+from metarl.runs.reports import describe, write_report, write_routes
 
 
 def train(
@@ -59,8 +59,8 @@ def train(
                 callback.before_evaluation(trainer)
             report = describe(trainer, curve, controls=config.evaluation.controls)
             write_report(report, run_dir)
-            if paths := paths_of(trainer.observer):
-                write_paths(paths_to_json(paths, unit=curve.unit), run_dir)
+            if routes := routes_of(trainer.observer):
+                write_routes(routes_to_json(routes, unit=curve.unit), run_dir)
         except WriteError as error:
             raise WriteError(f"{error}; {what_is_left(run_dir)}") from None
         return report

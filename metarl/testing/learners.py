@@ -20,13 +20,13 @@ from metarl.core.errors import InputError, RunError, one_line, raised, require
 from metarl.core.learner import ScoreName
 from metarl.core.seeds import Purpose, Seeds, generator
 from metarl.core.tasks import TaskDistribution
-from metarl.core.trees import tree_map
+from metarl.core.trees import tensors_in, tree_map
 from metarl.fewshot.base.examples import ExampleCollector
 from metarl.rl.environments import TaskInObservation
 from metarl.rl.rollout import RolloutCollector
 from metarl.rl.tasks import EnvTaskDistribution
 from metarl.runs import checkpoint, registry
-from metarl.testing.watched import CheckFailedError, Watched, copied, differences, leaves, listed, same, seeded_globally
+from metarl.testing.watched import CheckFailedError, Watched, copied, differences, listed, same, seeded_globally
 
 NUM_TASKS = 4
 SUBSET = [2, 0]
@@ -288,6 +288,5 @@ def _trainable(learner: Any) -> dict[str, Tensor]:
             parts = [part for group in value.param_groups for part in group["params"]]
             found |= {f"{name}.{place}": part for place, part in enumerate(parts)}
         else:
-            tensors = {f"{name}.{place}".rstrip("."): leaf for place, leaf in leaves(value).items()}
-            found |= {place: leaf for place, leaf in tensors.items() if isinstance(leaf, Tensor) and leaf.requires_grad}
+            found |= {place: tensor for place, tensor in tensors_in(value, name) if tensor.requires_grad}
     return found

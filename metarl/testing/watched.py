@@ -8,8 +8,7 @@ import inspect
 import math
 import numbers
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from metarl.core.errors import one_line, raised
-from metarl.core.trees import tree_map
+from metarl.core.trees import leaves, tensors_in, tree_map
 from metarl.runs.registry import ACTING_METHODS
 
 READ_ONLY = ("prepare", "adapt", "score", "act", "observe")
@@ -64,10 +63,10 @@ def _result_faults(name: str, result: Any, arguments: Sequence[Any]) -> Iterator
     """Lists what is wrong with the `result` of a method."""
     if name in ("begin", "adapt", "observe"):
         size = arguments[0] if name == "begin" else _num_tasks(arguments[0])
-        for place, value in leaves(result).items():
-            if isinstance(value, Tensor) and value.dim() > 0 and len(value) != size:
+        for place, tensor in tensors_in(result):
+            if tensor.dim() > 0 and len(tensor) != size:
                 where = f" ({place})" if place else ""
-                yield f"{name} of {size} tasks returned a tensor{where} of shape {_shape(value)}: tasks come first"
+                yield f"{name} of {size} tasks returned a tensor{where} of shape {_shape(tensor)}: tasks come first"
     elif name == "act":
         if not isinstance(result, tuple) or len(result) != 2:
             yield f"act returned {one_line(repr(result))}: must be a pair, an Acted and the state"
@@ -96,7 +95,7 @@ def _result_faults(name: str, result: Any, arguments: Sequence[Any]) -> Iterator
 
 
 def _num_tasks(state: Any) -> int:
-    sizes = [len(value) for value in leaves(state).values() if isinstance(value, Tensor) and value.dim() > 0]
+    sizes = [len(value) for _, value in tensors_in(state) if value.dim() > 0]
     return sizes[0] if sizes else 0
 
 
@@ -108,28 +107,11 @@ def copied(tree: Any) -> Any:
     return tree_map(lambda value: value.detach().clone(), tree)
 
 
-def leaves(tree: Any, name: str = "") -> dict[str, Any]:
-    """The leaves of a nested structure, by name, such as "parameters.weight"."""
-    parts: dict[str, Any]
-    if isinstance(tree, Mapping):
-        parts = {str(key): value for key, value in tree.items()}
-    elif isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        parts = dict(zip(tree._fields, tree, strict=True))
-    elif isinstance(tree, (list, tuple)):
-        parts = {str(place): value for place, value in enumerate(tree)}
-    elif is_dataclass(tree) and not isinstance(tree, type):
-        parts = {field.name: getattr(tree, field.name) for field in fields(tree)}
-    else:
-        return {name: tree}
-    prefix = f"{name}." if name else ""
-    return {place: leaf for key, value in parts.items() for place, leaf in leaves(value, prefix + key).items()}
-
-
 def differences(left: Any, right: Any, names: Sequence[str] = (), *, exactly: bool = True) -> str:
     """The names of the first few leaves in which two structures differ; "" if there are none."""
     if names:
         left, right = (dict(zip(names, part, strict=False)) for part in (left, right))
-    mine, other = leaves(left), leaves(right)
+    mine, other = dict(leaves(left)), dict(leaves(right))
     return listed([n for n in {**mine, **other} if not (n in mine and n in other and same(mine[n], other[n], exactly))])
 
 

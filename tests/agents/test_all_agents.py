@@ -14,8 +14,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from metarl.core import evaluation
+from metarl.core import curve
 from metarl.core.config import EvaluationConfig, TrainerConfig
+from metarl.core.controls import adaptation_controls
 from metarl.core.episode import run_episodes
 from metarl.core.seeds import Purpose, Seeds, generator
 from metarl.core.statistics import bootstrap
@@ -92,7 +93,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     agent: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plots, "adaptation_figure", lambda report: Figure())
-    monkeypatch.setattr(evaluation, "bootstrap", functools.partial(bootstrap, num_resamples=10))
+    monkeypatch.setattr(curve, "bootstrap", functools.partial(bootstrap, num_resamples=10))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     reports = [train(small(agent, task), whole)]
     with pytest.raises(KeyboardInterrupt):
@@ -165,7 +166,7 @@ def test_support_without_reward_leaves_the_score_of_before(agent: str) -> None:
     trainer = build(small(agent, "half-cheetah-dir"))
     tasks = trainer.distribution.sample(2, generator(0, 0, Purpose.TASKS))
     collector = trainer.evaluation_collector or trainer.collector
-    controls = evaluation.adaptation_controls(trainer.learner, collector, tasks, num_replicates=2, num_steps=2)
+    controls = adaptation_controls(trainer.learner, collector, tasks, num_replicates=2, num_steps=2)
     same_score = controls["zero_reward"] == controls["before"]
     assert same_score == (agent != "rl2")  # whose memory holds what it saw; all others need a reward for a gradient
     moves = agent not in ("rl2", "oracle", "task-blind")

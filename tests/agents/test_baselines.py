@@ -24,9 +24,10 @@ from metarl.cli import main as cli
 from metarl.core.config import EvaluationConfig, TrainerConfig
 from metarl.core.episode import run_episodes
 from metarl.core.errors import InputError
-from metarl.core.evaluation import STEP_SCALES, choose_step_scale, evaluate
+from metarl.core.evaluation import evaluate
 from metarl.core.learner import Traits
 from metarl.core.seeds import Purpose, Seeds, generator
+from metarl.core.step_scale import STEP_SCALES, choose_step_scale
 from metarl.envs.ant import AntDir
 from metarl.envs.grid_nav import GoalCell, GridNav
 from metarl.envs.half_cheetah import Direction, HalfCheetahDir

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from metarl.agents.rl2 import RL2, RL2Config, Trials, TrialState
 from metarl.core.config import TrainerConfig
+from metarl.core.controls import adaptation_controls
 from metarl.core.data import Episodes, Trajectories
 from metarl.core.episode import run_episodes
 from metarl.core.errors import InputError
-from metarl.core.evaluation import adaptation_controls
 from metarl.core.seeds import Seeds
 from metarl.core.tasks import Split
 from metarl.core.trainer import Trainer

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metarl.cli.main import main
-from metarl.core import evaluation, trainer
-from metarl.core.stopping import Stopped, StopSignals
+from metarl.cli.stopping import Stopped, StopSignals
+from metarl.core import step_scale, trainer
 from metarl.report import plots
 from metarl.runs import best, checkpoint, load, recorder, tracking, train
 from metarl.runs import reports as runs
@@ -133,7 +133,7 @@ def test_a_stopped_run_has_every_iteration_and_goes_on_like_one_that_was_not(
         (train, "build", f"{SETTINGS} --run-dir run"),
         (load, "load_trainer", "evaluate WHOLE"),
         (trainer, "evaluate", "evaluate WHOLE --json out.json"),
-        (evaluation, "evaluate", "evaluate WHOLE --choose-step-size --json out.json"),
+        (step_scale, "evaluate", "evaluate WHOLE --choose-step-size --json out.json"),
     ],
 )
 def test_a_signal_before_training_or_in_an_evaluation_leaves_nothing_behind(

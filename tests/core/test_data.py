@@ -81,7 +81,7 @@ def test_tree_zip_joins_what_stands_in_the_same_place() -> None:
 
 def test_tree_zip_refuses_tuples_of_different_length() -> None:
     one = torch.zeros(1)
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="differ in structure"):
         tree_zip(torch.cat, [(one, one), (one,)])
 
 

@@ -12,20 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from metarl.core.controls import adaptation_controls
+from metarl.core.curve import AdaptationCurve
 from metarl.core.data import Trajectories
 from metarl.core.episode import run_episodes
 from metarl.core.errors import InputError
-from metarl.core.evaluation import (
-    CONTROLS_ITERATION,
-    EVALUATION_ITERATION,
-    VALIDATION_ITERATION,
-    AdaptationCurve,
-    adaptation_controls,
-    coverage,
-    evaluate,
-)
+from metarl.core.evaluation import coverage, evaluate
 from metarl.core.learner import ScoreName, Traits
-from metarl.core.seeds import Purpose, Seeds, generator
+from metarl.core.seeds import CONTROLS_ITERATION, EVALUATION_ITERATION, VALIDATION_ITERATION, Purpose, Seeds, generator
 from metarl.core.tasks import Split, TaskDistribution
 from metarl.envs.point_nav import PointNav
 from metarl.fewshot.base.examples import ExampleCollector

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from metarl.agents.rl2 import RL2, RL2Config
 from metarl.core.config import EvaluationConfig, TrainerConfig
+from metarl.core.controls import adaptation_controls
 from metarl.core.data import Episodes, Examples
-from metarl.core.evaluation import adaptation_controls
 from metarl.core.learner import ScoreName, Traits
 from metarl.core.seeds import Seeds
 from metarl.core.tasks import Split, TaskDistribution

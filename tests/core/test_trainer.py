@@ -16,12 +16,14 @@ from torch import Tensor
 from metarl.cli.progress import ProgressCallback
 from metarl.core import trainer as trainer_module
 from metarl.core.config import EvaluationConfig, TrainerConfig
+from metarl.core.curve import AdaptationCurve
 from metarl.core.data import Episodes, Examples
-from metarl.core.evaluation import AdaptationCurve, evaluate
+from metarl.core.evaluation import evaluate, own_steps
 from metarl.core.learner import ScoreName, Traits
+from metarl.core.scalars import curve_scalars
 from metarl.core.seeds import Seeds
 from metarl.core.tasks import Split, TaskDistribution
-from metarl.core.trainer import Callback, Progressed, Trainer, curve_scalars, own_steps
+from metarl.core.trainer import Callback, Progressed, Trainer
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ from metarl.cli.main import main
 from metarl.core import files
 from metarl.core.episode import run_episodes
 from metarl.core.errors import InputError
-from metarl.core.evaluation import EVALUATION_ITERATION
-from metarl.core.seeds import Purpose, Seeds, generator
+from metarl.core.seeds import EVALUATION_ITERATION, Purpose, Seeds, generator
 from metarl.envs.batch import BatchEnv
 from metarl.envs.half_cheetah import HalfCheetahDir, HalfCheetahVel
 from metarl.report import film as video

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 from PIL import Image
 
+from metarl.core import tags
 from metarl.core.errors import InputError
 from metarl.report import plots
-from metarl.report.plots import adaptation_figure, learning_figure, paths_figure, save_figure, scenes_figure
+from metarl.report.plots import adaptation_figure, learning_figure, routes_figure, save_figure, scenes_figure
 
 
 def curve(num_tasks: int, num_replicates: int, **entries: Any) -> dict[str, Any]:
@@ -54,8 +55,8 @@ def line(figure: Figure, label: str, panel: int = 0) -> Any:
 def rows(scale: float, *, evaluated: bool = False) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
     for iteration in range(1, 6):
-        row = {"iteration": iteration, "env_steps": 1000 * iteration, plots.PRE_TAG: 1.0}
-        row[plots.POST_TAG] = None if iteration == 3 else scale * iteration
+        row = {"iteration": iteration, "env_steps": 1000 * iteration, tags.PRE_ADAPT: 1.0}
+        row[tags.POST_ADAPT] = None if iteration == 3 else scale * iteration
         if evaluated and iteration in (2, 4):
             row |= {f"meta_test/step_{step}": scale * step for step in (0, 1, 10)}
             row |= {f"meta_test_ci/low_step_{step}": scale * step - iteration for step in (0, 1, 10)}
@@ -154,7 +155,7 @@ def paths(*, unit: str = "gradient steps", steps: tuple[int, ...] = (0, 3), **sc
 
 
 def test_ways_are_drawn_per_task_before_and_after() -> None:
-    figure = paths_figure(paths())
+    figure = routes_figure(paths())
     assert [axes.get_title() for axes in figure.axes] == ["before adaptation", "after adaptation", "", ""]
     assert [axes.get_ylabel() for axes in figure.axes] == ["Goal(x=0.123)", "", "Goal(x=0.223)", ""]
     for axes, k in zip(figure.axes, (0, 3, 0, 3), strict=True):
@@ -169,14 +170,14 @@ def test_ways_are_drawn_per_task_before_and_after() -> None:
 
 
 def test_columns_are_called_as_the_unit_wants() -> None:
-    figure = paths_figure(paths(unit="trajectories"))
+    figure = routes_figure(paths(unit="trajectories"))
     assert [axes.get_title() for axes in figure.axes[:2]] == ["first trajectory", "last trajectory"]
-    assert len(paths_figure(paths(steps=(0,))).axes) == 2  # nothing was adapted: one column
+    assert len(routes_figure(paths(steps=(0,))).axes) == 2  # nothing was adapted: one column
 
 
 def test_a_scene_shows_walls_start_and_goal_to_scale() -> None:
     walls = [[-2.0, -1.0, 1.0, 6.0], [4.0, -1.0, 0.5, 0.25]]
-    figure = paths_figure(paths(walls=walls, start=[0.0, 0.0], goal=[3.0, 1.5], goal_radius=0.5))
+    figure = routes_figure(paths(walls=walls, start=[0.0, 0.0], goal=[3.0, 1.5], goal_radius=0.5))
     for axes in figure.axes:
         assert axes.get_aspect() == 1.0
         boxes = [patch.get_bbox().bounds for patch in axes.patches if isinstance(patch, Rectangle)]
@@ -203,7 +204,7 @@ def test_scenes_are_drawn_each_to_its_own_scale() -> None:
 
 
 def test_what_a_scene_lacks_is_not_explained_and_its_extent_is_shown() -> None:
-    figure = paths_figure(paths(extent=[-5.0, 1.0, 0.0, 1.0]))
+    figure = routes_figure(paths(extent=[-5.0, 1.0, 0.0, 1.0]))
     assert figure.axes[0].get_xlim()[0] < -5.0
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["end of a trajectory"]
@@ -211,7 +212,7 @@ def test_what_a_scene_lacks_is_not_explained_and_its_extent_is_shown() -> None:
     empty = paths()
     for task in empty["tasks"]:
         task["ways"] = [[], []]  # every trajectory broke down in its first step
-    assert len(paths_figure(empty).axes) == 4
+    assert len(routes_figure(empty).axes) == 4
 
 
 def test_labels_are_shortened_or_numbered_where_they_would_not_fit() -> None:

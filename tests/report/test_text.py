@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metarl.core.evaluation import AdaptationCurve
+from metarl.core.curve import AdaptationCurve
 from metarl.report.text import report_lines
 
 

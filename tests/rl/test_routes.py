@@ -18,7 +18,7 @@ from metarl.core.learner import Acted, Traits
 from metarl.envs.bandit import Bandit
 from metarl.envs.point_nav import Goal, PointNav
 from metarl.rl.rollout import RolloutCollector
-from metarl.rl.routes import MAX_POINTS, NUM_TASKS, NUM_TRAJECTORIES, RouteRecorder, paths_to_json
+from metarl.rl.routes import MAX_POINTS, NUM_TASKS, NUM_TRAJECTORIES, RouteRecorder, routes_to_json
 from metarl.rl.tasks import EnvTaskDistribution, Scene
 
 
@@ -66,14 +66,14 @@ def recorder_of(tasks: list[Goal], *, distribution: Any = None, replicates: int 
 
 def test_a_way_goes_from_the_start_to_what_followed_the_last_live_step() -> None:
     recorder = recorder_of(goals(1.0))
-    assert recorder.paths() == ()
+    assert recorder.routes() == ()
     for step in range(3):
         recorder.record(step, data_of(1, [2, 0, 6]), first=0)
-    (paths,) = recorder.paths()
+    (paths,) = recorder.routes()
     assert (paths.task, paths.scene) == (Goal(1.0, 0.5), Scene(goal=(1.0, 0.5)))
-    assert [*paths.ways] == [0, 2]  # before and after; the steps between are not drawn
-    for ways in paths.ways.values():
-        assert [way.tolist() for way in ways] == [
+    assert [*paths.by_step] == [0, 2]  # before and after; the steps between are not drawn
+    for routes in paths.by_step.values():
+        assert [route.tolist() for route in routes] == [
             [[0.0, 0.0], [0.0, 10.0], [0.0, 20.0]],
             [[0.0, 10.0 * (200 + step)] for step in range(7)],  # the one without a live step is left out
         ]
@@ -84,11 +84,11 @@ def test_a_few_tasks_all_over_the_list_and_few_trajectories_of_their_first_repli
     recorder = recorder_of(tasks, replicates=3, num_steps=0)
     for first in range(0, 30, 7):  # batches that end between the replicates
         recorder.record(0, data_of(min(7, 30 - first), [1] * 8, first=first), first=first)
-    paths = recorder.paths()
+    paths = recorder.routes()
     assert [tasks.index(one.task) for one in paths] == [0, 3, 6, 9]
     assert len(paths) == NUM_TASKS
     for one in paths:
-        episodes = [way[0, 0] / 10 for way in one.ways[0]]
+        episodes = [route[0, 0] / 10 for route in one.by_step[0]]
         assert episodes == [3.0 * tasks.index(one.task)] * NUM_TRAJECTORIES
 
 
@@ -97,17 +97,17 @@ def test_small_families_are_drawn_once_each(count: int, drawn: list[int]) -> Non
     tasks = goals(*range(1, count + 1))
     recorder = recorder_of(tasks)
     recorder.record(0, data_of(count, [1]), first=0)
-    assert [tasks.index(one.task) for one in recorder.paths()] == drawn
+    assert [tasks.index(one.task) for one in recorder.routes()] == drawn
 
 
 def test_tasks_and_families_without_a_scene_are_left_out() -> None:
     recorder = recorder_of(goals(1.0, -1.0, 2.0), distribution=HalfPlane())
     recorder.record(0, data_of(3, [1]), first=0)
-    assert [one.task.x for one in recorder.paths()] == [1.0, 2.0]
+    assert [one.task.x for one in recorder.routes()] == [1.0, 2.0]
     arms = Bandit().sample(3, np.random.default_rng(0))
     recorder = recorder_of(arms, distribution=Bandit())  # type: ignore[arg-type]
     recorder.record(0, data_of(3, [1]), first=0)
-    assert recorder.paths() == ()
+    assert recorder.routes() == ()
     assert EnvTaskDistribution.scene(Plane(), goals(1.0)[0]) is None
 
 
@@ -123,10 +123,10 @@ def test_a_scene_without_positions_says_what_to_write() -> None:
 def test_long_ways_are_thinned_but_keep_their_ends() -> None:
     recorder = recorder_of(goals(1.0))
     recorder.record(0, data_of(1, [1000], horizon=1000), first=0)
-    (way,) = recorder.paths()[0].ways[0]
-    assert len(way) == MAX_POINTS
-    assert way[[0, -1], 1].tolist() == [0.0, 10_000.0]
-    assert np.diff(way[:, 1]).max() <= 40.0
+    (route,) = recorder.routes()[0].by_step[0]
+    assert len(route) == MAX_POINTS
+    assert route[[0, -1], 1].tolist() == [0.0, 10_000.0]
+    assert np.diff(route[:, 1]).max() <= 40.0
 
 
 def test_json_holds_the_scene_and_rounded_ways() -> None:
@@ -134,7 +134,7 @@ def test_json_holds_the_scene_and_rounded_ways() -> None:
     for step in (0, 1):
         data = data_of(1, [1])
         recorder.record(step, replace(data, observations=data.observations + (step + 1) / 3), first=0)
-    plain = json.loads(json.dumps(paths_to_json(recorder.paths(), unit="gradient steps"), allow_nan=False))
+    plain = json.loads(json.dumps(routes_to_json(recorder.routes(), unit="gradient steps"), allow_nan=False))
     assert plain == {
         "schema_version": 1,
         "unit": "gradient steps",
@@ -159,7 +159,7 @@ def test_numbers_of_a_scene_may_be_numpys() -> None:
 
     recorder = recorder_of(goals(1.0), distribution=Walled())
     recorder.record(0, data_of(1, [1]), first=0)
-    (task,) = json.loads(json.dumps(paths_to_json(recorder.paths(), unit="trajectories")))["tasks"]
+    (task,) = json.loads(json.dumps(routes_to_json(recorder.routes(), unit="trajectories")))["tasks"]
     assert task["scene"]["walls"] == [[1.0] * 4] * 2
     assert (task["scene"]["start"], task["scene"]["extent"]) == ([1.0, 1.0], [1.0] * 4)
 
@@ -199,11 +199,11 @@ def test_an_evaluation_brings_its_own_trajectories_and_no_others(batch_size: int
     curve = evaluate(Drifting(), collector, family, num_steps=1, batch_size=batch_size, observer=recorder)  # type: ignore[arg-type]
     paper = family.all_tasks()
     assert paper is not None
-    assert [one.task for one in recorder.paths()] == [paper[number] for number in (0, 13, 26, 39)]
-    for one in recorder.paths():
+    assert [one.task for one in recorder.routes()] == [paper[number] for number in (0, 13, 26, 39)]
+    for one in recorder.routes():
         assert one.scene == family.scene(one.task)
-        for step, ways in one.ways.items():
-            assert len(ways) == 2
-            for way in ways:
-                np.testing.assert_allclose(way, [[0.1 * step * t, 0.05 * t] for t in range(4)], atol=1e-6)
+        for step, routes in one.by_step.items():
+            assert len(routes) == 2
+            for route in routes:
+                np.testing.assert_allclose(route, [[0.1 * step * t, 0.05 * t] for t in range(4)], atol=1e-6)
     assert "paths" not in curve.to_json()

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from metarl.cli.flags import parse_train
+from metarl.core.curve import AdaptationCurve
 from metarl.core.errors import InputError
-from metarl.core.evaluation import AdaptationCurve
 from metarl.runs.load import load
 from metarl.runs.train import train
 

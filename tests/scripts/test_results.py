@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from metarl.core.errors import InputError, RunError
-from metarl.core.evaluation import EVALUATION_ITERATION
-from metarl.core.seeds import Purpose, generator
+from metarl.core.seeds import EVALUATION_ITERATION, Purpose, generator
 from metarl.core.statistics import crossed_interval
 from metarl.runs import registry
 

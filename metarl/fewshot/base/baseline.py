@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from metarl.core.evaluation import EVALUATION_ITERATION
-from metarl.core.seeds import Purpose, Seeds, generator
+from metarl.core.seeds import EVALUATION_ITERATION, Purpose, Seeds, generator
 from metarl.core.statistics import bootstrap
 from metarl.fewshot.base.examples import ExampleTaskDistribution
 

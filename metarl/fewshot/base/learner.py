@@ -25,6 +25,7 @@ from metarl.core.config import LearnerConfig
 from metarl.core.data import Episodes, Examples
 from metarl.core.errors import InputError, require
 from metarl.core.learner import ScoreName, Traits, loaded
+from metarl.core.tags import TRAIN_STEP
 from metarl.core.trees import to_device, tree_map, tree_zip
 from metarl.fewshot.base.compiled import Compiled
 from metarl.fewshot.base.encoders import EncoderConfig, Network, Statistics, make_encoder
@@ -241,7 +242,7 @@ class FewShotLearner(ABC, Generic[State]):
         gradients, outcome = self.meta_gradient(episodes.support, episodes.query)
         norm = self._descend(gradients)
         self._remember(outcome.statistics)
-        score = self.score_name if self.traits.trains_jointly else f"adapt/step_{len(episodes.support)}"
+        score = self.score_name if self.traits.trains_jointly else f"{TRAIN_STEP}{len(episodes.support)}"
         return {"loss": float(outcome.loss.mean()), "gradient_norm": norm, score: float(outcome.score.mean())}
 
     def meta_gradient(self, support: tuple[ExampleBatch, ...], query: ExampleBatch) -> tuple[Parameters, Outcome]:
