@@ -129,10 +129,10 @@ class Case:
         parameters = {name: value.detach() for name, value in self.module.named_parameters()}
 
         def loss(parameters: dict[str, Tensor], *task: Tensor) -> Tensor:
-            inputs, targets, asked, answers = task
+            inputs, targets, queries, answers = task
             inner = torch.func.grad(self._loss)(parameters, inputs, targets)
             adapted = {name: parameters[name] - INNER_LR * inner[name] for name in parameters}
-            return self._loss(adapted, asked, answers)
+            return self._loss(adapted, queries, answers)
 
         gradient = torch.compile(torch.func.grad(loss))
         return lambda: self._summed(lambda i: list(gradient(parameters, *self._task(i)).values()))
@@ -146,9 +146,9 @@ class Case:
         parameters = list(self.module.parameters())
 
         def of_task(i: int) -> Gradient:
-            inputs, targets, asked, answers = self._task(i)
+            inputs, targets, queries, answers = self._task(i)
             optimizer.step(functional.cross_entropy(self.module(inputs), targets))
-            gradient = torch.autograd.grad(functional.cross_entropy(self.module(asked), answers), parameters)
+            gradient = torch.autograd.grad(functional.cross_entropy(self.module(queries), answers), parameters)
             torchopt.recover_state_dict(self.module, start)
             return list(gradient)
 
@@ -161,10 +161,10 @@ class Case:
         optimizer = torch.optim.SGD(self.module.parameters(), lr=INNER_LR)
 
         def of_task(i: int) -> Gradient:
-            inputs, targets, asked, answers = self._task(i)
+            inputs, targets, queries, answers = self._task(i)
             with higher.innerloop_ctx(self.module, optimizer, copy_initial_weights=False) as (network, steps):
                 steps.step(functional.cross_entropy(network(inputs), targets))
-                loss = functional.cross_entropy(network(asked), answers)
+                loss = functional.cross_entropy(network(queries), answers)
                 return list(torch.autograd.grad(loss, list(self.module.parameters())))
 
         return self._summed(of_task)
@@ -176,11 +176,11 @@ class Case:
         return functional.cross_entropy(torch.func.functional_call(self.module, parameters, (inputs,)), targets)
 
     def _task_gradient(self, parameters: dict[str, Tensor], i: int) -> Gradient:
-        inputs, targets, asked, answers = self._task(i)
+        inputs, targets, queries, answers = self._task(i)
         loss = self._loss(parameters, inputs, targets)
         inner = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
         adapted = {name: value - INNER_LR * g for (name, value), g in zip(parameters.items(), inner, strict=True)}
-        return list(torch.autograd.grad(self._loss(adapted, asked, answers), list(parameters.values())))
+        return list(torch.autograd.grad(self._loss(adapted, queries, answers), list(parameters.values())))
 
     def _summed(self, of_task: Callable[[int], Gradient]) -> Gradient:
         total = of_task(0)

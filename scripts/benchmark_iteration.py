@@ -91,14 +91,14 @@ def make_trainer(every: int, quick: bool) -> Any:
     return build(parse_train(flags.split()).config)
 
 
-def watched() -> Stopwatch:
+def stages() -> list[tuple[Any, str, str]]:
+    """Owner and name of each method that is timed, and the stage that it belongs to."""
     from metarl.agents.maml import MAML, OuterStep
     from metarl.envs.batch import Simulator
     from metarl.envs.vector import TaskBatchEnv
     from metarl.rl.rollout import RolloutCollector
 
-    stopwatch = Stopwatch()
-    for owner, method, stage in (
+    return [
         (Simulator, "step", "physics"),
         (TaskBatchEnv, "reset", "reset"),
         (MAML, "act", "acting"),
@@ -110,14 +110,14 @@ def watched() -> Stopwatch:
         (OuterStep, "gradient", "meta-gradient"),
         (OuterStep, "product", "curvature products"),
         (OuterStep, "evaluate", "line search"),
-    ):
-        stopwatch.watch(owner, method, stage)
-    return stopwatch
+    ]
 
 
 def measure(every: list[int], repeats: int, quick: bool) -> dict[int, list[dict[str, float]]]:
     """Seconds by stage of `repeats` alternating iterations of each kind, after a warm-up iteration."""
-    stopwatch = watched()
+    stopwatch = Stopwatch()
+    for owner, method, stage in stages():
+        stopwatch.watch(owner, method, stage)
     trainers = {kind: make_trainer(kind, quick) for kind in every}
     found: dict[int, list[dict[str, float]]] = {kind: [] for kind in every}
     for repeat in range(repeats + 1):

@@ -1,4 +1,4 @@
-"""Trained bandit players beside classical ones: return with intervals, and a picture of the regret per pull.
+"""Trained bandit players compared with classical ones: return with intervals, and a picture of the regret per pull.
 
     python scripts/train_bandit.py --agent rl2 --preset 100x5 --run-dir runs/bandit-100x5
     python scripts/compare_bandits.py runs/bandit-100x5 --json compare.json --picture regret.png
@@ -60,13 +60,13 @@ def learned(learner: Any, rng: np.random.Generator) -> yardsticks.Policy:
 def compare(runs: Mapping[str, Any], num_arms: int, num_pulls: int, num_episodes: int, seed: int) -> dict[str, Any]:
     """One panel: the return and regret of all players on the same episodes."""
     rng = np.random.default_rng([seed, num_arms, num_pulls])
-    probabilities, luck = rng.random((num_episodes, num_arms)), rng.random((num_episodes, num_pulls))
+    probabilities, uniforms = rng.random((num_episodes, num_arms)), rng.random((num_episodes, num_pulls))
     players = classical(num_pulls, seed) | {label: learned(run, rng.spawn(1)[0]) for label, run in runs.items()}
     returns, regrets = {}, {}
     for name, policy in players.items():
 
         def play(rows: slice, policy: yardsticks.Policy = policy) -> Any:
-            return yardsticks.simulate(policy, probabilities[rows], luck[rows])
+            return yardsticks.simulate(policy, probabilities[rows], uniforms[rows])
 
         parts = in_parts(play, num_episodes, ROWS)
         arms, rewards = (np.concatenate(field) for field in zip(*parts, strict=True))

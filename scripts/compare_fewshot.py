@@ -1,4 +1,4 @@
-"""Accuracy of trained few-shot learners on 5 and 20 classes with 1 and 5 examples, beside the published figures.
+"""Accuracy of trained few-shot learners on 5 and 20 classes with 1 and 5 examples, with the published figures.
 
     metarl train omniglot --agent proto --task.root DATA --run-dir runs/proto
     python scripts/compare_fewshot.py runs/proto runs/maml --json compare.json

@@ -1,4 +1,4 @@
-"""Trained players of random MDPs beside planners that have the family's prior: return of a trial, with intervals.
+"""Trained players of random MDPs compared with planners that have the family's prior: return of a trial and intervals.
 
     python scripts/train_tabular_mdp.py --agent rl2 --run-dir runs/tabular-mdp
     python scripts/compare_tabular_mdps.py runs/tabular-mdp --json compare.json
@@ -43,7 +43,7 @@ def compare(runs: Mapping[str, Any], family: Any, num_episodes: int, num_mdps: i
     rng = np.random.default_rng(seed)
     transitions, mean_rewards = yardsticks.stack(family.sample(num_mdps, rng))
     size = (num_mdps, num_episodes, family.horizon)
-    luck, noise = rng.random(size), rng.standard_normal(size)
+    uniforms, noise = rng.random(size), rng.standard_normal(size)
     rngs = iter(rng.spawn(8 + len(runs)))
     players = {
         "random": yardsticks.uniform(next(rngs)),
@@ -58,7 +58,7 @@ def compare(runs: Mapping[str, Any], family: Any, num_episodes: int, num_mdps: i
     for name, policy in players.items():
 
         def play(rows: slice, policy: yardsticks.Policy = policy) -> Any:
-            data = (array[rows] for array in (transitions, mean_rewards, luck, noise))
+            data = (array[rows] for array in (transitions, mean_rewards, uniforms, noise))
             return yardsticks.simulate(policy, *data).sum((1, 2))
 
         returns[name] = np.concatenate(in_parts(play, num_mdps, ROWS))

@@ -91,8 +91,8 @@ def values_of(group: Sequence[Mapping[str, Any]]) -> Array:
     """
     tasks = group[0].get("tasks")
     for cell in group:
-        met, allowed = cell.get("tasks"), f"those of seed {group[0]['seed']}" if tasks else "a list of tasks"
-        require(bool(met) and met == tasks, f"tasks of {cell['label']}, seed {cell['seed']}", met, allowed)
+        found, allowed = cell.get("tasks"), f"those of seed {group[0]['seed']}" if tasks else "a list of tasks"
+        require(bool(found) and found == tasks, f"tasks of {cell['label']}, seed {cell['seed']}", found, allowed)
     values = np.asarray([cell["values"] for cell in group], dtype=np.float64)
     return values.reshape(*values.shape[:2], len(tasks), -1).swapaxes(0, 1)
 
