@@ -34,7 +34,6 @@ FREE = {"__main__", "cli", "testing"}  # may import anything
 # Libraries that one module alone may import.
 PRIVILEGES = {
     "metarl.agents.sb3": {"gymnasium", "stable_baselines3"},
-    "metarl.core.config": {"tyro"},
     "metarl.report.film": {"av"},
     "metarl.rl.mujoco_warnings": {"mujoco"},
     "metarl.runs.tracking": {"tensorboard"},

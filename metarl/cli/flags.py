@@ -15,20 +15,31 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 from tyro.conf import Positional, arg
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
+from metarl.core.bounds import Bound
 from metarl.core.config import EvaluationConfig, TrainerConfig
 from metarl.core.errors import InputError, require
-from metarl.core.settings import TABLES, check
+from metarl.core.settings import TABLES, check, expected, fields_of, parts_of
 from metarl.runs import registry
 from metarl.runs.capacity import require_capacity
-from metarl.runs.config import RunConfig, from_dict, own_encoder, parts_of, read_saved, resolve, resume_command
+from metarl.runs.config import (
+    RunConfig,
+    from_dict,
+    own_encoder,
+    read_saved,
+    resolve,
+    resume_command,
+)
+from metarl.runs.config import (
+    parts_of as settings_of,
+)
 
 DEFAULT_AGENT = "maml"
-_SHOWN = "_shown_for"
 _DESCRIPTION = (
     "Meta-trains an agent on a family of tasks. Settings: preset, then --config file, then flags. "
     "metarl train TASKS --help shows the settings of that family and agent too."
@@ -81,7 +92,7 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
         base = resolve(str(task_name), agent_name, preset=preset, config_file=config_file)
     parsed = _parse_command_line(argv, base, resuming=resume is not None)
     require(parsed.task_name == base.task_name, "task", parsed.task_name, "the first argument: metarl train TASKS ...")
-    parts = {name: _plain(getattr(parsed, name, getattr(base, name))) for name in TABLES}
+    parts = {name: getattr(parsed, name) for name in TABLES}
     for name, part in parts.items():
         check(part, name)
     config = dataclasses.replace(base, **parts)
@@ -113,15 +124,12 @@ def parse_task_flags(task: Any, flags: Sequence[str]) -> Any:
     Raises:
         InputError: an unknown setting, or a value that is not allowed.
     """
-    fields = dataclasses.fields(task) if dataclasses.is_dataclass(task) else ()
-    known = [f"--task.{field.name}".replace("_", "-") for field in fields if field.init]
-    part = [("task", type(task), dataclasses.field(default_factory=functools.partial(_same, task)))] if fields else []
-    command = dataclasses.make_dataclass("Evaluate", part, frozen=True)
-    with errors_in_one_line("metarl evaluate", known), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Could not resolve type parameter")
-        task = getattr(tyro.cli(command, prog="metarl evaluate", args=list(flags)), "task", task)
-    check(task, "task")
-    return task
+    known = [f"--task.{name}".replace("_", "-") for name in fields_of(task)]
+    command: Any = _TaskFlags
+    with _parsing("metarl evaluate", known):
+        parsed = tyro.cli(command[_type_of(task)], default=_TaskFlags(task), prog="metarl evaluate", args=list(flags))
+    check(parsed.task, "task")
+    return parsed.task
 
 
 def refuse_blank(argv: Sequence[str]) -> None:
@@ -192,24 +200,32 @@ def _find_task(argv: Sequence[str]) -> str | None:
 def _parse_command_line(
     argv: Sequence[str], base: RunConfig | None, *, resuming: bool = False, partly: bool = False
 ) -> Any:
-    """Lets tyro parse all of `argv` into one flat-and-nested object whose defaults are `base`'s values.
+    """`argv` as `_Flags`, with the settings of `base` as defaults.
 
-    With `partly`, what it does not know is returned beside the object instead of refused.
+    With `partly`, unknown flags are not refused: the answer is (flags, list of the unknown ones).
     """
-    settings = parts_of(base) if base else []
-    known = [
-        f"--{table}.{field.name}".replace("_", "-")
-        for table, part in settings
-        if dataclasses.is_dataclass(part)
-        for field in dataclasses.fields(part)
-        if field.init
-    ]
-    with errors_in_one_line("metarl train TASKS", known), warnings.catch_warnings():
+    parts = dict(settings_of(base)) if base else {"trainer": TrainerConfig(), "evaluation": EvaluationConfig()}
+    known = [f"--{table}.{name}".replace("_", "-") for table, part in parts.items() for name in fields_of(part)]
+    default = _Flags(
+        task_name=(base.task_name if base else "") if resuming or partly else tyro.MISSING,
+        agent_name=base.agent_name if base else DEFAULT_AGENT,
+        preset=base.preset if base else None,
+        **{"task": None, "agent": None, **parts},
+    )
+    command: Any = _Flags
+    command = command[_type_of(default.task), _type_of(default.agent)]
+    with _parsing("metarl train TASKS", known if base else ()):
+        options: dict[str, Any] = {"return_unknown_args": True} if partly else {}
+        cli = functools.partial(tyro.cli, command, prog="metarl train", description=_DESCRIPTION, args=list(argv))
+        return cli(default=default, **options)
+
+
+@contextlib.contextmanager
+def _parsing(command: str, known: Sequence[str]) -> Iterator[None]:
+    with errors_in_one_line(command, known), _RULES, warnings.catch_warnings():
         # A family that derives from EnvTaskDistribution without naming its task type is fine here.
         warnings.filterwarnings("ignore", "Could not resolve type parameter")
-        command = _command(base, resuming or partly)
-        parse = functools.partial(tyro.cli, command, prog="metarl train", description=_DESCRIPTION, args=list(argv))
-        return parse(return_unknown_args=True) if partly else parse()
+        yield
 
 
 @contextlib.contextmanager
@@ -247,53 +263,75 @@ def _wide_enough() -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
-def _command(base: RunConfig | None, resuming: bool) -> type[Any]:
-    """The dataclass of the whole command line; without `base`, what all tasks and agents share."""
-
-    def option(kind: Any, name: str, default: Any, text: str) -> tuple[str, Any, Any]:
-        return name, Annotated[kind, arg(help=text)], default
-
-    task_name = (base.task_name if base else "") if resuming else dataclasses.MISSING
-    agent_name = base.agent_name if base else DEFAULT_AGENT
-    families = ", ".join(sorted(registry.names("task")))
-    task_help = f"Family of tasks: {families}, or module:Class."
-    agent_help = "Agent or few-shot learner, by name or as module:Class."
-    fields: list[tuple[str, Any, Any]] = [
-        ("task_name", Annotated[Positional[str], arg(metavar="TASKS", help=task_help)], task_name),
-        ("agent_name", Annotated[str, arg(name="agent", help=agent_help)], agent_name),
-        option(str | None, "preset", base and base.preset, "Settings shipped for this family and agent."),
-        option(Path | None, "config", None, "TOML file with tables [task] [agent] [trainer] [evaluation]."),
-        option(Path | None, "run_dir", None, "Folder of the new run; default: runs/ and a name of its own."),
-        option(Path | None, "resume", None, "Run folder to go on with."),
-        option(bool, "quiet", False, "Print nothing but errors."),
-    ]
-    shared = [("trainer", TrainerConfig()), ("evaluation", EvaluationConfig())]
-    for name, part in parts_of(base) if base else shared:
-        if dataclasses.is_dataclass(part):
-            shown = _as_settings(part)
-            fields.append((name, type(shown), dataclasses.field(default_factory=functools.partial(_same, shown))))
-    return dataclasses.make_dataclass("Train", fields, frozen=True)
+Task = TypeVar("Task")
+Agent = TypeVar("Agent")
 
 
-def _same(value: Any) -> Any:
-    return value
+@dataclass(frozen=True)
+class _TaskFlags(Generic[Task]):
+    task: Task
 
 
-def _as_settings(part: Any) -> Any:
-    """`part` as an object of a subclass that has no fields but those one may set: of the others, which `part` computes,
-    tyro would make flags, and the values that they have by default would stay whatever is set."""
-    kind = type(part)
-    settable = {field.name: field for field in dataclasses.fields(part) if field.init}
-    if len(settable) == len(dataclasses.fields(part)):
-        return part
-    members = {"__dataclass_fields__": settable, "__doc__": kind.__doc__, "__module__": kind.__module__}
-    return type(kind.__name__, (kind,), {**members, _SHOWN: kind})(**{name: getattr(part, name) for name in settable})
+@dataclass(frozen=True, kw_only=True)
+class _Flags(Generic[Task, Agent]):
+    """The flags of `metarl train`. `task` and `agent` are of the classes that the command line names."""
+
+    task_name: Annotated[Positional[str], arg(metavar="TASKS", help=_families())]
+    agent_name: Annotated[str, arg(name="agent")] = DEFAULT_AGENT
+    """Agent or few-shot learner, by name or as module:Class."""
+    preset: str | None = None
+    """Settings shipped for this family and agent."""
+    config: Path | None = None
+    """TOML file with tables [task] [agent] [trainer] [evaluation]."""
+    run_dir: Path | None = None
+    """Folder of the new run; default: runs/ and a name of its own."""
+    resume: Path | None = None
+    """Run folder to go on with."""
+    quiet: bool = False
+    """Print nothing but errors."""
+    task: Task
+    agent: Agent
+    trainer: TrainerConfig
+    evaluation: EvaluationConfig
 
 
-def _plain(part: Any) -> Any:
-    """The inverse of `_as_settings`."""
-    kind = getattr(part, _SHOWN, None)
-    return part if kind is None else kind(**{f.name: getattr(part, f.name) for f in dataclasses.fields(part)})
+def _families() -> str:
+    return f"Family of tasks: {', '.join(sorted(registry.names('task')))}, or module:Class."
+
+
+def _type_of(settings: object) -> Any:
+    """The type of `settings` for tyro, which makes no flags for an object that is no dataclass."""
+    kind = type(settings)
+    return kind if fields_of(settings) else Annotated[kind, tyro.conf.Suppress, tyro.conf.Fixed]
+
+
+_RULES = ConstructorRegistry()
+_SHORT = ("iterations", "meta_batch_size", "max_minutes", "seed", "device", "checkpoint_every")
+"""Settings of [trainer] whose flags are also understood without the table's name."""
+
+
+@_RULES.struct_rule
+def _settings_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """The flags of a dataclass as tyro makes them, with what is allowed and the short names in addition.
+
+    The inner call applies tyro's own rule. `in_union_context`, which matters for lists alone, marks that call.
+    """
+    if info.in_union_context or not dataclasses.is_dataclass(info.type):
+        return None
+    spec = ConstructorRegistry.get_struct_spec(dataclasses.replace(info, in_union_context=True))
+    assert isinstance(spec, StructConstructorSpec)
+    settings = fields_of(info.type)
+    fields = tuple(_flag(info.type, field) for field in spec.fields if field.name in settings)
+    return StructConstructorSpec(info.type, fields)
+
+
+def _flag(kind: type[Any], field: StructFieldSpec) -> StructFieldSpec:
+    aliases = [f"--{field.name.replace('_', '-')}"] if kind is TrainerConfig and field.name in _SHORT else []
+    text = field.helptext() if callable(field.helptext) else field.helptext
+    if parts_of(field.type, Bound):
+        text = f"{text or ''} Allowed: {expected(field.type)}.".lstrip()
+    annotated: Any = Annotated[field.type, arg(aliases=aliases)]
+    return dataclasses.replace(field, type=annotated, helptext=text)
 
 
 # What tyro says, and how it is said here: field = value: must be what is allowed.

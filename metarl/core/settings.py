@@ -21,6 +21,7 @@ from metarl.core.errors import InputError, one_line, raised, shortened
 from metarl.core.files import LARGEST_TEXT, read_file
 
 Config = TypeVar("Config")
+Part = TypeVar("Part")
 TABLES = ("task", "agent", "trainer", "evaluation")
 
 
@@ -39,7 +40,7 @@ def from_table(cls: type[Config], table: Mapping[str, Any], prefix: str, base: C
     """
     if not isinstance(table, Mapping):
         raise InputError(f"{prefix} = {shortened(table)}: must be a table")
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init} if dataclasses.is_dataclass(cls) else {}
+    fields = fields_of(cls)
     hints = _hints(cls) if fields else {}
     values: dict[str, Any] = {}
     for key, value in table.items():
@@ -115,6 +116,15 @@ def read_toml(path: Path) -> dict[str, dict[str, Any]]:
     return tables
 
 
+def fields_of(settings: object) -> dict[str, dataclasses.Field[Any]]:
+    """The settings of a dataclass or of an object of one, by name; of anything else, none.
+
+    Fields that the class itself computes (`init=False`) are no settings.
+    """
+    found = dataclasses.fields(settings) if dataclasses.is_dataclass(settings) else ()
+    return {field.name: field for field in found if field.init}
+
+
 def check(settings: object, table: str) -> None:
     """Refuses values that the annotations of a settings dataclass do not allow.
 
@@ -132,10 +142,10 @@ def check(settings: object, table: str) -> None:
         hints = _hints(type(settings))
     except NameError:  # a type that is imported for type checkers only
         return
-    for field in dataclasses.fields(settings) if dataclasses.is_dataclass(settings) else ():
-        if field.init and getattr(settings, field.name) is not field.default:
+    for name, field in fields_of(settings).items():
+        if getattr(settings, name) is not field.default:
             with contextlib.suppress(_OtherTypeError):
-                convert(getattr(settings, field.name), hints[field.name], f"{table}.{field.name}")
+                convert(getattr(settings, name), hints[name], f"{table}.{name}")
 
 
 def _hints(cls: type[Any]) -> dict[str, Any]:
@@ -144,6 +154,12 @@ def _hints(cls: type[Any]) -> dict[str, Any]:
 
 class _OtherTypeError(TypeError):
     """The annotation of a field that no settings file can hold."""
+
+
+def parts_of(hint: Any, kind: type[Part]) -> list[Part]:
+    """The objects of type `kind` at any depth of an annotation: its bounds, or the strings of its Literals."""
+    args = typing.get_args(hint)
+    return [part for arg in args for part in ([arg] if isinstance(arg, kind) else parts_of(arg, kind))]
 
 
 def convert(value: Any, hint: Any, path: str) -> Any:
@@ -155,10 +171,10 @@ def convert(value: Any, hint: Any, path: str) -> Any:
     matched, converted = _match(value, hint, ())
     if matched:
         return converted
-    problem = f"{path} = {shortened(value)}: must be {_expected(hint)}"
+    problem = f"{path} = {shortened(value)}: must be {expected(hint)}"
     if isinstance(value, str) and _is_number(value) and _match(float(value), hint, ())[0]:
         problem += f"; write it without quotes: {path.rpartition('.')[2]} = {value.strip()}"
-    near = difflib.get_close_matches(str(value), _choices(hint), n=1, cutoff=0.75)
+    near = difflib.get_close_matches(str(value), parts_of(hint, str), n=1, cutoff=0.75)
     raise InputError(problem + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
@@ -209,24 +225,19 @@ def _bounds(hint: Any) -> tuple[Bound, ...]:
     return tuple(extra for extra in typing.get_args(hint)[1:] if isinstance(extra, Bound))
 
 
-def _choices(hint: Any) -> list[str]:
-    """The strings of a Literal, at any depth of `hint`."""
-    return [text for part in typing.get_args(hint) for text in ([part] if isinstance(part, str) else _choices(part))]
-
-
-def _expected(hint: Any, bounds: tuple[Bound, ...] = (), plural: bool = False) -> str:
+def expected(hint: Any, bounds: tuple[Bound, ...] = (), plural: bool = False) -> str:
     """What `hint` and `bounds` allow: "an integer >= 1, or left out"."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        return _expected(args[0], (*bounds, *_bounds(hint)), plural)
+        return expected(args[0], (*bounds, *_bounds(hint)), plural)
     if origin in (typing.Union, types.UnionType):
-        options = [_expected(option, bounds, plural) for option in args if option is not types.NoneType]
+        options = [expected(option, bounds, plural) for option in args if option is not types.NoneType]
         return " or ".join(options) + (", or left out" if len(options) < len(args) else "")
     if origin is Literal:
         return "one of " + ", ".join(repr(option) for option in args)
     if origin is tuple:
         several = args[-1:] == (Ellipsis,)
-        return f"a list of {'' if several else f'{len(args)} '}{_expected(args[0], bounds, plural=True)}"
+        return f"a list of {'' if several else f'{len(args)} '}{expected(args[0], bounds, plural=True)}"
     if hint is bool:
         return "true or false"
     noun = {int: "integer", float: "number", str: "string", Path: "path"}[hint] + ("s" if plural else "")

@@ -218,7 +218,7 @@ def test_help_shows_every_setting_with_the_value_it_would_have(capsys: pytest.Ca
         "--iterations INT",
     ):
         assert expected in words
-    assert "counts from its beginning. (default: 3)" in words
+    assert "counts those before it too. Allowed: an integer >= 1. (default: 3)" in words
 
 
 def test_help_without_a_task_lists_the_families(capsys: pytest.CaptureFixture[str]) -> None:

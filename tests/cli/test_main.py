@@ -88,7 +88,7 @@ def test_help_of_train_shows_the_resolved_defaults(say: Any) -> None:
     said = say("train", "bandit", "--preset", "quick", "--agent.inner-lr", "0.25", "--help")
     assert (said.code, said.err) == (0, "")
     text = words(said.out)
-    assert "counts from its beginning. (default: 30)" in text  # the preset's iterations
+    assert "counts those before it too. Allowed: an integer >= 1. (default: 30)" in text  # the preset's iterations
     assert "--task.num-arms INT" in text
     assert "--evaluation.num-tasks INT" in text
     assert "(default: 400)" in text
