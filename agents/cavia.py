@@ -1,38 +1,35 @@
-"""CAVIA: the network is meta-learned, a context vector among its inputs is adapted.
+"""CAVIA: meta-training learns the network, and adaptation changes only a context vector among its inputs.
 
 Luisa Zintgraf, Kyriacos Shiarlis, Vitaly Kurin, Katja Hofmann, Shimon Whiteson: Fast Context Adaptation via
-Meta-Learning. ICML 2019, arXiv:1810.03642. Every task starts with a context of zeros; an inner step moves the context
-alone, and the meta-gradient flows through it into the network.
+Meta-Learning. ICML 2019, arXiv:1810.03642. Every task starts with a context of zeros. An inner step changes only the
+context. The meta-gradient flows through the context into the network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from metarl.agents.maml import MAML, MAMLConfig
-from metarl.core.errors import require
+from metarl.core.bounds import AtLeast
 from metarl.gradients.adaptation import Parameters, StepSize
 from metarl.networks.policies import Distribution
 
 
 @dataclass(frozen=True)
 class CAVIAConfig(MAMLConfig):
-    """Settings of CAVIA: MAML's and the context's."""
+    """Settings of CAVIA: those of MAML and the size of the context."""
 
-    context_size: int = 5
+    context_size: Annotated[int, AtLeast(1)] = 5
     """Numbers in the context vector, >= 1."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.context_size >= 1, "agent.context_size", self.context_size, "an integer >= 1")
 
 
 class CAVIA(MAML):
-    """MAML that adapts an input of the policy. Its adapted state is the shared weights and a context per task."""
+    """MAML that adapts an input of the policy. Its adapted state holds the shared weights and a context per task."""
 
     Config = CAVIAConfig
     config: CAVIAConfig

@@ -1,23 +1,23 @@
-"""A policy trained from scratch on every test task by itself: what fresh training reaches, and after how much of it.
+"""PPO from scratch on every test task by itself: what fresh training reaches, and how much experience it takes.
 
 John Schulman, Filip Wolski, Prafulla Dhariwal, Alec Radford, Oleg Klimov: Proximal Policy Optimization Algorithms.
-2017, arXiv:1707.06347. Meta-training does nothing; every adaptation step is one iteration of PPO on fresh trajectories,
-so that its curve over some hundred steps stands in the same axes as those of agents that need one.
+2017, arXiv:1707.06347. Meta-training does nothing. Every adaptation step is one iteration of PPO on fresh trajectories.
+So its curve over some hundred steps has the same axes as the curve of an agent that needs one step.
 
 Differs from the paper: full batches, a linear baseline that is fitted to every collection, Adam without momentum.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from metarl.agents.random_init import RandomInit, RandomInitConfig
-from metarl.core.errors import require
+from metarl.core.bounds import AtLeast, Between, Positive
 from metarl.gradients.adam import no_moments, packed, packed_step
 from metarl.gradients.adaptation import Parameters
 from metarl.gradients.lifting import over_tasks
@@ -28,27 +28,22 @@ from metarl.rl.policy_gradient import PolicyBatch, clipped_surrogate
 class ExpertConfig(RandomInitConfig):
     """Settings of the policy and of PPO."""
 
-    inner_lr: float = 3e-3
+    inner_lr: Annotated[float, Positive] = 3e-3
     """Step size of Adam."""
-    later_step_scale: float = 1.0
+    later_step_scale: Annotated[float, Positive] = 1.0
     """Factor on inner_lr after the first iteration."""
-    gae_lambda: float = 0.97
+    gae_lambda: Annotated[float, Between(0, 1)] = 0.97
     """Generalised advantage estimation, in [0, 1]."""
-    num_epochs: int = 10
+    num_epochs: Annotated[int, AtLeast(1)] = 10
     """Adam steps on each collection, >= 1."""
-    clip_range: float = 0.2
-    """PPO's bound on how far the ratio of probabilities counts, > 0."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.num_epochs >= 1, "agent.num_epochs", self.num_epochs, "an integer >= 1")
-        require(0.0 < self.clip_range < math.inf, "agent.clip_range", self.clip_range, "a positive number")
+    clip_range: Annotated[float, Positive] = 0.2
+    """PPO's bound on the change of a probability ratio, > 0."""
 
 
 class Expert(RandomInit):
     """PPO from scratch on every task by itself.
 
-    Its adapted state holds each task's policy parameters and, beside them, its Adam's.
+    Its adapted state holds the policy parameters of each task and the state of each task's Adam.
     """
 
     Config = ExpertConfig
@@ -59,11 +54,13 @@ class Expert(RandomInit):
         return super().begin(num_tasks, parameters={**source, **packed(no_moments(source, momentum=False))})
 
     def adapt(self, state: Parameters, support: PolicyBatch, *, step: int, differentiable: bool = False) -> Parameters:
-        """One iteration of PPO, of which no derivative can be taken."""
+        """One iteration of PPO. It cannot be differentiated."""
+        lr = self.step_size(step)
+        assert isinstance(lr, float)
 
         def one_task(state: Parameters, batch: PolicyBatch) -> Parameters:
             parameters = {name: state[name] for name in self._policy_names}
-            return packed_step(state, torch.func.grad(self.inner_loss)(parameters, batch), self.step_size(step))
+            return packed_step(state, torch.func.grad(self.inner_loss)(parameters, batch), lr)
 
         with torch.no_grad():
             for _ in range(self.config.num_epochs):

@@ -1,11 +1,11 @@
 """Meta-SGD: MAML with a learned step size for every parameter.
 
 Zhenguo Li, Fengwei Zhou, Fei Chen, Hang Li: Meta-SGD: Learning to Learn Quickly for Few-Shot Learning. 2017,
-arXiv:1707.09835. The inner step is theta' = theta - alpha * gradient, elementwise, and theta and alpha are meta-learned
-together. As in the paper nothing bounds alpha: where an element turns negative, the inner step ascends along it.
+arXiv:1707.09835. The inner step is theta' = theta - alpha * gradient, elementwise; theta and alpha are meta-learned
+together. As in the paper, alpha has no bounds: if an element becomes negative, the inner step ascends along it.
 
-Differs from the paper: alpha starts at `inner_lr` everywhere instead of at random; the meta-step is MAML's trust-region
-step on (theta, alpha), whose Fisher matrix says how far each of them moves the adapted policies.
+Differs from the paper: all elements of alpha start at `inner_lr` instead of random values. The meta-step is MAML's
+trust-region step on (theta, alpha).
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Self
 
 import torch
 
-from metarl.agents.maml import MAML
+from metarl.agents.maml import MAML, MAMLConfig
 from metarl.core.data import Episodes
 from metarl.core.learner import Spaces
 from metarl.gradients.adaptation import LEARNED_STEP_SIZE, Parameters
-from metarl.rl.policy_gradient import PolicyBatch, PolicyConfig
+from metarl.rl.policy_gradient import PolicyBatch
 
 
 class MetaSGD(MAML):
-    """MAML that also learns its step sizes; `inner_lr` is what they start from, `later_step_scale` scales them all."""
+    """MAML that also learns its step sizes. They start at `inner_lr`; `later_step_scale` scales all of them."""
 
-    def __init__(self, config: PolicyConfig, spaces: Spaces, *, generator: torch.Generator) -> None:
+    def __init__(self, config: MAMLConfig, spaces: Spaces, *, generator: torch.Generator) -> None:
         super().__init__(config, spaces, generator=generator)
         for name in self._policy_names:
             self._parameters[LEARNED_STEP_SIZE + name] = torch.full_like(self._parameters[name], config.inner_lr)

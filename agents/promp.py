@@ -1,8 +1,8 @@
 """Proximal meta-policy search.
 
 Jonas Rothfuss, Dennis Lee, Ignasi Clavera, Tamim Asfour, Pieter Abbeel: ProMP: Proximal Meta-Policy Search. ICLR 2019,
-arXiv:1810.06784. The inner loss weighs advantages with the likelihood ratio to the policy that acted, so that the
-meta-gradient also credits the policy before adaptation; the outer step is PPO's, through the inner loop.
+arXiv:1810.06784. The inner loss weights advantages with the likelihood ratio to the policy that acted. So the
+meta-gradient also credits the policy before adaptation. The outer step is that of PPO, through the inner loop.
 
 Differs from the paper: every collection holds whole trajectories, the same number for every task. As in the authors'
 experiments, the weight of the inner KL is fixed.
@@ -10,28 +10,27 @@ experiments, the weight of the inner KL is fixed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from metarl.core.bounds import AtLeast, Positive
 from metarl.core.data import Episodes
-from metarl.core.errors import require
 from metarl.core.learner import Spaces
 from metarl.core.trees import to_device, tree_map
 from metarl.gradients.adam import Moments, adam_step, no_moments
 from metarl.gradients.adaptation import Parameters, gradient_step
 from metarl.gradients.lifting import over_tasks
-from metarl.networks.policies import Activation, Distribution
+from metarl.gradients.vectors import flatten
+from metarl.networks.policies import Activation, Distribution, action_std
 from metarl.rl.policy_gradient import (
     AdaptivePolicy,
     PolicyBatch,
     PolicyConfig,
     clipped_surrogate,
-    flatten,
     kl_from,
     live_mean,
     surrogate,
@@ -42,31 +41,25 @@ from metarl.rl.policy_gradient import (
 class ProMPConfig(PolicyConfig):
     """Settings of ProMP; the defaults are the authors'."""
 
-    outer_lr: float = 1e-3
+    outer_lr: Annotated[float, Positive] = 1e-3
     """Adam's step size in the outer loop."""
-    num_epochs: int = 5
+    num_epochs: Annotated[int, AtLeast(1)] = 5
     """Outer steps per meta-batch, each on all of its data."""
-    clip_range: float = 0.3
-    """How far the adapted policy's likelihood ratio may leave 1 before it earns nothing more."""
-    kl_coefficient: float = 5e-4
-    """Weight of the KL from the policies that collected the support, >= 0; it keeps the policy before adaptation."""
-    hidden_sizes: tuple[int, ...] = (64, 64)
+    clip_range: Annotated[float, Positive] = 0.3
+    """Likelihood ratios of the adapted policy gain nothing beyond 1 plus or minus this."""
+    kl_coefficient: Annotated[float, AtLeast(0)] = 5e-4
+    """Weight of the KL from the policies that collected the support, >= 0. Larger: the policy before adaptation changes
+    less."""
+    hidden_sizes: Annotated[tuple[int, ...], AtLeast(1)] = (64, 64)
     activation: Activation = "tanh"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(0.0 < self.outer_lr < math.inf, "agent.outer_lr", self.outer_lr, "a positive number")
-        require(self.num_epochs >= 1, "agent.num_epochs", self.num_epochs, "an integer >= 1")
-        require(0.0 < self.clip_range < math.inf, "agent.clip_range", self.clip_range, "a positive number")
-        require(0.0 <= self.kl_coefficient < math.inf, "agent.kl_coefficient", self.kl_coefficient, "a number >= 0")
 
 
 class Outcome(NamedTuple):
-    """What became of a task in the outer objective: scalars, or [num_tasks].
+    """The outer objective of a task and its parts: scalars, or [num_tasks].
 
     Attributes:
-        loss: what is minimised.
-        inner_kl: from the policies that collected the support, mean over inner steps.
+        loss: to be minimised.
+        inner_kl: KL from the policies that collected the support, mean over inner steps.
         approx_kl: estimate of the KL from the policy that collected the query.
         clip_fraction: share of the query's steps whose ratio lies outside the clip range.
     """
@@ -104,7 +97,7 @@ class ProMP(AdaptivePolicy):
         return -surrogate(self.distribution(parameters, batch.observations), batch)
 
     def meta_update(self, episodes: Episodes[Parameters, PolicyBatch]) -> dict[str, float]:
-        """`num_epochs` Adam steps; each adapts to the stored support anew, from where the last one led."""
+        """`num_epochs` Adam steps; each adapts the present meta-parameters to the stored support again."""
         support, query = episodes.support, episodes.query
         behaviour = self.behaviour(support)
         chunk_size = self.chunk_size(max(batch.num_steps for batch in (*support, query)))
@@ -115,12 +108,9 @@ class ProMP(AdaptivePolicy):
             gradients = {name: value.mean(0) for name, value in per_task.items()}
             stepped, self._moments = adam_step(self._parameters, gradients, self._moments, self.config.outer_lr)
             self._parameters = stepped
-        metrics = {name: float(value.mean()) for name, value in outcome._asdict().items()}
-        metrics["gradient_norm"] = float(flatten(gradients).norm())
-        if "log_std" in self._parameters:
-            metrics["std"] = float(self._parameters["log_std"].exp().mean())
         self.see(episodes)
-        return metrics
+        metrics = {name: float(value.mean()) for name, value in outcome._asdict().items()}
+        return {**metrics, "gradient_norm": float(flatten(gradients).norm()), **action_std(self._parameters)}
 
     def outer_loss(
         self,
@@ -134,11 +124,11 @@ class ProMP(AdaptivePolicy):
         Args:
             parameters: the meta-parameters.
             support: one batch per inner step.
-            behaviour: the action distributions that collected each, constants.
+            behaviour: the action distributions that collected each batch, as constants.
             query: collected by the policy adapted to `support` when the meta-batch began.
 
         Returns:
-            The loss, and all of the outcome.
+            The loss, and the loss with its parts.
         """
         kls = []
         for step, (batch, before) in enumerate(zip(support, behaviour, strict=True)):
@@ -153,11 +143,8 @@ class ProMP(AdaptivePolicy):
 
     def behaviour(self, support: tuple[PolicyBatch, ...]) -> tuple[Distribution, ...]:
         """The distributions that collected each support batch, task axis leading."""
-        state = self.begin(len(support[0].mask))
-        found = []
-        for step, batch in enumerate(support):
-            if step > 0:
-                state = self.adapt(state, support[step - 1], step=step - 1)
-            chunk_size = self.chunk_size(batch.num_steps)
-            found.append(over_tasks(self.distribution, state, batch.observations, chunk_size=chunk_size))
-        return tuple(found)
+        path = self.adaptation_path(self.begin(len(support[0].mask)), support[:-1])
+        return tuple(
+            over_tasks(self.distribution, state, batch.observations, chunk_size=self.chunk_size(batch.num_steps))
+            for state, batch in zip(path, support, strict=True)
+        )

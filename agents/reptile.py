@@ -1,27 +1,28 @@
 """Reptile with policy gradients, and its control.
 
 Alex Nichol, Joshua Achiam, John Schulman: On First-Order Meta-Learning Algorithms. 2018, arXiv:1803.02999. Each task
-trains the policy for a few updates, each on fresh trajectories; the meta-parameters then move towards the mean of the
-trained ones.
+trains the policy for a few updates, each on fresh trajectories. Then the meta-parameters move towards the mean of the
+trained parameters.
 
-Differs from the paper: its tasks are supervised; the inner loss here is REINFORCE with a linear feature baseline, as in
-MAML. The tasks of a meta-batch train side by side, where the authors' code trains one after another: the second moments
-of Adam, which that code carries from task to task, are carried here as the mean over the tasks.
+Differs from the paper: the paper's tasks are supervised. Here the inner loss is REINFORCE with a linear feature
+baseline, as in MAML. The tasks of a meta-batch train side by side; in the authors' code they train one after another.
+That code hands Adam's second moments from one task to the next. Here the mean over the tasks goes to the next
+meta-batch.
 
-The control, `shuffle_tasks`, gives every inner update trajectories of another task: the same optimiser, steps and
-amount of data, but nothing that a sequence of updates on one task could teach.
+The control `shuffle_tasks` gives every inner update trajectories of another task. Optimiser, number of steps and amount
+of data stay the same, but there is no sequence of updates on one task to learn from.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from torch import Tensor
 
+from metarl.core.bounds import AtLeast, Positive
 from metarl.core.config import TrainerConfig
 from metarl.core.data import Episodes
 from metarl.core.errors import require
@@ -30,44 +31,41 @@ from metarl.core.trees import to_device
 from metarl.gradients.adam import no_moments, packed, packed_mean, packed_step
 from metarl.gradients.adaptation import Parameters, gradient_step
 from metarl.gradients.lifting import over_tasks
-from metarl.rl.policy_gradient import AdaptivePolicy, PolicyBatch, PolicyConfig, flatten
+from metarl.gradients.vectors import flatten
+from metarl.networks.policies import action_std
+from metarl.rl.policy_gradient import AdaptivePolicy, BasePolicyConfig, PolicyBatch
 
 
 @dataclass(frozen=True)
-class ReptileConfig(PolicyConfig):
+class ReptileConfig(BasePolicyConfig):
     """Settings of Reptile."""
 
-    inner_updates: int = 5
-    """Updates on each task in meta-training, the last of them on the query: with 1, plain gradient descent is joint
-    training, and nothing is learned about adapting."""
-    num_adaptation_steps: int = field(default=4, init=False)
-    inner_lr: float = 0.01
+    inner_updates: Annotated[int, AtLeast(1)] = 5
+    """Updates on each task in meta-training, the last one on the query. With 1 update of plain gradient descent, this
+    is joint training, which does not learn to adapt."""
+    inner_lr: Annotated[float, Positive] = 0.01
     """Step size of the inner optimiser."""
     inner_optimizer: Literal["adam", "sgd"] = "adam"
     """Adam without momentum (its beta1 is 0), or plain gradient descent."""
     reset_moments: bool = False
-    """Start every task with Adam's second moments at zero, instead of the mean of those the last tasks ended with."""
-    later_step_scale: float = 1.0
+    """Start every task with Adam's second moments at zero. If false: at their mean over the tasks of the last
+    meta-batch."""
+    later_step_scale: Annotated[float, Positive] = 1.0
     """Factor on inner_lr for test-time updates beyond those meta-trained."""
-    meta_step_size: float = 1.0
-    """Share of the way to the mean of the trained parameters that the meta-parameters go, at the first iteration."""
-    schedule_iterations: int | None = None
+    meta_step_size: Annotated[float, Positive] = 1.0
+    """Step of the meta-parameters at the first iteration; 1 goes all the way to the mean of the trained parameters."""
+    schedule_iterations: Annotated[int | None, AtLeast(1)] = None
     """Iterations in which meta_step_size falls linearly to zero, at least those of the run; None = it does not fall."""
     shuffle_tasks: bool = False
     """The control: every inner update of meta-training gets trajectories of another task of the meta-batch."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.inner_updates >= 1, "agent.inner_updates", self.inner_updates, "an integer >= 1")
-        optimizers = ("adam", "sgd")
-        require(self.inner_optimizer in optimizers, "agent.inner_optimizer", self.inner_optimizer, "'adam' or 'sgd'")
-        size, schedule = self.meta_step_size, self.schedule_iterations
-        require(0.0 < size < math.inf, "agent.meta_step_size", size, "a positive number")
-        require(schedule is None or schedule >= 1, "agent.schedule_iterations", schedule, "an integer >= 1")
-        object.__setattr__(self, "num_adaptation_steps", self.inner_updates - 1)
+    @property
+    def num_adaptation_steps(self) -> int:
+        """The inner updates on support; one more is on the query."""
+        return self.inner_updates - 1
 
     def check_trainer(self, trainer: TrainerConfig) -> None:
-        """Refuses a run in which iterations would learn nothing, or tasks come round twice.
+        """Refuses a run longer than the schedule, and a meta-batch that is too small for `shuffle_tasks`.
 
         Raises:
             InputError: with the setting to change.
@@ -80,9 +78,10 @@ class ReptileConfig(PolicyConfig):
 
 
 class Reptile(AdaptivePolicy):
-    """Reptile: a few policy-gradient updates per task, then a move towards where they led.
+    """Reptile: a few policy-gradient updates per task, then a move towards the trained parameters.
 
-    The adapted state holds each task's policy parameters and, beside them, its Adam's: `num_steps` and `second.<name>`.
+    The adapted state holds the policy parameters of each task and the state of its Adam, `num_steps` and
+    `second.<name>`.
     """
 
     Config = ReptileConfig
@@ -125,12 +124,12 @@ class Reptile(AdaptivePolicy):
         return packed_step(state, torch.func.grad(self.inner_loss)(parameters, batch), lr)
 
     def step_size(self, step: int) -> float:
-        """Of update `step`; the query's is one of meta-training's."""
+        """Of update `step`; the update on the query is one of meta-training, too."""
         later = step >= self.config.inner_updates
         return self.config.inner_lr * (self.config.later_step_scale if later else 1.0)
 
     def meta_update(self, episodes: Episodes[Parameters, PolicyBatch]) -> dict[str, float]:
-        """The last inner update, on the query; then the move towards the mean of the tasks' parameters."""
+        """The last inner update, which is on the query; then the move towards the mean of the tasks' parameters."""
         trained = self.adapt(episodes.state, episodes.query, step=self.num_adaptation_steps)
         meta_step_size = self.meta_step_size()
         moves = {name: meta_step_size * (trained[name].mean(0) - old) for name, old in self._parameters.items()}
@@ -138,11 +137,9 @@ class Reptile(AdaptivePolicy):
         self._num_updates += 1
         if not self.config.reset_moments:
             self._carried = packed_mean(trained, self._policy_names)
-        metrics = {"meta_step_size": meta_step_size, "move_norm": float(flatten(moves).norm())}
-        if "log_std" in self._parameters:
-            metrics["std"] = float(self._parameters["log_std"].exp().mean())
         self.see(episodes)
-        return metrics
+        move_norm = float(flatten(moves).norm())
+        return {"meta_step_size": meta_step_size, "move_norm": move_norm, **action_std(self._parameters)}
 
     def meta_step_size(self) -> float:
         """Of the next meta-update."""

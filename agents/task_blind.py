@@ -1,6 +1,6 @@
-"""One policy for all tasks that never adapts: the floor that adaptation is measured from.
+"""One policy for all tasks that never adapts: the lower reference for adaptation.
 
-The best that can be done without learning which task it is. Trained as `metarl.agents.pretrained`.
+It is the best policy that cannot find out which task it has. Training is that of `metarl.agents.pretrained`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from metarl.rl.policy_gradient import PolicyBatch
 
 
 class TaskBlind(Pretrained):
-    """One policy for all tasks, trained jointly and left as it is; its adaptation curve is flat."""
+    """One policy for all tasks, trained jointly, that does not change at test time; its adaptation curve is flat."""
 
     traits = Traits(unit="gradient steps")
 

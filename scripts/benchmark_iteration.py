@@ -93,7 +93,7 @@ def make_trainer(every: int, quick: bool) -> Any:
 
 def stages() -> list[tuple[Any, str, str]]:
     """Owner and name of each method that is timed, and the stage that it belongs to."""
-    from metarl.agents.maml import MAML, OuterStep
+    from metarl.agents.maml import MAML, AdaptedSurrogate
     from metarl.envs.batch import Simulator
     from metarl.envs.vector import TaskBatchEnv
     from metarl.rl.rollout import RolloutCollector
@@ -106,10 +106,10 @@ def stages() -> list[tuple[Any, str, str]]:
         (RolloutCollector, "query", "recording"),
         (MAML, "prepare", "advantages"),
         (MAML, "adapt", "inner step"),
-        (OuterStep, "__init__", "graphs"),
-        (OuterStep, "gradient", "meta-gradient"),
-        (OuterStep, "product", "curvature products"),
-        (OuterStep, "evaluate", "line search"),
+        (AdaptedSurrogate, "__init__", "graphs"),
+        (AdaptedSurrogate, "gradient", "meta-gradient"),
+        (AdaptedSurrogate, "product", "curvature products"),
+        (AdaptedSurrogate, "evaluate", "line search"),
     ]
 
 

@@ -1,7 +1,7 @@
 """Lifts a function that is written for one task over the meta-batch.
 
-On a CPU, a few tasks at a time are computed, so that activations stay in the cache. These chunks run side by side on
-threads. All chunks have one size, so that a task's numbers do not depend on its place in the meta-batch. A chunk of one
+On a CPU, the tasks are computed in chunks of a few, so that activations fit into the cache. The chunks run side by side
+on threads. All chunks have one size, so a task's numbers do not depend on its place in the meta-batch. A chunk of one
 task is not lifted: derivatives of plain matrix products take a third less time than those of batched ones.
 """
 
@@ -22,44 +22,45 @@ Result = TypeVar("Result")
 Tree = TypeVar("Tree")
 
 
-def over_tasks(function: Callable[..., Any], *arguments: Any, chunk_size: int | None = None) -> Any:
+def over_tasks(function: Callable[..., Result], *arguments: Any, chunk_size: int | None = None) -> Result:
     """Lifts `function`, written for one task, over the leading axis of every tensor in `arguments`.
 
-    Differentiable; not to be called inside another `torch.func` transform, since chunks may run on other threads.
+    The result is differentiable. Do not call this inside another `torch.func` transform: chunks may run on other
+    threads.
 
     Args:
-        function: of one task's trees of tensors.
+        function: takes the trees of tensors of one task and returns one.
         *arguments: trees of tensors, task axis leading.
         chunk_size: tasks per pass at most; None for all at once.
 
     Returns:
-        What `function` returns, task axis leading.
+        The results of all tasks, task axis leading.
     """
     return over_chunks(lifted(function), *arguments, chunk_size=chunk_size)
 
 
-def over_chunks(function: Callable[..., Any], *arguments: Any, chunk_size: int | None = None) -> Any:
-    """As `over_tasks`, for a `function` that is written for several tasks itself."""
+def over_chunks(function: Callable[..., Result], *arguments: Any, chunk_size: int | None = None) -> Result:
+    """As `over_tasks`, for a `function` of several tasks: the task axis leads in its arguments and in its result."""
     return rejoined(chunkwise(function, *arguments, chunk_size=chunk_size))
 
 
-def chunkwise(function: Callable[..., Any], *arguments: Any, chunk_size: int | None = None) -> list[Any]:
-    """As `over_chunks`; returns what `function` returns for each chunk of tasks, in their order."""
+def chunkwise(function: Callable[..., Result], *arguments: Any, chunk_size: int | None = None) -> list[Result]:
+    """As `over_chunks`; returns the results of the chunks, in the order of the tasks."""
     return side_by_side(
         [partial(function, *take(arguments, chunk)) for chunk in chunk_slices(arguments[0], chunk_size)]
     )
 
 
-def rejoined(parts: list[Any]) -> Any:
-    """Trees of tensors of some tasks each as one of all of them, task axis leading."""
+def rejoined(parts: list[Tree]) -> Tree:
+    """One tree of tensors of all tasks from the trees of the chunks, task axis leading."""
     return parts[0] if len(parts) == 1 else tree_zip(torch.cat, parts)
 
 
-def lifted(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, which is written for one task, of several tasks: the task axis leads in what it takes and returns."""
-    batched = torch.func.vmap(function)
+def lifted(function: Callable[..., Result]) -> Callable[..., Result]:
+    """`function`, written for one task, for several: the task axis leads in its arguments and in its result."""
+    batched: Callable[..., Result] = torch.func.vmap(function)
 
-    def of_chunk(*arguments: Any) -> Any:
+    def of_chunk(*arguments: Any) -> Result:
         if num_tasks_of(arguments) > 1:
             return batched(*arguments)
         return tree_map(lambda tensor: tensor.unsqueeze(0), function(*tree_map(operator.itemgetter(0), arguments)))
@@ -67,7 +68,7 @@ def lifted(function: Callable[..., Any]) -> Callable[..., Any]:
     return of_chunk
 
 
-def num_tasks_of(tree: Any) -> int:
+def num_tasks_of(tree: object) -> int:
     """The length of the task axis, which leads in every tensor of `tree`."""
     return _first_tensor(tree).shape[0]
 
@@ -80,11 +81,12 @@ def chunk_length(num_tasks: int, limit: int | None) -> int:
 
 
 def take(tree: Tree, chunk: slice) -> Tree:
+    """The tasks of `chunk`, for every tensor of `tree`."""
     return tree_map(operator.itemgetter(chunk), tree)
 
 
-def chunk_slices(tree: Any, limit: int | None) -> Iterator[slice]:
-    """The slices of the task axis; all of it at once on a device without a cache to fit into."""
+def chunk_slices(tree: object, limit: int | None) -> Iterator[slice]:
+    """The chunks as slices of the task axis, each of at most `limit` tasks. On a GPU there is one chunk."""
     first = _first_tensor(tree)
     num_tasks = first.shape[0]
     length = chunk_length(num_tasks, limit if first.device.type == "cpu" else None)
@@ -98,10 +100,10 @@ def _first_tensor(tree: Any) -> Tensor:
 
 
 def side_by_side(jobs: Sequence[Callable[[], Result]]) -> list[Result]:
-    """Runs the chunks' jobs side by side, each on one core.
+    """Runs the jobs of the chunks side by side, each on one core.
 
-    Threads inside torch's operations wait for each other at every operation, and badly so when something else wants a
-    core; chunks need not. A chunk's bits do not depend on the number of threads.
+    This is faster than threads inside torch's operations. They wait for each other at every operation, which takes long
+    if another program uses a core. A chunk's bits do not depend on the number of threads.
     """
     threads = torch.get_num_threads()
     if threads == 1:

@@ -19,7 +19,6 @@ from metarl.core.errors import require
 from metarl.core.learner import Spaces
 
 Activation = Literal["tanh", "relu"]
-Parameters = dict[str, Tensor]
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
 _LOG_2PI = math.log(2.0 * math.pi)
@@ -100,6 +99,11 @@ class Categorical(NamedTuple):
 
 
 Distribution = Gaussian | Categorical
+
+
+def action_std(parameters: Mapping[str, Tensor]) -> dict[str, float]:
+    """The metric "std": the mean standard deviation of continuous actions; nothing for a policy of discrete actions."""
+    return {"std": float(parameters["log_std"].exp().mean())} if "log_std" in parameters else {}
 
 
 class Linear(nn.Linear):

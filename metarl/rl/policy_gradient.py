@@ -7,21 +7,21 @@ and what the adapted state holds.
 from __future__ import annotations
 
 import copy
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from metarl.core.bounds import AtLeast, Between, Positive
 from metarl.core.config import LearnerConfig
 from metarl.core.data import Episodes, Trajectories, live_first
-from metarl.core.errors import require
 from metarl.core.learner import Acted, ScoreName, Spaces, Traits, loaded
 from metarl.core.trees import to_device
 from metarl.gradients.adaptation import Parameters, StepSize, adapt
+from metarl.gradients.curvature import TaskHessians, TaskOutputs
 from metarl.gradients.lifting import over_chunks
 from metarl.networks.policies import Activation, Distribution, Stateless, make_policy
 from metarl.rl.normalization import Normalizer, load_state_of, state_of
@@ -29,46 +29,50 @@ from metarl.rl.returns import discounted_returns, generalized_advantages, linear
 
 
 @dataclass(frozen=True)
-class PolicyConfig(LearnerConfig):
-    """Settings of the policy, its experience and its inner loop."""
+class BasePolicyConfig(LearnerConfig):
+    """Settings of a policy, its experience and its gradient steps.
 
-    inner_lr: float = 0.1
-    """Step size of the inner loop. Larger adapts further per step; too large and the adapted policy collapses."""
-    num_adaptation_steps: int = 1
-    """Inner steps in meta-training."""
-    num_trajectories: int = 20
+    How many of these steps meta-training takes is a setting of `PolicyConfig` only.
+    """
+
+    inner_lr: Annotated[float, Positive] = 0.1
+    """Step size of the inner loop. Larger: each step adapts further; too large: the adapted policy collapses."""
+    num_trajectories: Annotated[int, AtLeast(1)] = 20
     """Trajectories per task and collection, for support and query alike."""
-    later_step_scale: float = 0.5
-    """Factor on inner_lr for test-time steps beyond those meta-trained; the paper halves."""
-    gamma: float = 0.99
+    later_step_scale: Annotated[float, Positive] = 0.5
+    """Factor on inner_lr for test-time steps beyond those of meta-training; the paper uses 0.5."""
+    gamma: Annotated[float, Between(0, 1)] = 0.99
     """Discount, in [0, 1]."""
-    gae_lambda: float = 1.0
+    gae_lambda: Annotated[float, Between(0, 1)] = 1.0
     """Generalised advantage estimation, in [0, 1]; 1 is return minus baseline."""
-    hidden_sizes: tuple[int, ...] = (100, 100)
+    hidden_sizes: Annotated[tuple[int, ...], AtLeast(1)] = (100, 100)
     """Widths of the policy's hidden layers."""
     activation: Activation = "relu"
-    """Of the hidden layers."""
-    output_gain: float = 1.0
-    """Factor on the last layer's Xavier-uniform initial weights; smaller starts nearer to doing nothing."""
-    initial_std: float = 1.0
+    """Activation function of the hidden layers."""
+    output_gain: Annotated[float, Positive] = 1.0
+    """Factor on the last layer's Xavier-uniform initial weights. Smaller: the first actions are closer to zero."""
+    initial_std: Annotated[float, Positive] = 1.0
     """Standard deviation of continuous actions at the start, in the policy's units."""
-    min_std: float = 1e-6
+    min_std: Annotated[float, Positive] = 1e-6
     """Lower bound of the standard deviation."""
-    chunk_steps: int = 2000
-    """Steps of data per pass at most (one task at least), so that activations stay in the cache."""
+    chunk_steps: Annotated[int, AtLeast(1)] = 2000
+    """Steps of data per pass at most (one task at least), so that activations fit into the processor's cache."""
     normalize_observations: bool = False
     """Subtract the running mean of the observations, divide by their standard deviation, and clip to [-10, 10]. Use
     it if observations are much larger or smaller than 1. The statistics change only after a meta-update."""
 
-    def __post_init__(self) -> None:
-        for name in ("inner_lr", "initial_std", "min_std", "later_step_scale", "output_gain"):
-            require(0.0 < getattr(self, name) < math.inf, f"agent.{name}", getattr(self, name), "a positive number")
-        for name in ("num_adaptation_steps", "num_trajectories", "chunk_steps"):
-            require(getattr(self, name) >= 1, f"agent.{name}", getattr(self, name), "an integer >= 1")
-        for name in ("gamma", "gae_lambda"):
-            require(0.0 <= getattr(self, name) <= 1.0, f"agent.{name}", getattr(self, name), "in [0, 1]")
-        require(self.activation in ("tanh", "relu"), "agent.activation", self.activation, "'tanh' or 'relu'")
-        require(all(w >= 1 for w in self.hidden_sizes), "agent.hidden_sizes", self.hidden_sizes, "positive integers")
+    @property
+    def num_adaptation_steps(self) -> int:
+        """Adaptation steps in meta-training."""
+        return 0
+
+
+@dataclass(frozen=True)
+class PolicyConfig(BasePolicyConfig):
+    """Settings of a policy, its experience and its inner loop in meta-training."""
+
+    num_adaptation_steps: Annotated[int, AtLeast(1)] = 1
+    """Inner steps in meta-training."""
 
 
 class PolicyBatch(NamedTuple):
@@ -128,9 +132,9 @@ class AdaptivePolicy(ABC):
     traits = Traits(unit="gradient steps", step_size_can_scale=True)
     score_name: ScoreName = "return"
     first_order = False
-    config: PolicyConfig
+    config: BasePolicyConfig
 
-    def __init__(self, config: PolicyConfig, spaces: Spaces, *, generator: torch.Generator) -> None:
+    def __init__(self, config: BasePolicyConfig, spaces: Spaces, *, generator: torch.Generator) -> None:
         self.config = config
         self.spaces = spaces
         self.num_adaptation_steps = config.num_adaptation_steps
@@ -241,6 +245,13 @@ class AdaptivePolicy(ABC):
                 chunk_size=self.chunk_size(support.num_steps),
             )
 
+    def adaptation_path(self, state: Parameters, support: Sequence[PolicyBatch]) -> list[Parameters]:
+        """`state`, and the state after each of the adaptation steps on `support`, one batch a step."""
+        path = [state]
+        for step, batch in enumerate(support):
+            path.append(self.adapt(path[-1], batch, step=step))
+        return path
+
     def score(self, state: Parameters, query: PolicyBatch) -> Tensor:
         return query.mean_return
 
@@ -250,8 +261,8 @@ class AdaptivePolicy(ABC):
         return -live_mean(log_probs * batch.advantages, batch.mask)
 
     def step_size(self, step: int) -> StepSize:
-        """Of adaptation step `step`; smaller beyond the steps of meta-training."""
-        later = step >= self.config.num_adaptation_steps
+        """Of adaptation step `step`; `later_step_scale` applies after the steps of meta-training, or the first step."""
+        later = step >= max(1, self.config.num_adaptation_steps)
         return self.config.inner_lr * (self.config.later_step_scale if later else 1.0)
 
     def with_step_scale(self, factor: float) -> Self:
@@ -270,6 +281,14 @@ class AdaptivePolicy(ABC):
         seen = observations if self.normalizer is None else self.normalizer(observations)
         distribution: Distribution = self._policy(own, seen)
         return distribution
+
+    def outputs(self, state: Parameters, data: PolicyBatch) -> TaskOutputs[Distribution]:
+        """The action distributions of every task at its data, with derivatives in the parameters."""
+        return TaskOutputs(self.distribution, state, data.observations, chunk_size=self.chunk_size(data.num_steps))
+
+    def hessians(self, state: Parameters, batch: PolicyBatch) -> TaskHessians:
+        """The Hessian of every task's inner loss at its parameters."""
+        return TaskHessians(self.inner_loss, state, batch, chunk_size=self.chunk_size(batch.num_steps))
 
     @property
     def _num_extra_inputs(self) -> int:
@@ -334,17 +353,6 @@ def kl_from(distribution: Distribution, batch: tuple[PolicyBatch, Distribution])
 def live_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean over the steps (last axis) whose mask is 1; zero where there are none."""
     return (values * mask).sum(-1) / mask.sum(-1).clamp_min(1.0)
-
-
-def flatten(parameters: Mapping[str, Tensor]) -> Tensor:
-    """All parameters as one vector."""
-    return torch.cat([value.reshape(-1) for value in parameters.values()])
-
-
-def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> Parameters:
-    """The inverse of `flatten`, for parameters of the names, order and shapes of `like`."""
-    parts = torch.split(vector, [value.numel() for value in like.values()])
-    return {name: part.reshape(value.shape) for (name, value), part in zip(like.items(), parts, strict=True)}
 
 
 def _standard_deviation(values: Tensor, mask: Tensor) -> Tensor:

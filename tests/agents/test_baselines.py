@@ -18,8 +18,7 @@ from torch import Tensor
 
 import metarl
 from metarl.agents.expert import Expert, ExpertConfig
-from metarl.agents.maml import OuterStep
-from metarl.agents.pretrained import Pretrained, PretrainedConfig
+from metarl.agents.pretrained import PretrainedConfig
 from metarl.cli import main as cli
 from metarl.core.config import EvaluationConfig, TrainerConfig
 from metarl.core.episode import run_episodes
@@ -35,8 +34,9 @@ from metarl.envs.humanoid import HumanoidDir
 from metarl.envs.locomotion import Direction as Angle
 from metarl.envs.point_nav import PointNav
 from metarl.gradients.adaptation import LEARNED_STEP_SIZE
+from metarl.gradients.vectors import flatten, unflatten
 from metarl.rl.environments import TaskInObservation
-from metarl.rl.policy_gradient import AdaptivePolicy, PolicyBatch, flatten, unflatten
+from metarl.rl.policy_gradient import AdaptivePolicy, PolicyBatch
 from metarl.rl.rollout import RolloutCollector
 from metarl.rl.tasks import EnvTaskDistribution
 from metarl.runs import registry
@@ -82,7 +82,7 @@ def test_pretrained_takes_the_trust_region_step_of_all_tasks_pooled() -> None:
     query = episodes.query
     query = query._replace(**{n: v.double() for n, v in query._asdict().items() if v.is_floating_point()})
     episodes = dataclasses.replace(episodes, query=query, state=learner.begin(3))
-    outer = OuterStep(learner, episodes)
+    outer = learner.outer_problem(episodes)
     start = flatten(learner.parameters)
     policies = [learner.policy(learner.begin(3), task) for task in range(3)]
 
@@ -416,7 +416,6 @@ def test_baselines_have_the_presets_of_maml_with_their_changes() -> None:
         resolve("half-cheetah-dir", "oracle", preset="papr")
     assert issubclass(registry.load_agent("expert"), AdaptivePolicy)
     assert Expert.Config is ExpertConfig
-    assert Pretrained.first_order
 
 
 @pytest.mark.slow

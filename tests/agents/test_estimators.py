@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarl.agents.maml import MAML, MAMLConfig, OuterStep
+from metarl.agents.maml import MAML, MAMLConfig
 from metarl.core.data import Episodes
 from metarl.core.learner import Spaces
 from metarl.gradients.lifting import over_tasks
-from metarl.rl.policy_gradient import PolicyBatch, flatten, unflatten
+from metarl.gradients.vectors import flatten, unflatten
+from metarl.rl.policy_gradient import PolicyBatch
 
 INNER_LR = 0.7
 
@@ -258,7 +259,7 @@ def expected_gradients(mdps: list[MDP], num_steps: int, **settings: Any) -> Tens
                 state = learner.adapt(state, support[-1], step=step)
         slots = tuple(range(len(mdps)))
         episodes = Episodes(slots, slots, tuple(support[:-1]), support[-1], state, (), 0, ())
-        total += weight * mdps[0].horizon * OuterStep(learner, episodes).gradient()
+        total += weight * mdps[0].horizon * learner.outer_problem(episodes).gradient()
     return total
 
 
@@ -314,5 +315,5 @@ def test_the_advantages_own_baseline_leaves_the_exploration_term_alone() -> None
     state = learner.adapt(learner.begin(4), batch, step=0)
     episodes = Episodes((0,) * 4, (0,) * 4, (batch,), batch, state, (), 0, ())
     muted = replace(episodes, query=batch._replace(advantages=torch.zeros_like(batch.advantages)))
-    difference = OuterStep(learner, episodes).gradient() - OuterStep(plain, episodes).gradient()
-    close(OuterStep(learner, muted).gradient(), difference)
+    difference = learner.outer_problem(episodes).gradient() - plain.outer_problem(episodes).gradient()
+    close(learner.outer_problem(muted).gradient(), difference)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metarl.agents.fomaml import FOMAML
-from metarl.agents.maml import MAML, MAMLConfig, OuterStep
+from metarl.agents.maml import MAML, AdaptedSurrogate, MAMLConfig
 from metarl.core.data import Episodes
 from metarl.core.episode import run_episodes
 from metarl.core.learner import Spaces
@@ -21,7 +21,8 @@ from metarl.envs.half_cheetah import HalfCheetahDir
 from metarl.envs.point_nav import PointNav
 from metarl.gradients.adaptation import Parameters
 from metarl.gradients.lifting import over_tasks
-from metarl.rl.policy_gradient import PolicyBatch, flatten, unflatten
+from metarl.gradients.vectors import flatten, unflatten
+from metarl.rl.policy_gradient import PolicyBatch
 from metarl.rl.rollout import RolloutCollector
 
 NUM_TASKS, NUM_STEPS = 4, 30
@@ -131,7 +132,7 @@ class TestOuterStep:
         learner = make_learner(spaces, num_adaptation_steps=num_steps)
         episodes = make_episodes(learner, num_steps)
         surrogate, _ = reference_objectives(learner, episodes)
-        gradient = OuterStep(learner, episodes).gradient()
+        gradient = learner.outer_problem(episodes).gradient()
         point = flatten(learner.parameters).requires_grad_()
         torch.testing.assert_close(gradient, torch.autograd.grad(surrogate(point), point)[0], rtol=1e-9, atol=1e-12)
         rng = torch.Generator().manual_seed(7)
@@ -145,7 +146,7 @@ class TestOuterStep:
         learner = make_learner(spaces, num_adaptation_steps=num_steps)
         episodes = make_episodes(learner, num_steps)
         _, kl = reference_objectives(learner, episodes)
-        outer = OuterStep(learner, episodes)
+        outer = learner.outer_problem(episodes)
         point = flatten(learner.parameters)
         hessian = torch.autograd.functional.hessian(kl, point)
         rng = torch.Generator().manual_seed(8)
@@ -166,7 +167,7 @@ class TestOuterStep:
     ) -> None:
         learner = make_learner(spaces, num_adaptation_steps=num_steps, curvature_every=stride)
         episodes = make_episodes(learner, num_steps)
-        outer = OuterStep(learner, episodes)
+        outer = learner.outer_problem(episodes)
         surrogate, kl = reference_objectives(learner, episodes)
         value, distance = outer.evaluate(flatten(learner.parameters))
         assert abs(distance) < 1e-10
@@ -196,12 +197,12 @@ class TestOuterStep:
 def test_first_order_leaves_the_hessian_out_and_nothing_else() -> None:
     first, full = (make_learner(GAUSSIAN, kind) for kind in (FOMAML, MAML))
     episodes = make_episodes(full, 1)
-    outer = OuterStep(first, episodes)
+    outer = first.outer_problem(episodes)
     surrogate, kl = reference_objectives(first, episodes)
     point = flatten(first.parameters).requires_grad_()
     expected = torch.autograd.grad(surrogate(point), point)[0]
     torch.testing.assert_close(outer.gradient(), expected, rtol=1e-10, atol=1e-12)
-    assert float((outer.gradient() - OuterStep(full, episodes).gradient()).norm()) > 1e-3
+    assert float((outer.gradient() - full.outer_problem(episodes).gradient()).norm()) > 1e-3
     direction = torch.ones_like(expected)
     fisher_only = torch.autograd.functional.hvp(kl, point.detach(), direction)[1]
     torch.testing.assert_close(outer.product(direction), fisher_only, rtol=1e-9, atol=1e-12)
@@ -211,7 +212,7 @@ def test_a_bad_step_leaves_the_parameters_alone(monkeypatch: pytest.MonkeyPatch)
     learner = make_learner(GAUSSIAN)
     episodes = make_episodes(learner, 1)
     before = dict(learner.parameters)
-    monkeypatch.setattr(OuterStep, "evaluate", lambda self, vector: (float("nan"), float("nan")))
+    monkeypatch.setattr(AdaptedSurrogate, "evaluate", lambda self, vector: (float("nan"), float("nan")))
     metrics = learner.meta_update(episodes)
     assert metrics["accepted"] == 0.0
     for name, value in learner.parameters.items():

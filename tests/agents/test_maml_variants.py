@@ -13,14 +13,15 @@ from torch import Tensor
 from metarl.agents.anil import ANIL
 from metarl.agents.cavia import CAVIA
 from metarl.agents.fomaml import FOMAML
-from metarl.agents.maml import MAML, OuterStep, credits_of
+from metarl.agents.maml import MAML, credits_of
 from metarl.agents.meta_sgd import MetaSGD
 from metarl.core.data import Episodes, Trajectories
 from metarl.core.errors import InputError
 from metarl.core.learner import Spaces
 from metarl.gradients.adaptation import Parameters
 from metarl.gradients.lifting import over_tasks
-from metarl.rl.policy_gradient import PolicyBatch, flatten, unflatten
+from metarl.gradients.vectors import flatten, unflatten
+from metarl.rl.policy_gradient import PolicyBatch
 from metarl.rl.returns import discounted_returns, linear_baseline
 
 NUM_TASKS, NUM_STEPS, INNER_LR = 4, 30, 0.3
@@ -206,7 +207,7 @@ def random_like(vector: Tensor, seed: int) -> Tensor:
 def test_the_gradient_and_the_value_of_a_candidate(name: str, num_steps: int, spaces: Spaces) -> None:
     learner = make_learner(name, spaces, num_adaptation_steps=num_steps)
     episodes = make_episodes(learner, num_steps)
-    outer, reference = OuterStep(learner, episodes), Reference(name, learner, episodes)
+    outer, reference = learner.outer_problem(episodes), Reference(name, learner, episodes)
     point = flatten(learner.parameters).requires_grad_()
     gradient = outer.gradient()
     expected = torch.autograd.grad(reference.objective(point), point)[0]
@@ -229,7 +230,7 @@ def test_the_gradient_and_the_value_of_a_candidate(name: str, num_steps: int, sp
 def test_the_product_is_that_of_triple_differentiation(name: str, num_steps: int, spaces: Spaces) -> None:
     learner = make_learner(name, spaces, num_adaptation_steps=num_steps)
     episodes = make_episodes(learner, num_steps)
-    outer, reference = OuterStep(learner, episodes), Reference(name, learner, episodes)
+    outer, reference = learner.outer_problem(episodes), Reference(name, learner, episodes)
     point = flatten(learner.parameters).requires_grad_()
     (slope,) = torch.autograd.grad(reference.kl(point), point, create_graph=True)
     assert float(slope.detach().abs().max()) < 1e-10
@@ -244,7 +245,7 @@ def test_the_product_is_that_of_triple_differentiation(name: str, num_steps: int
 def test_coarse_curvature_is_positive_and_updates_improve_within_the_trust_region(name: str) -> None:
     learner = make_learner(name, GAUSSIAN, num_adaptation_steps=2, curvature_every=3)
     episodes = make_episodes(learner, 2)
-    outer, reference = OuterStep(learner, episodes), Reference(name, learner, episodes)
+    outer, reference = learner.outer_problem(episodes), Reference(name, learner, episodes)
     before = flatten(learner.parameters)
     for seed in range(10):
         direction = random_like(before, seed)
@@ -268,9 +269,9 @@ def test_fomaml_takes_the_gradient_at_the_adapted_parameters() -> None:
         log_probs = reference_distribution(adapted, batch.observations).log_prob(batch.actions)
         value = ((log_probs - batch.log_probs).exp() * batch.advantages)[batch.mask > 0].mean()
         expected += flatten(dict(enumerate(torch.autograd.grad(value, [*adapted.values()])))) / NUM_TASKS  # type: ignore[arg-type]
-    gradient = OuterStep(learner, episodes).gradient()
+    gradient = learner.outer_problem(episodes).gradient()
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-12)
-    assert float((gradient - OuterStep(full, episodes).gradient()).norm()) > 1e-3
+    assert float((gradient - full.outer_problem(episodes).gradient()).norm()) > 1e-3
 
 
 def test_learned_step_sizes_start_at_inner_lr_and_the_schedule_scales_them() -> None:

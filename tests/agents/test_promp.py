@@ -20,7 +20,8 @@ from metarl.core.trees import tree_map
 from metarl.envs.point_nav import PointNav
 from metarl.gradients.adaptation import Parameters
 from metarl.gradients.lifting import over_tasks
-from metarl.rl.policy_gradient import PolicyBatch, clipped_surrogate, flatten, unflatten
+from metarl.gradients.vectors import flatten, unflatten
+from metarl.rl.policy_gradient import PolicyBatch, clipped_surrogate
 from metarl.rl.rollout import RolloutCollector
 from metarl.runs.build import build
 from metarl.runs.config import resolve

@@ -37,8 +37,8 @@ from metarl.envs.half_cheetah import Direction, HalfCheetahDir, HalfCheetahVel
 from metarl.envs.point_nav import PointNav
 from metarl.envs.vector import TaskBatchEnv
 from metarl.gradients.trust_region import trust_region_step
+from metarl.gradients.vectors import flatten, unflatten
 from metarl.networks.policies import Gaussian, make_policy
-from metarl.rl.policy_gradient import flatten, unflatten
 from metarl.rl.returns import discounted_returns, generalized_advantages
 from metarl.rl.rollout import RolloutCollector
 from metarl.rl.tasks import EnvTaskDistribution
