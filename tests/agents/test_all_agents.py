@@ -52,7 +52,7 @@ AGENT = pytest.mark.parametrize("agent", sorted(AGENTS))
 
 def small(agent: str, task: str) -> RunConfig:
     config = resolve(task, agent)
-    fields = {field.name for field in dataclasses.fields(config.agent) if field.init}
+    fields = {field.name for field in dataclasses.fields(config.agent)}
     distribution = config.task
     if task in HORIZONS:
         distribution = dataclasses.replace(distribution, horizon=HORIZONS[task])
