@@ -19,6 +19,7 @@ from typing import Any, get_args
 from benchmark_iteration import Stopwatch
 from benchmarking import Lines, arguments, repeats_of
 
+from metarl.core.settings import fields_of
 from metarl.envs.batch import Simulator
 from metarl.networks.memories import MemoryName
 from metarl.runs.build import build
@@ -41,7 +42,7 @@ def cases() -> dict[str, tuple[str, dict[str, Any]]]:
 
 def make_trainer(agent: str, settings: dict[str, Any], horizon: int) -> Any:
     config = resolve("half-cheetah-dir", agent)
-    own = {field.name for field in fields(config.agent) if field.init}
+    own = fields_of(config.agent)
     settings = {**{name: SAME[name] for name in SAME.keys() & own}, **settings}
     trainer = replace(config.trainer, meta_batch_size=20, device="cpu")
     task = replace(config.task, horizon=horizon)

@@ -12,6 +12,7 @@ from metarl.core.config import LearnerConfig
 from metarl.core.episode import ShuffledTasks
 from metarl.core.errors import require
 from metarl.core.seeds import Purpose, generator
+from metarl.core.tasks import TaskDistribution
 from metarl.core.trainer import Callback, Trainer
 from metarl.fewshot.base.examples import ExampleCollector
 from metarl.rl.environments import TaskInObservation
@@ -62,11 +63,12 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
     )
 
 
-def distribution_of(config: RunConfig) -> Any:
+def distribution_of(config: RunConfig) -> TaskDistribution[Any]:
     """The run's tasks, with the task in the observation of an agent that observes it."""
-    if not config.learner_class.traits.observes_task:
-        return config.task
-    return TaskInObservation(config.task, timeout=config.trainer.environment_timeout)
+    task = config.task
+    if not (config.learner_class.traits.observes_task and isinstance(task, EnvTaskDistribution)):
+        return task
+    return TaskInObservation(task, timeout=config.trainer.environment_timeout)
 
 
 def collectors_of(config: RunConfig, distribution: Any, device: torch.device) -> tuple[Any, Any]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import Any
 
 from metarl.core.errors import InputError
 from metarl.core.files import total_memory
+from metarl.core.settings import fields_of
 from metarl.rl.tasks import EnvTaskDistribution
 from metarl.runs import registry
 from metarl.runs.config import RunConfig
@@ -65,21 +64,21 @@ def require_capacity(config: RunConfig, *, observation_size: int = 1) -> None:
     collections = {name: value for name, (value, *_) in settings.items() if name.partition(".")[2] in UPDATE}
     length = next((name for name in ("task.horizon", "task.num_pulls") if name in settings), "horizon")
     both = {length: horizon} | together
-    if "num_trajectories" in {field.name for field in dataclasses.fields(config.agent)}:  # an own agent may lack it
+    if "num_trajectories" in fields_of(config.agent):  # a user's own agent may lack it
         _require({"agent.num_trajectories": config.agent.num_trajectories} | both | collections, bytes_per_step)
     if evaluation.num_trajectories is not None:
         both |= {"trainer.meta_batch_size": min(tasks, evaluation.num_tasks)}
         _require({"evaluation.num_trajectories": evaluation.num_trajectories} | both, bytes_per_step)
 
 
-def _settings(table: str, part: Any) -> dict[str, tuple[int, ...]]:
+def _settings(table: str, part: object) -> dict[str, tuple[int, ...]]:
     """The settings of `part` that are in GROWTH."""
     found = {}
-    for field in dataclasses.fields(part) if dataclasses.is_dataclass(part) else ():
-        value = getattr(part, field.name)
+    for setting in fields_of(part):
+        value = getattr(part, setting)
         numbers = value if isinstance(value, tuple) else (value,)
-        if field.name in GROWTH and all(type(number) is int for number in numbers):
-            found[f"{table}.{field.name}"] = numbers
+        if setting in GROWTH and all(type(number) is int for number in numbers):
+            found[f"{table}.{setting}"] = numbers
     return found
 
 

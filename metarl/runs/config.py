@@ -23,9 +23,10 @@ import numpy as np
 from metarl.core.config import EvaluationConfig, TrainerConfig
 from metarl.core.errors import InputError, require
 from metarl.core.files import LARGEST_TEXT, parse_json, read_file, shown
-from metarl.core.settings import TABLES, convert, unknown_setting
+from metarl.core.settings import TABLES, convert, fields_of, unknown_setting
 from metarl.core.settings import from_table as from_table
 from metarl.core.settings import read_toml as read_toml
+from metarl.core.tasks import TaskDistribution
 from metarl.runs import registry
 
 SPACES = "spaces"
@@ -51,7 +52,7 @@ class RunConfig:
     agent_name: str
     preset: str | None
     learner_class: type[Any]
-    task: Any
+    task: TaskDistribution[Any]
     agent: Any
     trainer: TrainerConfig
     evaluation: EvaluationConfig
@@ -80,7 +81,7 @@ def resolve(
     agent_class = registry.load_agent_for(task_class, task_name, agent_name)  # last: importing it takes seconds
     if registry.base_of(agent_name) is not None:  # its presets may have settings that it lacks
         tables = tables or registry.baseline_changes(agent_name)
-        known = {field.name for field in dataclasses.fields(agent_class.Config) if field.init}
+        known = fields_of(agent_class.Config).keys()
         tables = {**tables, "agent": {key: tables["agent"][key] for key in known & tables.get("agent", {}).keys()}}
     layers = [task_class.defaults, agent_class.traits.defaults, tables]
     config = _build(task_name, agent_name, preset, (task_class, agent_class), _merged(layers))
@@ -101,9 +102,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
         "preset": config.preset,
     }
     for name, part in parts_of(config):
-        settings = dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
-        values = {field.name: getattr(part, field.name) for field in settings if field.init}
-        plain[name] = {key: _plain(value, f"{name}.{key}") for key, value in values.items()}
+        plain[name] = {key: _plain(getattr(part, key), f"{name}.{key}") for key in fields_of(part)}
     return plain
 
 
@@ -161,8 +160,9 @@ def load_config(run_dir: Path, *, trusted: bool = False, paths: Mapping[str, str
 
 def path_settings(cls: type[Any]) -> set[str]:
     """The settings of a dataclass that are paths: they say where files lie, and results do not depend on them."""
-    hints = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
-    return {name for name, hint in hints.items() if Path in (hint, *typing.get_args(hint))}
+    settings = fields_of(cls)
+    hints = typing.get_type_hints(cls) if settings else {}
+    return {name for name in settings if Path in (hints[name], *typing.get_args(hints[name]))}
 
 
 def decisive_settings(config: RunConfig) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from metarl.core.errors import InputError, require
 from metarl.core.learner import Spaces
-from metarl.core.settings import from_table
+from metarl.core.settings import fields_of, from_table
 from metarl.fewshot.base.examples import ExampleSpaces
 from metarl.rl.tasks import EnvTaskDistribution
 from metarl.runs import registry
@@ -51,8 +51,7 @@ def target_family(config: RunConfig, on: str | None, *, trusted: bool = False) -
     kind = "environments" if acting else "examples"
     fits = acting == issubclass(family, EnvTaskDistribution)
     require(fits, "--on", on, f"a family of {kind}, as {config.task_name}, on which the run was trained")
-    fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(family) if dataclasses.is_dataclass(family) else ()
-    known = [field.name for field in fields]
+    known = fields_of(family)
     carried = {name: getattr(config.task, name) for name in CARRIED if name in known and hasattr(config.task, name)}
     return Target(on, from_table(family, carried, "task"))
 

@@ -20,6 +20,7 @@ from metarl.core.data import Trajectories
 from metarl.core.errors import closing, one_line, require
 from metarl.core.learner import Acted, Spaces
 from metarl.core.seeds import Seeds
+from metarl.core.settings import fields_of
 from metarl.core.tasks import same_task
 from metarl.rl.rollout import RolloutCollector
 from metarl.rl.routes import Positions
@@ -327,8 +328,8 @@ def _with_horizon(distribution: EnvTaskDistribution[Any], most: int) -> EnvTaskD
     if distribution.horizon <= most:
         return distribution
     if dataclasses.is_dataclass(distribution):
-        settings = {field.name for field in dataclasses.fields(distribution) if field.init}
-        return dataclasses.replace(distribution, horizon=most) if "horizon" in settings else distribution
+        settable = "horizon" in fields_of(distribution)
+        return dataclasses.replace(distribution, horizon=most) if settable else distribution
     short = copy.copy(distribution)
     with contextlib.suppress(AttributeError):  # a property
         short.horizon = most

@@ -18,6 +18,7 @@ from metarl.core.config import EvaluationConfig, TrainerConfig
 from metarl.core.episode import run_episodes
 from metarl.core.errors import InputError
 from metarl.core.seeds import Purpose, Seeds, generator
+from metarl.core.settings import fields_of
 from metarl.core.trainer import Callback, Progressed, Trainer
 from metarl.core.trees import tree_map
 from metarl.fewshot.base.examples import ExampleCollector, ExampleSpaces, ExampleTaskDistribution
@@ -52,7 +53,7 @@ SCORED_BY_EPISODE = sorted(set(VARIANTS) - {"fine-tune", "fine-tune-cosine", "mu
 def kind_and_config(name: str, **settings: Any) -> tuple[Any, Any]:
     learner, own = VARIANTS[name]
     kind = load_learner(learner)
-    fields = {field.name for field in dataclasses.fields(kind.Config) if field.init}
+    fields = fields_of(kind.Config)
     wanted = {**SMALL, **own, **settings}
     return kind, kind.Config(**{key: value for key, value in wanted.items() if key in fields})
 

@@ -19,6 +19,7 @@ from metarl.agents.sb3 import AdaptedPredictor, TrialPredictor
 from metarl.core.config import EvaluationConfig, TrainerConfig
 from metarl.core.episode import run_episodes
 from metarl.core.seeds import Seeds
+from metarl.core.settings import fields_of
 from metarl.core.tasks import Split
 from metarl.core.trainer import Callback, Progressed, Trainer
 from metarl.core.trees import tree_map
@@ -71,7 +72,7 @@ def small(
     agent: str, *, normalize: bool = True, task: str = "Rooms", iterations: int = 4, **settings: Any
 ) -> RunConfig:
     config = resolve(f"{__name__}:{task}", agent)
-    fields = {field.name for field in dataclasses.fields(config.agent) if field.init}
+    fields = fields_of(config.agent)
     chosen = {name: SMALL[name] for name in SMALL.keys() & fields} | {"normalize_observations": normalize} | settings
     return dataclasses.replace(
         config,

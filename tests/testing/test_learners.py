@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from metarl.cli.main import main
 from metarl.core.errors import require
+from metarl.core.settings import fields_of
 from metarl.envs.grid_nav import GridNav
 from metarl.runs import registry
 from metarl.testing.tasks import check_agent
@@ -44,7 +44,7 @@ def broken() -> Iterator[Any]:
 
 
 def small(kind: type[Any]) -> Any:
-    names = {field.name for field in dataclasses.fields(kind.Config) if field.init}
+    names = fields_of(kind.Config)
     return kind.Config(**{name: value for name, value in SMALL.items() if name in names})
 
 
