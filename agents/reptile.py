@@ -34,6 +34,7 @@ from metarl.gradients.lifting import over_tasks
 from metarl.gradients.vectors import flatten
 from metarl.networks.policies import action_std
 from metarl.rl.policy_gradient import AdaptivePolicy, BasePolicyConfig, PolicyBatch
+from metarl.rl.schedule import require_within_schedule, schedule_left
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,8 @@ class ReptileConfig(BasePolicyConfig):
         Raises:
             InputError: with the setting to change.
         """
-        schedule, batch = self.schedule_iterations, trainer.meta_batch_size
-        allowed = f"at most agent.schedule_iterations = {schedule}: beyond it, nothing is learned"
-        require(schedule is None or trainer.iterations <= schedule, "trainer.iterations", trainer.iterations, allowed)
+        require_within_schedule(self.schedule_iterations, trainer)
+        batch = trainer.meta_batch_size
         allowed = f"at least agent.inner_updates = {self.inner_updates} with agent.shuffle_tasks"
         require(not self.shuffle_tasks or batch >= self.inner_updates, "trainer.meta_batch_size", batch, allowed)
 
@@ -143,6 +143,4 @@ class Reptile(AdaptivePolicy):
 
     def meta_step_size(self) -> float:
         """Of the next meta-update."""
-        schedule = self.config.schedule_iterations
-        left = 1.0 if schedule is None else max(0.0, 1.0 - self._num_updates / schedule)
-        return self.config.meta_step_size * left
+        return self.config.meta_step_size * schedule_left(self.config.schedule_iterations, self._num_updates)

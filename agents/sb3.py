@@ -28,7 +28,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 from torch import Tensor
 
-from metarl.agents.rl2 import RL2, TrialState
+from metarl.agents.rl2 import RL2
 from metarl.core.errors import ENVIRONMENT, InputError, one_line, require, users_code
 from metarl.core.learner import Spaces
 from metarl.core.seeds import Purpose, generator
@@ -40,6 +40,7 @@ from metarl.rl.policy_gradient import AdaptivePolicy
 from metarl.rl.spaces import ActionFit, own_units
 from metarl.rl.stepping import mask_of, reset_all, step_all
 from metarl.rl.tasks import EnvTaskDistribution, horizon_of
+from metarl.rl.trials import TrialState
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]

@@ -1,9 +1,9 @@
-"""Adam as a function of values: every task of a meta-batch may carry moments of its own."""
+"""Adam as a function of values, so that every task of a meta-batch can have its own moments."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ class Moments(NamedTuple):
     """Adam's state.
 
     Attributes:
-        num_steps: taken so far, int64 scalar.
+        num_steps: number of steps so far, int64 scalar.
         first: running means of the gradients; empty for Adam without momentum, whose beta1 is 0.
         second: running means of the squared gradients.
     """
@@ -58,21 +58,33 @@ def adam_step(
 
 
 def packed(moments: Moments) -> Parameters:
-    """The moments of Adam without momentum as tensors that can stand beside the parameters: `num_steps`,
-    `second.<name>`."""
+    """The moments of Adam without momentum in a dict like the parameters': `num_steps`, `second.<name>`."""
     return {"num_steps": moments.num_steps, **{f"second.{name}": value for name, value in moments.second.items()}}
 
 
 def packed_mean(state: Mapping[str, Tensor], names: Iterable[str]) -> Parameters:
-    """The packed moments of `names` that `state` holds for every task, as their mean over the tasks, which have taken
-    equally many steps."""
+    """The mean over the tasks of the packed moments of `names` in `state`. All tasks have taken equally many steps."""
     second = {name: state[f"second.{name}"].mean(0) for name in names}
     return packed(Moments(state["num_steps"][0].clone(), {}, second))
 
 
 def packed_step(state: Mapping[str, Tensor], gradients: Mapping[str, Tensor], lr: float) -> Parameters:
-    """`state`, which holds parameters and beside them their packed moments, one step down `gradients`."""
+    """One step down `gradients`. `state` holds the parameters and their packed moments, and so does the result."""
     parameters = {name: state[name] for name in gradients}
     moments = Moments(state["num_steps"], {}, {name: state[f"second.{name}"] for name in gradients})
     parameters, moments = adam_step(parameters, gradients, moments, lr)
     return {**state, **parameters, **packed(moments)}
+
+
+def require_moments(moments: Mapping[int, Mapping[str, Any]], parameters: Sequence[Tensor]) -> None:
+    """Refuses saved moments of torch's Adam, by parameter number, that do not fit `parameters`.
+
+    Raises:
+        ValueError: another shape or dtype.
+    """
+    for number, kept in moments.items():
+        like = (parameters[number].shape, parameters[number].dtype)
+        float(kept["step"])
+        odd = [name for name in ("exp_avg", "exp_avg_sq") if (kept[name].shape, kept[name].dtype) != like]
+        if odd:
+            raise ValueError(f"moments do not fit the network: {odd[0]} of parameter {number}: another shape or dtype")

@@ -319,8 +319,13 @@ def clipped_surrogate(ratio: Tensor, batch: PolicyBatch, clip_range: float) -> T
 
     Reference: Schulman et al. 2017, arXiv:1707.06347, equation 7.
     """
+    return live_mean(clipped_gain(ratio, batch.advantages, clip_range), batch.mask)
+
+
+def clipped_gain(ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+    """The terms of PPO's clipped surrogate, one for each step: ratio [...], advantages [...] -> [...]."""
     clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
-    return live_mean(torch.minimum(ratio * batch.advantages, clipped * batch.advantages), batch.mask)
+    return torch.minimum(ratio * advantages, clipped * advantages)
 
 
 def dice(distribution: Distribution, batch: PolicyBatch) -> Tensor:

@@ -89,6 +89,16 @@ def standardize(values: Tensor, mask: Tensor, *, epsilon: float = 1e-8) -> Tenso
     return centred / (variance.sqrt() + epsilon)
 
 
+def mean_of_live(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over all live steps of all rows; zero if there are none."""
+    return (values * mask).sum() / mask.sum().clamp_min(1.0)
+
+
+def variance_of_live(values: Tensor, mask: Tensor) -> Tensor:
+    """Variance over all live steps of all rows."""
+    return mean_of_live((values - mean_of_live(values, mask)).square(), mask)
+
+
 def baseline_features(observations: Tensor) -> Tensor:
     """Features of the linear baseline: o, o^2, t/100, (t/100)^2, (t/100)^3, 1, with o clipped to [-10, 10].
 

@@ -13,7 +13,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
-from metarl.agents.rl2 import RL2, RL2Config, Trials, TrialState
+from metarl.agents.rl2 import RL2, RL2Config
 from metarl.core.config import TrainerConfig
 from metarl.core.controls import adaptation_controls
 from metarl.core.data import Episodes, Trajectories
@@ -27,6 +27,7 @@ from metarl.envs.point_nav import PointNav
 from metarl.envs.vector import TaskBatchEnv
 from metarl.rl.rollout import RolloutCollector
 from metarl.rl.tasks import EnvTaskDistribution
+from metarl.rl.trials import Trials, TrialState
 
 MEMORIES = pytest.mark.parametrize("memory", ["lstm", "gru", "transformer", "mann"])
 
@@ -409,7 +410,7 @@ def test_state_round_trip_and_a_misfit() -> None:
     [
         ({"memory": "lsmt"}, "agent.memory = 'lsmt': must be one of 'lstm'"),
         ({"trajectories_per_trial": 0}, "agent.trajectories_per_trial = 0"),
-        ({"gamma": 1.1}, r"agent.gamma = 1.1: must be in \[0, 1\]"),
+        ({"gamma": 1.1}, r"agent.gamma = 1.1: must be a number from 0 to 1"),
         ({"clip_range": 0.0}, "agent.clip_range = 0.0"),
         ({"schedule_iterations": 0}, "agent.schedule_iterations = 0"),
         ({"memory": "transformer", "hidden_size": 12}, "agent.hidden_size = 12: must be a multiple of 8 with memory"),
