@@ -100,7 +100,7 @@ def join_trials(parts: Sequence[Trajectories]) -> TrialData:
 
 
 def memory_inputs(observations: Tensor, actions: Tensor, rewards: Tensor, done: Tensor) -> Tensor:
-    """The inputs of the memory [..., observation_size + action_size + 2]. All but `observations` are of the last step."""
+    """The memory's inputs, [..., observation_size + action_size + 2]. All but `observations` are of the last step."""
     return torch.cat([observations, actions, rewards.unsqueeze(-1), done.unsqueeze(-1)], dim=-1)
 
 
