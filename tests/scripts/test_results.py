@@ -16,6 +16,7 @@ import pytest
 from metarl.core.errors import InputError, RunError
 from metarl.core.seeds import EVALUATION_ITERATION, Purpose, generator
 from metarl.core.statistics import crossed_interval
+from metarl.core.tags import POST_ADAPT
 from metarl.runs import registry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -441,7 +442,7 @@ def test_a_long_learning_curve_is_thinned_and_judged_whole(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reproduce = script("reproduce")
-    rows = [{"env_steps": 10 * i, "wall_s": 3.0 * i, reproduce.POST: min(i, 120.0)} for i in range(1, 201)]
+    rows = [{"env_steps": 10 * i, "wall_s": 3.0 * i, POST_ADAPT: min(i, 120.0)} for i in range(1, 201)]
     report = dict.fromkeys(("unit", "env_steps", "mean", "ci_low", "ci_high", "per_task", "tasks"), 0)
     config = reproduce.cell_config("point-nav", "promp", 0)
     replaced = {"trained": config, "read_metrics": rows, "read_report": report}
