@@ -1,10 +1,11 @@
-"""stable-baselines3 on task distributions, and agents of MetaRL where stable-baselines3 expects a model.
+"""Task distributions as environments of stable-baselines3.
 
 Antonin Raffin et al.: Stable-Baselines3: Reliable Reinforcement Learning Implementations. JMLR 22(268), 2021.
 
-`TaskVecEnv` is a batch of environments as SB3 wants it, so that any of its algorithms trains on one task or on the
-whole distribution; in `TrialVecEnv` an episode is a whole trial, what sb3-contrib's RecurrentPPO needs to be RL². The
-other way round, `AdaptedPredictor` and `TrialPredictor` have the `predict` of SB3's models, for `evaluate_policy`:
+`TaskVecEnv` is a batch of environments as a `VecEnv` of SB3, so that any of its algorithms trains on one task or on the
+whole distribution. In `TrialVecEnv` an episode is a whole trial; with it, sb3-contrib's RecurrentPPO is RL². The
+opposite direction is in `metarl.agents.predictors`: `AdaptedPredictor` and `TrialPredictor` have the `predict` of SB3's
+models, for `evaluate_policy`:
 
     env = VecMonitor(TaskVecEnv(HalfCheetahDir(), 8, task=Direction(1), seed=0))
     PPO("MlpPolicy", env, seed=0).learn(100_000)
@@ -15,32 +16,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
-import torch
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
-from torch import Tensor
 
-from metarl.agents.rl2 import RL2
-from metarl.core.errors import ENVIRONMENT, InputError, one_line, require, users_code
-from metarl.core.learner import Spaces
+from metarl.agents.predictors import AdaptedPredictor as AdaptedPredictor
+from metarl.agents.predictors import TrialPredictor as TrialPredictor
+from metarl.core.errors import ENVIRONMENT, InputError, require, users_code
 from metarl.core.seeds import Purpose, generator
 from metarl.core.tasks import Split, draw
-from metarl.core.trees import to_device, tree_map
 from metarl.rl.checks import check_step
 from metarl.rl.environments import GymnasiumTasks, spaces_of, vector_env_of
-from metarl.rl.policy_gradient import AdaptivePolicy
-from metarl.rl.spaces import ActionFit, own_units
+from metarl.rl.spaces import own_units
 from metarl.rl.stepping import mask_of, reset_all, step_all
 from metarl.rl.tasks import EnvTaskDistribution, horizon_of
-from metarl.rl.trials import TrialState
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -48,7 +43,7 @@ Infos = list[dict[str, Any]]
 
 
 class _Step(NamedTuple):
-    """What a step led to, before anything is reset: n sub-environments."""
+    """The results of a step of n sub-environments, before any of them is reset."""
 
     observations: Floats  # [n, observation_size]
     rewards: Floats  # [n]
@@ -60,31 +55,35 @@ class _Step(NamedTuple):
 class TaskVecEnv(VecEnv):
     """Environments of a task distribution as a `VecEnv` of SB3.
 
-    A sub-environment that ends is reset in the same step; `infos[i]["terminal_observation"]` is what it ended with and
-    `infos[i]["TimeLimit.truncated"]` whether it would have gone on: at the horizon, or where the simulation broke. The
-    step that breaks it pays 0 and ends with the observation before it. Actions are clipped by the environments. If
-    a family defines success, `infos[i]["is_success"]` says at an episode's end whether any of its steps was a success
-    (see `metarl.rl.stepping`). Other infos are passed on unchanged. Only an `episode` that is not from a wrapper of
-    SB3 or gymnasium is removed.
+    A sub-environment that ends is reset in the same step. Its infos then hold:
 
-    As in SB3's own, sub-environment i is seeded with seed + i at a `reset` after `seed`, and otherwise goes on from
-    where it is: equal seeds give equal bits, for any number of threads. It draws its tasks itself, a fresh one at every
-    reset. `get_attr("task")` tells the present ones; `set_attr("task", task)` fixes one from the next reset on, and
-    None draws again.
+    - `terminal_observation`: the last observation of the episode;
+    - `TimeLimit.truncated`: true if the episode ended at the horizon, or because the simulation diverged. The step that
+      diverges has reward 0, and the observation before it is the last one;
+    - `is_success`, if the family defines success: whether any step of the episode was a success (see
+      `metarl.rl.stepping`).
+
+    Other infos are passed on unchanged. Only an `episode` that is not from a wrapper of SB3 or gymnasium is removed.
+    The environments clip the actions.
+
+    As in SB3's own environments, sub-environment i is seeded with seed + i at a `reset` after `seed`. At other resets
+    its generator continues. Equal seeds give equal bits, for any number of threads. Every reset draws a fresh task.
+    `get_attr("task")` returns the present tasks. `set_attr("task", task)` fixes a task from the next reset on; with
+    None, tasks are drawn again.
 
     Args:
-        distribution: any; spaces that are not flat are made so (`metarl.rl.spaces`).
+        distribution: any. Spaces that are not flat are flattened (`metarl.rl.spaces`).
         num_envs: sub-environments, >= 1.
         tasks: a list with one task for each sub-environment, or one task for all that is not a list. None draws them.
         task: one task for all, of any type.
-        split: which tasks are drawn.
-        seed: >= 0; later ones by `seed`.
-        num_threads: of the simulator, 0 for all cores.
+        split: the split that tasks are drawn from.
+        seed: >= 0. The method `seed` sets later ones.
+        num_threads: threads of the simulator, 0 for all cores.
         timeout: seconds that one call of one of gymnasium's environments may take; None for no limit.
 
     Raises:
-        InputError: the spaces cannot be used; a list of tasks of another length, or what may be one task or several;
-            an environment of the distribution's own that cannot reset some of its sub-environments.
+        InputError: the spaces cannot be used; a list of tasks has another length; `tasks` may mean one task or several;
+            the family's own vector environment cannot reset single sub-environments.
     """
 
     def __init__(
@@ -127,14 +126,14 @@ class TaskVecEnv(VecEnv):
         self.seed(seed)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seeds sub-environment i with seed + i at the next `reset`; None: with numbers that nobody knows."""
+        """Seeds sub-environment i with seed + i at the next `reset`; None draws a random seed."""
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
         require(seed >= 0, "seed", seed, "an integer >= 0")
         return super().seed(seed)
 
     def set_options(self, options: list[dict[str, Any]] | dict[str, Any] | None = None) -> None:
-        """Refuses any: what varies between resets is the task."""
+        """Refuses all options: only the task varies between resets."""
         require(not options, "options", options, "left out: environments vary by their task")
 
     def reset(self) -> Floats:
@@ -165,7 +164,7 @@ class TaskVecEnv(VecEnv):
         self._env.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """Of each sub-environment; of a batch that steps together, whatever it has but `task` belongs to all."""
+        """The attribute of each sub-environment. In a batch that steps together, all share all but `task`."""
         chosen = list(self._get_indices(indices))
         if attr_name == "task":
             return [self._tasks[i] for i in chosen]
@@ -174,7 +173,7 @@ class TaskVecEnv(VecEnv):
         return [_attribute(target, attr_name) for target in self._targets(chosen)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """As `get_attr`; a batch's own attribute can be set for all sub-environments only."""
+        """As `get_attr`. An attribute that a batch shares can only be set for all sub-environments."""
         chosen = list(self._get_indices(indices))
         if attr_name == "task":
             for i in chosen:
@@ -188,7 +187,7 @@ class TaskVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Calls a method of each sub-environment; of a batch that steps together, once, with one answer for all."""
+        """Calls a method of each sub-environment. A batch that steps together is called once, for all."""
         targets = self._targets(list(self._get_indices(indices)))
         answers: dict[int, Any] = {}
         for target in targets:
@@ -201,7 +200,7 @@ class TaskVecEnv(VecEnv):
         return [isinstance(target, gymnasium.Env) and is_wrapped(target, wrapper_class) for target in targets]
 
     def get_images(self) -> Sequence[NDArray[Any] | None]:
-        """What gymnasium's environments draw in their `render_mode`; a batch that steps together draws none."""
+        """The images of gymnasium's environments in their `render_mode`; None for a batch that steps together."""
         if isinstance(self._env, GymnasiumTasks):
             return [env.render() for env in self._env.envs]  # type: ignore[misc]
         return [None] * self.num_envs
@@ -215,7 +214,11 @@ class TaskVecEnv(VecEnv):
         return [self._env.envs[i] if isinstance(self._env, GymnasiumTasks) else self._env for i in indices]
 
     def _begin(self, chosen: Bools, *, fresh: Bools, seeds: Sequence[int | None] | None = None) -> Floats:
-        """Resets the `chosen` sub-environments, the `fresh` ones among them with their next task; all observations."""
+        """Resets the `chosen` sub-environments, the `fresh` ones among them with their next task.
+
+        Returns:
+            The observations of all sub-environments.
+        """
         assert self._last is not None
         before = list(self._tasks)
         for i in np.flatnonzero(fresh).tolist():
@@ -252,11 +255,11 @@ class TaskVecEnv(VecEnv):
         for i, info in enumerate(infos):
             if stepped.tells_success[i]:
                 self._success[i] = bool(self._success[i]) or bool(stepped.success[i])
-            monitored = info.get("episode")  # SB3 takes it for its Monitor's, whatever it is
+            monitored = info.get("episode")  # SB3 expects that its Monitor wrote it
             if not (isinstance(monitored, dict) and {"r", "l"} <= monitored.keys()):
                 info.pop("episode", None)
             if terminated[i] or truncated[i]:
-                info.pop("is_success", None)  # SB3 averages it, whatever it is
+                info.pop("is_success", None)  # SB3 averages any value under this name
                 if self._success[i] is not None:
                     info["is_success"] = self._success[i]
         self._last = np.where(diverged[:, np.newaxis], self._last, observations).astype(np.float32)
@@ -284,18 +287,20 @@ class TaskVecEnv(VecEnv):
 class TrialVecEnv(TaskVecEnv):
     """`TaskVecEnv` in which a whole trial, several episodes of one task in a row, is one episode.
 
-    Observations are RL²'s inputs, [observation_size + action_size + 2]: the environment's, the action before (as it was
-    given; one-hot where discrete), the reward that followed, and 1 where that ended an episode; zeros where a trial
-    begins. Inside a trial an end, terminated or truncated, is no end to SB3; the next episode's first observation
-    follows, of the same task, with the last step's action and reward. The trial's end is terminal with value 0,
-    whatever ended its last episode: a trial is a finite task, and its return is what RL² maximises. SB3 counts the
-    `is_success` of a trial's last episode.
+    Observations are the inputs of RL², [observation_size + action_size + 2]: the observation of the environment; the
+    last action as it was given, one-hot if discrete; its reward; and 1 if it ended an episode. The last three are zero
+    at the start of a trial.
+
+    The end of an episode inside a trial, terminated or truncated, is not an end for SB3. The first observation of the
+    next episode follows, of the same task, with the action and reward of the last step. A trial always ends as
+    terminated, with value 0: a trial is a finite task, and RL² maximises its return. `is_success` belongs to a trial's
+    last episode.
 
     Args:
-        distribution: any; spaces that are not flat are made so (`metarl.rl.spaces`).
+        distribution: any. Spaces that are not flat are flattened (`metarl.rl.spaces`).
         num_envs: sub-environments, >= 1.
         episodes_per_trial: >= 1.
-        settings: the others of `TaskVecEnv`; a fresh task is drawn for every trial.
+        settings: other arguments of `TaskVecEnv`. Every trial has a fresh task.
     """
 
     def __init__(
@@ -333,196 +338,6 @@ class TrialVecEnv(TaskVecEnv):
         return gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
 
 
-class _Predictor:
-    """What both predictors share: shapes, random numbers, and the bounds of actions."""
-
-    environment = ""  # whose observations it takes
-
-    def __init__(self, spaces: Spaces, action_space: Any, seed: int | np.random.Generator) -> None:
-        call = f"{type(self).__name__}(learner, env.action_space)"
-        if action_space is None:
-            raise InputError(f"action_space: missing; write {call}")
-        is_space = isinstance(action_space, gymnasium.Space)
-        require(is_space, "action_space", action_space, f"a gymnasium space; write {call}")
-        self._fit = ActionFit(action_space)
-        chosen = self._fit.space
-        discrete = isinstance(chosen, gymnasium.spaces.Discrete)
-        size = int(chosen.n) if isinstance(chosen, gymnasium.spaces.Discrete) else chosen.shape
-        expected = spaces.action_size if spaces.discrete else (spaces.action_size,)
-        fits = discrete == spaces.discrete and size == expected
-        kind = f"Discrete({expected})" if spaces.discrete else f"a Box of shape {expected}"
-        require(fits, "action_space", action_space, f"{kind}, as the agent was trained for")
-        self.spaces, self.action_space = spaces, action_space
-        self._rng = np.random.default_rng(seed)
-
-    def _rows(self, observation: Any, size: int) -> tuple[Tensor, bool]:
-        """Observations as [1, n, size], and whether there was but one, without the axis of a batch."""
-        try:
-            rows = np.asarray(observation, np.float32)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"observation: {one_line(error)}; must be numbers, [{size}] or [n, {size}]") from error
-        allowed = f"[{size}] or [n, {size}]: an observation of {self.environment}"
-        require(rows.ndim in (1, 2) and rows.shape[-1] == size, "observation.shape", rows.shape, allowed)
-        return torch.from_numpy(np.atleast_2d(rows)[np.newaxis].copy()), rows.ndim == 1
-
-    def _noise(self, num_rows: int) -> Tensor:
-        if self.spaces.discrete:
-            return torch.from_numpy(self._rng.random((1, num_rows), dtype=np.float32))
-        shape = (1, num_rows, self.spaces.action_size)
-        return torch.from_numpy(self._rng.standard_normal(shape, dtype=np.float32))
-
-    def _actions(self, drawn: Tensor, single: bool) -> NDArray[Any]:
-        actions: NDArray[Any] = drawn[0].numpy()
-        if self._fit.changes:
-            taken: NDArray[Any] = self._fit(actions[0]) if single else self._fit(actions, batch=True)
-            return taken
-        if isinstance(self.action_space, gymnasium.spaces.Box):
-            actions = np.clip(actions, self.action_space.low, self.action_space.high)
-        return actions[0] if single else actions
-
-
-def _require_learner(learner: Any, kind: type[Any], allowed: str) -> None:
-    """Refuses a `learner` that is not of `kind`. The message says what to write instead."""
-    advice = ""
-    if isinstance(learner, (str, Path)):
-        advice = f"; write metarl.load({str(learner)!r})"
-    elif isinstance(learner, (RL2, AdaptivePolicy)):
-        advice = f"; write {TrialPredictor.__name__ if isinstance(learner, RL2) else AdaptedPredictor.__name__}"
-    elif isinstance(learner, type):
-        advice = "; write an object of the class, such as metarl.load(run_dir)"
-    given = learner if isinstance(learner, (str, Path)) else one_line(type(learner).__name__)
-    require(isinstance(learner, kind), "learner", str(given), f"{allowed}{advice}")
-
-
-class AdaptedPredictor(_Predictor):
-    """An agent that adapts by gradient steps, as one of SB3's models: one adapted policy.
-
-    Args:
-        learner: the agent.
-        action_space: of the environment that the actions are for: `TaskVecEnv`'s, or that of an environment as the
-            user made it. Actions are clipped to it, as SB3's models do, and rescaled as in training.
-        state: adapted; None for the meta-parameters as they are.
-        task: whose policy, a place on the state's task axis.
-        seed: of the sampling noise, or a generator of it.
-
-    Raises:
-        InputError: the agent remembers instead (`TrialPredictor`); no such task in the state; no action space, or
-            another one than in training.
-    """
-
-    environment = "TaskVecEnv"
-
-    def __init__(
-        self,
-        learner: AdaptivePolicy,
-        action_space: gymnasium.Space[Any] | None = None,
-        *,
-        state: Any = None,
-        task: int = 0,
-        seed: int | np.random.Generator = 0,
-    ) -> None:
-        _require_learner(learner, AdaptivePolicy, "an RL agent that takes gradient steps")
-        super().__init__(learner.spaces, action_space, seed)
-        fresh = learner.begin(1)
-        adapted = fresh if state is None else state
-        fits = isinstance(adapted, Mapping) and adapted.keys() == fresh.keys()
-        require(fits, "state", type(adapted).__name__, "an adapted state of this learner, such as learner.begin(1)")
-        num_tasks = len(next(iter(adapted.values())))
-        is_task = isinstance(task, (int, np.integer)) and 0 <= task < num_tasks
-        require(is_task, "task", task, f"an integer in [0, {num_tasks}), one of the tasks of the state")
-        self._learner = learner
-        self._state = to_device(tree_map(lambda value: value[task : task + 1].detach(), adapted), "cpu")
-
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[NDArray[Any], Any]:
-        """As SB3's.
-
-        Args:
-            observation: [observation_size], or [n, observation_size], as `TaskVecEnv` gives them, or an environment in
-                `metarl.rl.fitted_envs.fitted(env)`: flat, and integers rescaled.
-            state: returned as it is.
-            episode_start: not used.
-            deterministic: the likeliest action instead of a random one.
-
-        Returns:
-            Actions [n, action_size] or, discrete, [n], without n for a single observation; and `state`.
-        """
-        rows, single = self._rows(observation, self.spaces.observation_size)
-        with torch.no_grad():
-            distribution = self._learner.distribution(self._state, rows)
-            drawn = distribution.mode() if deterministic else distribution.sample(self._noise(rows.shape[1]))
-        return self._actions(drawn, single), state
-
-
-class TrialPredictor(_Predictor):
-    """RL² as one of SB3's recurrent models, on the observations of `TrialVecEnv`.
-
-    The state that `predict` returns holds the memory and the last action, before it was clipped: this is what RL²
-    remembers in training, and it goes in place of the observation's.
-
-    Args:
-        learner: the agent.
-        action_space: of the environment that the actions are for: `TaskVecEnv`'s, or that of an environment as the
-            user made it. Actions are clipped to it, as SB3's models do, and rescaled as in training.
-        seed: of the sampling noise, or a generator of it.
-
-    Raises:
-        InputError: the agent does not remember (`AdaptedPredictor`); no action space, or another one than in training.
-    """
-
-    environment = "TrialVecEnv(distribution, num_envs, episodes_per_trial=...)"
-
-    def __init__(
-        self, learner: RL2, action_space: gymnasium.Space[Any] | None = None, *, seed: int | np.random.Generator = 0
-    ) -> None:
-        _require_learner(learner, RL2, "RL2, or one derived from it")
-        super().__init__(learner.spaces, action_space, seed)
-        self._learner = learner
-
-    def predict(
-        self,
-        observation: Any,
-        state: tuple[NDArray[Any], ...] | None = None,
-        episode_start: Any = None,
-        deterministic: bool = False,
-    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...]]:
-        """As SB3's recurrent ones.
-
-        Args:
-            observation: [observation_size + action_size + 2], or with an axis of n in front.
-            state: what the step before returned, None where all trials begin.
-            episode_start: bool [n], where a trial begins: its memory is cleared. None: nowhere.
-            deterministic: the likeliest action instead of a random one.
-
-        Returns:
-            Actions [n, action_size] or, discrete, [n], without n for a single observation; and the next state, arrays
-            [n, ...].
-        """
-        sizes = [self.spaces.observation_size, self.spaces.action_size, 1, 1]
-        rows, single = self._rows(observation, sum(sizes))
-        inputs, _, reward, done = torch.split(rows, sizes, dim=-1)
-        trial = self._before(rows.shape[1], state, episode_start)
-        trial = trial._replace(reward=reward[..., 0], done=done[..., 0])
-        with torch.no_grad():
-            distribution, _, trial = self._learner.distribution(trial, inputs)
-            drawn = distribution.mode() if deterministic else distribution.sample(self._noise(rows.shape[1]))
-            trial = self._learner.observe(trial, drawn, trial.reward, trial.over, trial.over)
-        return self._actions(drawn, single), tuple(part[0].numpy() for part in (*trial.memory, trial.action))
-
-    def _before(self, num_rows: int, state: tuple[NDArray[Any], ...] | None, starts: Any) -> TrialState:
-        """The trials so far, cleared where one begins: a memory that has seen nothing is zero."""
-        fresh = to_device(self._learner.begin(1), "cpu")
-        fresh = tree_map(lambda part: part.expand(1, num_rows, *part.shape[2:]), fresh)
-        if state is None:
-            return fresh
-        parts = [torch.from_numpy(part.copy()).unsqueeze(0) for part in state]
-        if starts is not None:
-            for part in parts:
-                part[0, torch.from_numpy(np.asarray(starts, bool))] = 0
-        return fresh._replace(memory=tuple(parts[:-1]), action=parts[-1])
-
-
 def _attribute(target: Any, name: str) -> Any:
     return target.get_wrapper_attr(name) if isinstance(target, gymnasium.Env) else getattr(target, name)
 
@@ -530,7 +345,7 @@ def _attribute(target: Any, name: str) -> Any:
 def _per_env(infos: Mapping[Any, Any], num_envs: int) -> Infos:
     """The infos of a vector environment, as one dict for each sub-environment.
 
-    A value that is not a sequence with one entry for each goes to all of them.
+    A sequence with one entry per sub-environment is divided among them. Any other value goes to all.
     """
     rows: Infos = [{} for _ in range(num_envs)]
     for name, values in infos.items():
@@ -547,7 +362,7 @@ def _one_each(tasks: Any, num_envs: int, distribution: EnvTaskDistribution[Any])
     """`num_envs` tasks, from a list of them, or from one task for all that is not a list.
 
     Raises:
-        InputError: a list of another length; one task that is a list; several tasks that are no list.
+        InputError: a list of another length; one task that is a list; several tasks that are not a list.
     """
     if not isinstance(tasks, (list, tuple, np.ndarray)):
         return [tasks] * num_envs

@@ -33,6 +33,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
 FREE = {"__main__", "cli", "testing"}  # may import anything
 # Libraries that one module alone may import.
 PRIVILEGES = {
+    "metarl.agents.predictors": {"gymnasium"},
     "metarl.agents.sb3": {"gymnasium", "stable_baselines3"},
     "metarl.report.film": {"av"},
     "metarl.rl.mujoco_warnings": {"mujoco"},

@@ -1,7 +1,7 @@
 """Memories: sequence models that run one step at a time, or over whole sequences at once.
 
-Agents act with `step` and learn with `forward`; both give the same outputs. A state is a tuple of tensors whose leading
-axis is the sequence, so that states can be sliced, moved and selected row by row.
+Agents act with `step` and learn with `forward`; both give the same outputs. A state is a tuple of tensors. Their first
+axis is the sequence, so states can be sliced, moved and selected by sequence.
 
 Shape legend: B sequences, T steps, I input_size, O output_size.
 """
@@ -24,7 +24,7 @@ State = tuple[Tensor, ...]
 
 
 class Memory(nn.Module, ABC):
-    """What agents and learners ask of a memory.
+    """The interface of all memories.
 
     Attributes:
         output_size: O.
@@ -43,7 +43,7 @@ class Memory(nn.Module, ABC):
         Args:
             inputs: [B, I].
             state: of the steps before.
-            live: [B] bool; where false, the state stays as it is and the outputs mean nothing. None: all are live.
+            live: [B] bool. Where false, the state does not change, and the outputs have no meaning. None: all are live.
 
         Returns:
             Outputs [B, O], and the next state as a new value.
@@ -62,7 +62,7 @@ class Memory(nn.Module, ABC):
 class RecurrentMemory(Memory):
     """A gated recurrent network: Cho et al. 2014, arXiv:1406.1078 (GRU); Hochreiter, Schmidhuber 1997 (LSTM).
 
-    Input weights are Xavier-uniform, recurrent ones orthogonal, biases zero but for the LSTM's forget gates (1).
+    Input weights are Xavier-uniform, recurrent ones orthogonal. Biases are zero, but 1 in the LSTM's forget gates.
     """
 
     def __init__(
@@ -101,16 +101,17 @@ class RecurrentMemory(Memory):
 
 
 class CausalTransformer(Memory):
-    """Pre-norm self-attention over the last `window` steps, with faint sinusoidal positions.
+    """Pre-norm self-attention over the last `window` steps, with sinusoidal positions of small amplitude.
 
-    A step's value is found by the key of the step before it: looking for what resembles the present step brings up
-    what followed it, which is how an agent finds what it did and got in a state. Keys start with the weights of the
-    queries, so that untrained attention already goes by resemblance. The state keeps the keys and values of earlier
-    steps: per layer and sequence the last key, and a ring of up to `window` slots, grown as it fills; and the number of
-    steps so far.
+    The key of a step is stored with the value of the next step. A query that resembles an earlier step so returns what
+    followed that step: the action and the reward in a similar state. Keys start with the weights of the queries, so
+    untrained attention already prefers similar steps.
 
-    Source: Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04745 (layer norm first). Finding what
-    followed by what preceded: the memory of Ritter et al. 2018, arXiv:1805.09692, and the pairs of attention heads in
+    The state holds, for each layer and sequence, the last key and a ring of earlier keys and values. The ring grows up
+    to `window` slots. The state also holds the number of steps so far.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04745 (layer norm first). Values stored
+    with the key of the step before: the memory of Ritter et al. 2018, arXiv:1805.09692; the pairs of attention heads in
     Olsson et al. 2022, arXiv:2209.11895, which here are one head.
     """
 
@@ -137,7 +138,7 @@ class CausalTransformer(Memory):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
                 nn.init.zeros_(module.bias)
         for block in self._blocks():
-            for layer in (block.mix, block.contract):  # the residual stream starts as the embedded input
+            for layer in (block.mix, block.contract):  # before training, the residual stream is nearly the input
                 layer.weight.detach().mul_(1.0 / math.sqrt(2.0 * num_layers))
             queries, keys, _ = block.project.weight.detach().chunk(3)
             keys.copy_(queries)
@@ -151,7 +152,7 @@ class CausalTransformer(Memory):
         count, *before = state
         slots = before[1].shape[3]
         more = 0
-        if slots < self.window and int(count.max()) >= slots:  # slots come round only in a ring of full size
+        if slots < self.window and int(count.max()) >= slots:  # slots are used again only in a ring of full size
             more = min(self.window, max(16, 2 * slots)) - slots
         row, slot = torch.arange(len(count), device=count.device), count % self.window
         filled = torch.arange(slots + more, device=count.device) <= count.unsqueeze(1)
@@ -214,7 +215,7 @@ class _Block(nn.Module):
         return [part.reshape(*part.shape[:2], self.num_heads, -1).transpose(1, 2) for part in parts]
 
     def finish(self, hidden: Tensor, queries: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor) -> Tensor:
-        """The stream after attention and the feed-forward layer; `mask` is true where a query may look."""
+        """The stream after attention and the feed-forward layer; `mask` is true where a query may attend to a key."""
         mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         hidden = hidden + self.mix(mixed.transpose(1, 2).flatten(2))
         outputs: Tensor = hidden + self.contract(functional.gelu(self.expand(self.norm_feed(hidden))))
@@ -222,13 +223,15 @@ class _Block(nn.Module):
 
 
 class MANN(Memory):
-    """An LSTM beside a memory matrix that is written to the least recently used slots.
+    """An LSTM with a memory matrix whose least recently used slots are overwritten.
 
-    Each read head has a key k. A step erases each head's least used slot, writes its key with weights
-    sigmoid(gate) w_read(t-1) + (1 - sigmoid(gate)) w_least_used(t-1), and reads by cosine similarity to the key; usage
-    decays and grows by what was read and written. Head number i takes the i-th least used slot, so that no two heads
-    write over each other; with one head this is the paper's rule. No gradient flows through which slot is least used.
-    Similarities are sharpened by a learned strength, as in Graves et al. 2014, arXiv:1410.5401; the paper has none.
+    Each read head has a key. In one step, a head erases its least used slot. It writes its key with the weights
+    sigmoid(gate) w_read(t-1) + (1 - sigmoid(gate)) w_least_used(t-1). It reads by cosine similarity to the key. Usage
+    decays, and the weights of reading and writing are added to it.
+
+    Head i uses the i-th least used slot, so heads do not overwrite each other; one head is the paper's rule. The choice
+    of the least used slot has no gradient. A learned strength multiplies the similarities, as in Graves et al. 2014,
+    arXiv:1410.5401; the paper has none.
 
     Source: Santoro et al. 2016, "Meta-Learning with Memory-Augmented Neural Networks", arXiv:1605.06065, section 3.2.
     """
@@ -287,7 +290,7 @@ class MANN(Memory):
 
 
 def make_memory(name: MemoryName, input_size: int, hidden_size: int, *, generator: torch.Generator) -> Memory:
-    """The memory called `name`, with its own defaults for all but the hidden size."""
+    """The memory `name` with the given hidden size; its other settings have their defaults."""
     makers: dict[str, Callable[[], Memory]] = {
         "lstm": lambda: RecurrentMemory(input_size, hidden_size, kind="lstm", generator=generator),
         "gru": lambda: RecurrentMemory(input_size, hidden_size, kind="gru", generator=generator),
@@ -298,7 +301,7 @@ def make_memory(name: MemoryName, input_size: int, hidden_size: int, *, generato
 
 
 def _where(live: Tensor | None, new: State, old: State) -> State:
-    """`new` in the live rows, `old` in the others."""
+    """`new` for live sequences, `old` for the others."""
     if live is None:
         return new
     return tuple(

@@ -1,6 +1,6 @@
 """Networks and action distributions, written for ONE task; learners lift them over the meta-batch.
 
-Distributions are named tuples of tensors, so that they pass through `torch.func.vmap`.
+Distributions are named tuples of tensors because `torch.func.vmap` accepts those.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LOG_2PI = math.log(2.0 * math.pi)
 
 
 class Gaussian(NamedTuple):
-    """Independent normal actions, unbounded; environments clip, log-probabilities are of the unclipped action.
+    """Independent normal actions without bounds. Environments clip them; log-probabilities are of the unclipped action.
 
     Attributes:
         mean: [..., action_size].
@@ -55,7 +55,7 @@ class Gaussian(NamedTuple):
         return (0.5 * (variance_ratio + shift - 1.0) + other.log_std - self.log_std).sum(-1)
 
     def entropy(self) -> Tensor:
-        """[...]."""
+        """Summed over action dimensions, [...]."""
         return (self.log_std + 0.5 * (1.0 + _LOG_2PI)).expand_as(self.mean).sum(-1)
 
     def detach(self) -> Gaussian:
@@ -120,7 +120,7 @@ class MLP(nn.Module):
 
     Args:
         sizes: input, hidden and output widths.
-        activation: between layers; the output is linear.
+        activation: after every layer but the last.
         output_gain: factor on the last layer's initial weights.
         generator: draws the initial weights.
     """
@@ -147,7 +147,7 @@ class MLP(nn.Module):
 
 
 class GaussianPolicy(nn.Module):
-    """An MLP mean and a learned log standard deviation that does not depend on the state."""
+    """The mean is an MLP. The log standard deviation is learned and does not depend on the observation."""
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ class GaussianPolicy(nn.Module):
 
 
 class CategoricalPolicy(nn.Module):
-    """An MLP of logits."""
+    """The logits are an MLP."""
 
     def __init__(
         self,
@@ -220,7 +220,7 @@ def make_policy(
 class Stateless:
     """A module as a function of its parameters, for ONE task: `Stateless(module)(parameters, *inputs)`.
 
-    `functional_call` exchanges the module's parameters while it runs, so every thread works on a copy of its own.
+    `functional_call` replaces the module's parameters while it runs, so every thread has its own copy of the module.
     """
 
     def __init__(self, module: nn.Module) -> None:

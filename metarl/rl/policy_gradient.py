@@ -1,7 +1,7 @@
-"""Policies that adapt by gradient steps on their own experience: what the algorithms of `metarl.agents` share.
+"""Policies that adapt by gradient steps on their own experience: the common part of the algorithms in `metarl.agents`.
 
-An algorithm is a subclass of `AdaptivePolicy` with a `meta_update`; it may also choose the inner loss, the step sizes
-and what the adapted state holds.
+An algorithm is a subclass of `AdaptivePolicy` with a `meta_update`. It may also choose the inner loss, the step sizes
+and the content of the adapted state.
 """
 
 from __future__ import annotations
@@ -76,8 +76,9 @@ class PolicyConfig(BasePolicyConfig):
 
 
 class PolicyBatch(NamedTuple):
-    """Prepared trajectories: N tasks, S steps each, live ones first, one whole trajectory after the other; S is the
-    largest number of live steps of a task.
+    """Prepared trajectories: N tasks with S steps each, one whole trajectory after the other, live steps first.
+
+    S is the largest number of live steps of a task.
 
     Attributes:
         observations: [N, S, observation_size].
@@ -85,10 +86,10 @@ class PolicyBatch(NamedTuple):
         log_probs: [N, S], under the policy that acted.
         advantages: [N, S], standardised per task.
         mask: [N, S].
-        starts: [N, S] int64, where on this axis the step's own trajectory begins.
+        starts: [N, S] int64, the index on this axis at which the trajectory of the step begins.
         mean_return: [N], undiscounted.
-        return_scale: [N], the return of a trajectory that one unit of the surrogate stands for: the advantages'
-            standard deviation times the mean length of a trajectory.
+        return_scale: [N], one unit of the surrogate in units of a trajectory's return: the standard deviation of the
+            advantages times the mean length of a trajectory.
     """
 
     observations: Tensor
@@ -125,7 +126,7 @@ class AdaptivePolicy(ABC):
         generator: draws the initial weights.
 
     Attributes:
-        first_order: whether the inner gradient counts as a constant where an adaptation is differentiated.
+        first_order: derivatives through an adaptation take the inner gradient as a constant.
         normalizer: of the observations; None if they are not normalised.
     """
 
@@ -192,7 +193,7 @@ class AdaptivePolicy(ABC):
     def prepare(self, data: Trajectories) -> PolicyBatch:
         """Returns, baseline and per-task standardised advantages.
 
-        The horizon is part of the task and the baseline knows the time, so nothing is bootstrapped at a truncation.
+        There is no bootstrap at a truncation: the horizon is part of the task, and the baseline depends on the time.
         """
         gamma = self.config.gamma
         mask = data.mask.flatten(1)
@@ -226,7 +227,7 @@ class AdaptivePolicy(ABC):
         )
 
     def see(self, episodes: Episodes[Parameters, PolicyBatch]) -> None:
-        """Updates the statistics of the observations, at the end of a meta-update.
+        """Updates the statistics of the observations. A meta-update calls it at its end.
 
         So the update uses the same statistics as the collection of its data.
         """
@@ -266,7 +267,7 @@ class AdaptivePolicy(ABC):
         return self.config.inner_lr * (self.config.later_step_scale if later else 1.0)
 
     def with_step_scale(self, factor: float) -> Self:
-        """This learner, whose test-time steps are `factor` times as large; what was trained is shared."""
+        """A copy with test-time steps `factor` times as large; it shares the parameters."""
         scaled = copy.copy(self)
         scaled.config = replace(self.config, inner_lr=factor * self.config.inner_lr)
         return scaled
@@ -276,7 +277,10 @@ class AdaptivePolicy(ABC):
         return max(1, self.config.chunk_steps // max(1, num_steps))
 
     def distribution(self, parameters: Parameters, observations: Tensor) -> Distribution:
-        """Of actions, for ONE task's parameters or with the task axis leading; what is not the policy's is left out."""
+        """Of actions, for ONE task's parameters or with the task axis leading.
+
+        `parameters` may also hold entries that are not of the policy.
+        """
         own = {name: parameters[name] for name in self._policy_names}
         seen = observations if self.normalizer is None else self.normalizer(observations)
         distribution: Distribution = self._policy(own, seen)
@@ -292,7 +296,7 @@ class AdaptivePolicy(ABC):
 
     @property
     def _num_extra_inputs(self) -> int:
-        """What the policy's network is given besides the observation."""
+        """Number of inputs of the policy's network besides the observation."""
         return 0
 
     def _make_module(self, generator: torch.Generator) -> nn.Module:
@@ -329,12 +333,13 @@ def clipped_gain(ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor
 
 
 def dice(distribution: Distribution, batch: PolicyBatch) -> Tensor:
-    """For ONE task: a surrogate all of whose derivatives, at the parameters that acted, estimate those of the return.
+    """For ONE task: a surrogate for derivatives of any order. At the parameters that acted, they estimate the return's.
 
-    With W_t the likelihood ratio of a trajectory's actions up to t, against the stored log-probabilities, this is the
-    mean over live steps of (W_t - W_{t-1}) A_t. At the parameters that acted, W_t has the value and all derivatives of
-    the paper's magic box exp(x - stop(x)); at others, as in a line search, it still weights the data rightly. In the
-    differences of W the baseline cancels from the expectation of every derivative.
+    Let W_t be the likelihood ratio of a trajectory's actions up to t, against the stored log-probabilities. The
+    surrogate is the mean over live steps of (W_t - W_{t-1}) A_t. At the parameters that acted, W_t has the value and
+    all derivatives of the paper's magic box exp(x - stop(x)). At other parameters, as in a line search, it is the
+    correct importance weight. The baseline cancels from the expectation of every derivative, because of the differences
+    of W.
 
     Reference: Foerster et al. 2018, arXiv:1802.05098; Farquhar et al. 2019, arXiv:1909.10549 for advantages.
     """
@@ -345,12 +350,12 @@ def dice(distribution: Distribution, batch: PolicyBatch) -> Tensor:
 
 
 def log_likelihood_ratio(distribution: Distribution, batch: PolicyBatch) -> Tensor:
-    """For ONE task: log of how much likelier all its actions are than under the policy that acted."""
+    """For ONE task: the log-likelihood of all its actions, minus that under the policy that acted."""
     return ((distribution.log_prob(batch.actions) - batch.log_probs) * batch.mask).sum(-1)
 
 
 def kl_from(distribution: Distribution, batch: tuple[PolicyBatch, Distribution]) -> Tensor:
-    """For ONE task: mean over live steps of KL(old || distribution), the old one being part of the data."""
+    """For ONE task: mean over live steps of KL(old || distribution); the old distribution is part of the data."""
     data, old = batch
     return live_mean(old.kl(distribution), data.mask)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Returns, baselines and advantages, batched over tasks and masked: dead steps change nothing.
+"""Returns, baselines and advantages, batched over tasks. Steps with mask 0 do not count.
 
 Shape legend: N num_tasks, K num_trajectories, H horizon. Subscripts in names are times: `values_t` is V(s_t). One row
 of the last axis is one trajectory: live steps first (mask 1), then padding (mask 0).
@@ -19,7 +19,7 @@ def discounted_returns(rewards_t: Tensor, mask_t: Tensor, *, gamma: float, last_
         rewards_t: [..., H].
         mask_t: [..., H].
         gamma: discount in [0, 1].
-        last_return: [...], what follows the last live step (a bootstrap); zero if None.
+        last_return: [...], the return after the last live step (a bootstrap); zero if None.
 
     Returns:
         [..., H], zero on dead steps.
@@ -46,8 +46,8 @@ def generalized_advantages(
         mask_t: [..., H].
         gamma: discount in [0, 1].
         gae_lambda: in [0, 1]; 1 gives the return minus the value, 0 the one-step temporal difference.
-        last_values: [...], the value of what follows the last live step: zero where the MDP terminated; the critic's
-            value, or zero for a finite-horizon objective, where the trajectory was truncated.
+        last_values: [...], the value after the last live step. It is zero if the MDP terminated. If the trajectory was
+            truncated, it is the critic's value, or zero for a finite-horizon objective.
 
     Returns:
         [..., H], zero on dead steps.
@@ -72,7 +72,7 @@ def generalized_advantages(
 def standardize(values: Tensor, mask: Tensor, *, epsilon: float = 1e-8) -> Tensor:
     """Zero mean and unit variance over each task's live steps.
 
-    Per task, not over the pooled meta-batch, where tasks with large returns would drown the others.
+    The statistics are per task. With those of the whole meta-batch, tasks with large returns would dominate the others.
 
     Args:
         values: [N, ...].
@@ -124,15 +124,15 @@ def linear_baseline(
 ) -> Tensor:
     """Values of a ridge regression of returns on `baseline_features`, one regression per task, live steps only.
 
-    Fitted on the batch it is evaluated on, as in the authors' code of MAML, ProMP and rllab. With few trajectories of a
-    long observation this overfits and shrinks the advantages.
+    It is fitted on the batch it is evaluated on, as in the authors' code of MAML, ProMP and rllab. With few
+    trajectories and long observations it overfits, and the advantages become too small.
 
     Args:
         observations: [N, K, H, observation_size].
         returns_t: [N, K, H], the targets.
         mask_t: [N, K, H].
-        ridge: regularisation; multiplied by ten for the tasks whose normal equations cannot be factored, at most
-            `attempts` times.
+        ridge: regularisation. It is multiplied by ten for tasks whose normal equations cannot be factored.
+        attempts: number of tries, each with a larger `ridge` than the last.
 
     Returns:
         [N, K, H] in the dtype of `returns_t`, zero on dead steps. A task that cannot be fitted gets zeros.
