@@ -21,10 +21,10 @@ import tyro
 from tyro.conf import Positional, arg
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from metarl.core.bounds import Bound
+from metarl.core.bounds import Bound, parts_of, words
 from metarl.core.config import EvaluationConfig, TrainerConfig
 from metarl.core.errors import InputError, require
-from metarl.core.settings import TABLES, check, expected, fields_of, parts_of
+from metarl.core.settings import TABLES, check, fields_of
 from metarl.runs import registry
 from metarl.runs.capacity import require_capacity
 from metarl.runs.config import (
@@ -329,7 +329,7 @@ def _flag(kind: type[Any], field: StructFieldSpec) -> StructFieldSpec:
     aliases = [f"--{field.name.replace('_', '-')}"] if kind is TrainerConfig and field.name in _SHORT else []
     text = field.helptext() if callable(field.helptext) else field.helptext
     if parts_of(field.type, Bound):
-        text = f"{text or ''} Allowed: {expected(field.type)}.".lstrip()
+        text = f"{text or ''} Allowed: {words(field.type)}.".lstrip()
     annotated: Any = Annotated[field.type, arg(aliases=aliases)]
     return dataclasses.replace(field, type=annotated, helptext=text)
 

@@ -1,27 +1,23 @@
-"""Strict reading of settings: a TOML table (or a JSON object) becomes a frozen dataclass, or one line says why not."""
+"""Strict reading of settings: from a TOML table or a JSON object to a dataclass. Errors are one line."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import difflib
-import functools
 import inspect
-import numbers
 import re
 import tomllib
-import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from metarl.core.bounds import Bound, allowed
+from metarl.core.bounds import NotASettingError, fit, parts_of, words
 from metarl.core.errors import InputError, one_line, raised, shortened
 from metarl.core.files import LARGEST_TEXT, read_file
 
 Config = TypeVar("Config")
-Part = TypeVar("Part")
 TABLES = ("task", "agent", "trainer", "evaluation")
 
 
@@ -29,14 +25,15 @@ def from_table(cls: type[Config], table: Mapping[str, Any], prefix: str, base: C
     """Builds a settings dataclass from a TOML table (or a JSON object), strictly.
 
     Args:
-        cls: a dataclass; fields may be bool, int, float, str, Path, Literal, Optional and tuples of these. A class that
-            is no dataclass has no settings.
+        cls: a dataclass; fields may be bool, int, float, str, Path, Literal, None, unions and tuples of these. A class
+            that is no dataclass has no settings.
         table: setting -> value.
-        prefix: where the table stands, for messages ("agent").
+        prefix: the name of the table, for messages ("agent").
         base: values of the settings that `table` leaves out; None = the defaults.
 
     Raises:
-        InputError: unknown setting (with the nearest), wrong type, missing setting, or whatever `cls` itself raises.
+        InputError: an unknown setting (with the nearest), a wrong type, a value out of bounds, a missing setting, or
+            any error that `cls` raises.
     """
     if not isinstance(table, Mapping):
         raise InputError(f"{prefix} = {shortened(table)}: must be a table")
@@ -63,8 +60,9 @@ def _made(prefix: str, cls: type[Config], make: Callable[..., Any], *values: Any
         return made
     except (InputError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # the class is foreign code: whatever stops it is the answer
-        raise InputError(f"{prefix}: {cls.__name__}({_listed(settings)}) raised {raised(error)}") from error
+    except BaseException as error:  # the class may be the user's own and raise anything
+        given = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        raise InputError(f"{prefix}: {cls.__name__}({given}) raised {raised(error)}") from error
 
 
 def _require_no_arguments(cls: type[Any], prefix: str) -> None:
@@ -79,10 +77,6 @@ def _require_no_arguments(cls: type[Any], prefix: str) -> None:
             f"{prefix}: {cls.__name__} needs {', '.join(wanted)} to be made; write it as a dataclass, whose fields are "
             "settings, each with a default"
         )
-
-
-def _listed(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
 
 def read_toml(path: Path) -> dict[str, dict[str, Any]]:
@@ -128,8 +122,8 @@ def fields_of(settings: object) -> dict[str, dataclasses.Field[Any]]:
 def check(settings: object, table: str) -> None:
     """Refuses values that the annotations of a settings dataclass do not allow.
 
-    `LearnerConfig` and `TaskDistribution` call it, so their subclasses are checked when they are made. Defaults are the
-    author's and are not checked. Neither are types that a settings file cannot hold.
+    The `__post_init__` of `LearnerConfig` and of `TaskDistribution` calls it, so their subclasses are always checked.
+    Default values are not checked, nor are fields of types that a settings file cannot hold.
 
     Args:
         settings: an object; one that is no dataclass has no settings.
@@ -144,7 +138,7 @@ def check(settings: object, table: str) -> None:
         return
     for name, field in fields_of(settings).items():
         if getattr(settings, name) is not field.default:
-            with contextlib.suppress(_OtherTypeError):
+            with contextlib.suppress(NotASettingError):
                 convert(getattr(settings, name), hints[name], f"{table}.{name}")
 
 
@@ -152,105 +146,21 @@ def _hints(cls: type[Any]) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)
 
 
-class _OtherTypeError(TypeError):
-    """The annotation of a field that no settings file can hold."""
-
-
-def parts_of(hint: Any, kind: type[Part]) -> list[Part]:
-    """The objects of type `kind` at any depth of an annotation: its bounds, or the strings of its Literals."""
-    args = typing.get_args(hint)
-    return [part for arg in args for part in ([arg] if isinstance(arg, kind) else parts_of(arg, kind))]
-
-
-def convert(value: Any, hint: Any, path: str) -> Any:
+def convert(value: object, hint: Any, path: str) -> Any:
     """`value` as the type `hint`.
 
     Raises:
         InputError: it is of another type or out of bounds; names `path`, the value and what is allowed.
     """
-    matched, converted = _match(value, hint, ())
-    if matched:
-        return converted
-    problem = f"{path} = {shortened(value)}: must be {expected(hint)}"
-    if isinstance(value, str) and _is_number(value) and _match(float(value), hint, ())[0]:
-        problem += f"; write it without quotes: {path.rpartition('.')[2]} = {value.strip()}"
+    with contextlib.suppress(ValueError):
+        return fit(value, hint)
+    problem = f"{path} = {shortened(value)}: must be {words(hint)}"
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            fit(float(value), hint)
+            problem += f"; write it without quotes: {path.rpartition('.')[2]} = {value.strip()}"
     near = difflib.get_close_matches(str(value), parts_of(hint, str), n=1, cutoff=0.75)
     raise InputError(problem + (f"; did you mean {near[0]!r}?" if near else ""))
-
-
-def _match(value: Any, hint: Any, bounds: tuple[Bound, ...]) -> tuple[bool, Any]:
-    """Whether `value` fits `hint` and `bounds`, and `value` as the type `hint`."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        return _match(value, args[0], (*bounds, *_bounds(hint)))
-    if origin in (typing.Union, types.UnionType):
-        matches = [match for match in (_match(value, option, bounds) for option in args) if match[0]]
-        return matches[0] if matches else (False, None)
-    if origin is Literal:
-        return any(type(value) is type(option) and value == option for option in args), value
-    if origin is tuple:
-        return _match_tuple(value, args, bounds)
-    if hint is None or hint is types.NoneType:
-        return value is None, None
-    if hint in (int, float):
-        return _match_number(value, hint, bounds)
-    if hint is Path:
-        return isinstance(value, (str, Path)), Path(value) if isinstance(value, (str, Path)) else None
-    if hint in (bool, str):
-        return isinstance(value, hint), value
-    raise _OtherTypeError(f"{hint!r} is not a type that a setting can have")
-
-
-def _match_number(value: Any, hint: type[int] | type[float], bounds: tuple[Bound, ...]) -> tuple[bool, float | None]:
-    kind = numbers.Integral if hint is int else numbers.Real  # numpy's numbers too
-    fits = isinstance(value, kind) and not isinstance(value, bool)
-    try:
-        number = hint(value) if fits else None
-    except OverflowError:  # an integer beyond the largest float
-        return False, None
-    return number is not None and allowed(number, bounds), number
-
-
-def _match_tuple(value: Any, args: tuple[Any, ...], bounds: tuple[Bound, ...]) -> tuple[bool, Any]:
-    if not isinstance(value, (list, tuple)):
-        return False, None
-    options = args[:1] * len(value) if args[-1:] == (Ellipsis,) else args
-    if len(options) != len(value):
-        return False, None
-    matches = [_match(item, option, bounds) for item, option in zip(value, options, strict=True)]
-    return all(matched for matched, _ in matches), tuple(item for _, item in matches)
-
-
-def _bounds(hint: Any) -> tuple[Bound, ...]:
-    return tuple(extra for extra in typing.get_args(hint)[1:] if isinstance(extra, Bound))
-
-
-def expected(hint: Any, bounds: tuple[Bound, ...] = (), plural: bool = False) -> str:
-    """What `hint` and `bounds` allow: "an integer >= 1, or left out"."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        return expected(args[0], (*bounds, *_bounds(hint)), plural)
-    if origin in (typing.Union, types.UnionType):
-        options = [expected(option, bounds, plural) for option in args if option is not types.NoneType]
-        return " or ".join(options) + (", or left out" if len(options) < len(args) else "")
-    if origin is Literal:
-        return "one of " + ", ".join(repr(option) for option in args)
-    if origin is tuple:
-        several = args[-1:] == (Ellipsis,)
-        return f"a list of {'' if several else f'{len(args)} '}{expected(args[0], bounds, plural=True)}"
-    if hint is bool:
-        return "true or false"
-    noun = {int: "integer", float: "number", str: "string", Path: "path"}[hint] + ("s" if plural else "")
-    noun = functools.reduce(lambda words, bound: bound.words.format(words), bounds, noun)
-    return noun if plural else f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def unknown_setting(path: str, name: str, known: Iterable[str]) -> InputError:

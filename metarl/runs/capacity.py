@@ -24,7 +24,7 @@ LINEAR = (
     "hidden_size",
 )
 SHOTS = ("num_ways", "train_ways", "num_shots", "num_queries", "train_queries")
-UPDATE = ("num_adaptation_steps", "trajectories_per_trial")
+UPDATE = ("num_adaptation_steps", "inner_updates", "trajectories_per_trial")
 SQUARE = ("num_states", "size", "view", "image_size", "num_filters")
 GROWTH = dict.fromkeys((*LINEAR, *SHOTS, *UPDATE, "hidden_sizes"), 1) | dict.fromkeys(SQUARE, 2)
 
