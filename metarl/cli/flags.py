@@ -53,7 +53,7 @@ class TrainArguments:
     Attributes:
         config: the configuration, all flags applied.
         run_dir: folder for a new run, or None for a name of its own.
-        resume: run folder to go on with, or None.
+        resume: folder of the run to resume, or None.
         quiet: print nothing but errors.
     """
 
@@ -64,7 +64,7 @@ class TrainArguments:
 
 
 def parse_train(argv: Sequence[str]) -> TrainArguments:
-    """Reads the command line after `metarl train`; `--help` shows every setting with the value it would have.
+    """Reads the command line after `metarl train`. `--help` shows every setting with the value it would have.
 
     Settings come from the preset, then the file, then the flags; with `--resume` from the saved run, then the flags.
 
@@ -101,7 +101,7 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
 
 
 def split_task_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """`argv` without the `--task.*` flags and what follows each up to the next flag; and these."""
+    """`argv` without the `--task.*` flags and their values; and the `--task.*` flags with their values."""
     own: list[str] = []
     flags: list[str] = []
     part = own
@@ -113,7 +113,7 @@ def split_task_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def task_values(argv: Sequence[str]) -> dict[str, str]:
-    """The value of each `--task.*` flag in `argv`, by setting, before the real parsing."""
+    """The value of each `--task.*` flag in `argv`, by setting. It is needed before tyro parses them."""
     flags = {token.partition("=")[0] for token in argv if token.startswith("--task.")}
     return {flag.removeprefix("--task.").replace("-", "_"): _find_value(argv, flag) or "" for flag in flags}
 
@@ -133,7 +133,7 @@ def parse_task_flags(task: Any, flags: Sequence[str]) -> Any:
 
 
 def refuse_blank(argv: Sequence[str]) -> None:
-    """Refuses empty arguments, whose path would be the folder one is in, and those with control characters.
+    """Refuses empty arguments and those with control characters. An empty path would be the working directory.
 
     Settings of tasks and agents are left to their own classes.
 
@@ -149,7 +149,7 @@ def refuse_blank(argv: Sequence[str]) -> None:
 
 
 def _refuse_early(argv: Sequence[str]) -> None:
-    """Refuses what no task or agent could make right, before these are imported, which takes seconds."""
+    """Refuses flags that are wrong for every task and agent. It saves the seconds that importing these takes."""
     if {"-h", "--help"} & {*argv}:
         return
     _, unread = _parse_command_line(argv, None, partly=True)
@@ -175,7 +175,7 @@ def _resumed(run_dir: Path, names: Mapping[str, str | None], paths: Mapping[str,
 
 
 def _find_value(argv: Sequence[str], flag: str) -> str | None:
-    """The last value of `flag`, before the real parsing: it decides which settings there are to parse."""
+    """The last value of `flag`. It is needed before tyro parses, because it decides which settings there are."""
     value = None
     for index, token in enumerate(argv):
         if token.startswith(f"{flag}="):
@@ -186,7 +186,7 @@ def _find_value(argv: Sequence[str], flag: str) -> str | None:
 
 
 def _find_task(argv: Sequence[str]) -> str | None:
-    """The task's name, wherever it stands: first, or a registered name, or what follows no flag."""
+    """The task's name: the first word, or else a registered name, or else a word that follows no flag."""
     pairs = list(zip(("", *argv), argv, strict=False))
     words = [(before, token) for before, token in pairs if not token.startswith("-")]
     if argv and not argv[0].startswith("-"):
@@ -230,15 +230,15 @@ def _parsing(command: str, known: Sequence[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def errors_in_one_line(command: str, known: Sequence[str] = ()) -> Iterator[None]:
-    """Turns what tyro prints and exits with into an `InputError`; `--help` still prints and exits.
+    """Turns an error that tyro prints before it exits into an `InputError`. `--help` still prints and exits.
 
     Args:
-        command: whose `--help` lists the flags.
-        known: flags to look for the nearest one in, where tyro finds none.
+        command: the command whose `--help` lists the flags.
+        known: known flags. The nearest one is proposed if tyro proposes none.
     """
-    words = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(words), _wide_enough():
+        with contextlib.redirect_stderr(printed), _wide_enough():
             yield
     except SystemExit as stop:
         if stop.code == 0:
@@ -246,8 +246,8 @@ def errors_in_one_line(command: str, known: Sequence[str] = ()) -> Iterator[None
         cause: BaseException | None = stop
         while cause is not None and not isinstance(cause, InputError):
             cause = cause.__context__
-        raise cause or InputError(_one_line(words.getvalue(), command, known)) from None
-    sys.stderr.write(words.getvalue())  # what tasks said while they were made
+        raise cause or InputError(_one_line(printed.getvalue(), command, known)) from None
+    sys.stderr.write(printed.getvalue())  # from the construction of the tasks
 
 
 @contextlib.contextmanager
@@ -286,7 +286,7 @@ class _Flags(Generic[Task, Agent]):
     run_dir: Path | None = None
     """Folder of the new run; default: runs/ and a name of its own."""
     resume: Path | None = None
-    """Run folder to go on with."""
+    """Folder of the run to resume."""
     quiet: bool = False
     """Print nothing but errors."""
     task: Task
@@ -334,7 +334,7 @@ def _flag(kind: type[Any], field: StructFieldSpec) -> StructFieldSpec:
     return dataclasses.replace(field, type=annotated, helptext=text)
 
 
-# What tyro says, and how it is said here: field = value: must be what is allowed.
+# Messages of tyro, and MetaRL's words for them: field = value: must be what is allowed.
 _REWORDED = (
     (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 = \2: must be an integer"),
     (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 = \2: must be a number"),

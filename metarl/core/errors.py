@@ -1,7 +1,7 @@
-"""What a user did wrong, and what ended a run, said in one line.
+"""Errors with a message of one line: `InputError` for bad input, `RunError` for a run that had to end.
 
-The command line turns `InputError` into that line and exit code 2 (from Python it is a `ValueError`), and `RunError`
-into the traceback of its cause, if there is one, then that line and exit code 1.
+After an `InputError`, the command line prints the message and exits with code 2. After a `RunError`, it prints the
+traceback of the cause, if there is one, then the message, and exits with code 1.
 """
 
 from __future__ import annotations
@@ -20,33 +20,32 @@ ENVIRONMENT, DISTRIBUTION = "the environment's", "the task distribution's"
 
 
 class InputError(ValueError):
-    """A bad value from outside: names the field, the value, what is allowed and, for a name, the nearest one."""
+    """Bad input. The message has the field, the value, what is allowed and, for an unknown name, the nearest one."""
 
 
 class RunError(RuntimeError):
-    """What ended a run whose settings were good."""
+    """An error that ends a run although its settings are good."""
 
 
 class EnvironmentFaultError(RunError):
-    """An environment or a task distribution raised (the original error is the `__cause__`), hung, or returned what
-    cannot be used."""
+    """An environment or a task distribution raised an error (the `__cause__`), hung, or returned an unusable value."""
 
 
 class NonFiniteError(RunError):
-    """Too many updates in a row that were not finite."""
+    """Too many updates in a row had NaN or infinite numbers."""
 
 
 def environment_fault(
     what: str, *, task: object, seed: int | None, step: int | None, whose: str = ENVIRONMENT
 ) -> EnvironmentFaultError:
-    """The error for `what` an environment did.
+    """The error for a fault of an environment or of a task distribution.
 
     Args:
-        what: such as "step raised ValueError: ...".
-        task: the environment's; None where it has none yet.
-        seed: of its reset, or None.
-        step: steps since the reset, including the present one; 0 in the reset. None where there is no reset.
-        whose: `ENVIRONMENT` or `DISTRIBUTION`: the owner of the method in `what`.
+        what: the fault, such as "step raised ValueError: ...".
+        task: the environment's task; None if it has none yet.
+        seed: the seed of its reset, or None.
+        step: steps since the reset, including the present one; 0 in the reset. None if there is no reset.
+        whose: the owner of the method in `what`: `ENVIRONMENT` or `DISTRIBUTION`.
     """
     place = [] if task is None else [f"task {one_line(task, max_length=200)}"]
     place += [] if seed is None else [f"seed {seed}"]
@@ -134,11 +133,11 @@ def shortened(value: object) -> str:
 
 
 def raised(error: BaseException) -> str:
-    """What `error` of foreign code says, in one line with the place in that code: "ValueError: no (poles.py:7)"."""
+    """The message of an error in a user's code, with the place in that code: "ValueError: no (poles.py:7)"."""
     paths = sysconfig.get_paths()
-    libraries = (*(paths[name] for name in ("stdlib", "purelib", "platlib")), f"{Path(__file__).parent}{os.sep}")
+    libraries = (*(paths[name] for name in ("stdlib", "purelib", "platlib")), f"{Path(__file__).parents[1]}{os.sep}")
     frames = traceback.extract_tb(error.__traceback__)
-    # The first frame is of who called the foreign code; what its libraries did on its behalf is not where to look.
+    # The first frame is the caller of the user's code. Frames of libraries that this code called are left out.
     files = [frame for frame in frames[1:] if Path(frame.filename).is_absolute()]  # compiled code has none
     own = [frame for frame in files if not frame.filename.startswith(libraries)]
     place = f" ({_relative(own[-1].filename)}:{own[-1].lineno})" if own else ""

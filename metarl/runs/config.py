@@ -3,7 +3,7 @@
 Before the preset come the `defaults` of the task family and those in the learner's `Traits`: tables as in a preset.
 
 Settings files and presets are TOML with the tables [task], [agent], [trainer] and [evaluation]; the command line spells
-the same settings `--agent.inner-lr 0.1`. What a run used in the end stands in its `config.json`.
+the same settings `--agent.inner-lr 0.1`. The final configuration of a run is saved in its `config.json`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SPACES = "spaces"
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run's results.
+    """Everything that the results of a run depend on.
 
     Attributes:
         task_name: registered name, or module:Class.
@@ -110,7 +110,7 @@ def from_dict(plain: Mapping[str, Any], *, trusted: bool = False, paths: Mapping
     """The inverse of `to_dict`.
 
     Args:
-        plain: what `to_dict` returned, perhaps read from a run folder that came from elsewhere.
+        plain: a result of `to_dict`. It may come from a run folder of someone else.
         trusted: also accept names of the form module:Class, which import code.
         paths: new values of the task's path settings, if its data was moved; other names are ignored.
 
@@ -159,7 +159,7 @@ def load_config(run_dir: Path, *, trusted: bool = False, paths: Mapping[str, str
 
 
 def path_settings(cls: type[Any]) -> set[str]:
-    """The settings of a dataclass that are paths: they say where files lie, and results do not depend on them."""
+    """The settings of a dataclass that are paths. Results do not depend on them, so data may be moved."""
     settings = fields_of(cls)
     hints = typing.get_type_hints(cls) if settings else {}
     return {name for name in settings if Path in (hints[name], *typing.get_args(hints[name]))}
@@ -224,7 +224,7 @@ def _plain(value: Any, field: str) -> Any:
 
 
 def read_saved(run_dir: Path) -> dict[str, Any]:
-    """What `config.json` of a run folder holds, unchecked.
+    """The content of a run folder's `config.json`, unchecked.
 
     Raises:
         InputError: not a run folder, or a damaged file.
