@@ -32,10 +32,11 @@ from metarl.core.errors import ENVIRONMENT, InputError, require, users_code
 from metarl.core.seeds import Purpose, generator
 from metarl.core.tasks import Split, draw
 from metarl.rl.checks import check_step
-from metarl.rl.environments import GymnasiumTasks, spaces_of, vector_env_of
+from metarl.rl.environments import spaces_of, vector_env_of
+from metarl.rl.gymnasium_tasks import GymnasiumTasks
 from metarl.rl.spaces import own_units
 from metarl.rl.stepping import mask_of, reset_all, step_all
-from metarl.rl.tasks import EnvTaskDistribution, horizon_of
+from metarl.rl.tasks import EnvTaskDistribution, horizon_of, metadata_of, unwrapped
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -107,11 +108,12 @@ class TaskVecEnv(VecEnv):
         self.distribution, self.split = distribution, split
         self._env = vector_env_of(distribution, num_envs, num_threads=num_threads, timeout=timeout)
         self.spaces = spaces_of(self._env)
-        mode = getattr(self._env, "metadata", {}).get("autoreset_mode")
-        if not (isinstance(self._env, GymnasiumTasks) or mode == AutoresetMode.DISABLED):
+        mode = metadata_of(self._env).get("autoreset_mode")
+        if mode != AutoresetMode.DISABLED:
             self._env.close()
+            name = type(unwrapped(self._env)).__name__
             raise InputError(
-                f"{type(self._env).__name__}.metadata['autoreset_mode'] = {mode}: must be AutoresetMode.DISABLED, with "
+                f"{name}.metadata['autoreset_mode'] = {mode}: must be AutoresetMode.DISABLED, with "
                 "a reset that understands the option reset_mask: stable-baselines3 resets one sub-environment at a time"
             )
         self._horizon = horizon_of(distribution)
@@ -211,7 +213,8 @@ class TaskVecEnv(VecEnv):
         return gymnasium.spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
 
     def _targets(self, indices: list[int]) -> list[Any]:
-        return [self._env.envs[i] if isinstance(self._env, GymnasiumTasks) else self._env for i in indices]
+        env = self._env
+        return [env.envs[i] if isinstance(env, GymnasiumTasks) else unwrapped(env) for i in indices]
 
     def _begin(self, chosen: Bools, *, fresh: Bools, seeds: Sequence[int | None] | None = None) -> Floats:
         """Resets the `chosen` sub-environments, the `fresh` ones among them with their next task.
@@ -253,7 +256,7 @@ class TaskVecEnv(VecEnv):
         truncated = (stepped.truncated | diverged | (self._elapsed >= self._horizon)) & ~terminated
         infos = self._infos(stepped.infos)
         for i, info in enumerate(infos):
-            if stepped.tells_success[i]:
+            if stepped.success_known[i]:
                 self._success[i] = bool(self._success[i]) or bool(stepped.success[i])
             monitored = info.get("episode")  # SB3 expects that its Monitor wrote it
             if not (isinstance(monitored, dict) and {"r", "l"} <= monitored.keys()):

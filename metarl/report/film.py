@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from metarl.core.seeds import Purpose, Seeds, generator
 from metarl.core.tasks import TaskDistribution, draw, list_tasks
 from metarl.report.text import endpoints
 from metarl.rl.stepping import reset_all
-from metarl.rl.tasks import EnvTaskDistribution, TaskVectorEnv
+from metarl.rl.tasks import EnvTaskDistribution, TaskVectorEnv, unwrapped
 
 if TYPE_CHECKING:
     from metarl.core.trainer import Trainer
@@ -108,6 +108,7 @@ class Film:
         return max(len(panel.frames) for row in self.panels for panel in row)
 
 
+@runtime_checkable
 class RenderedEnv(TaskVectorEnv, Protocol):
     """A vector environment that can be drawn, such as `metarl.envs.batch.BatchEnv`."""
 
@@ -221,7 +222,7 @@ class _Camera:
     def shoot(self, env: TaskVectorEnv, moved: NDArray[np.bool_]) -> None:
         """Draws every `stride`-th state of the shown trajectories, from the first on."""
         width, height = self._settings.size
-        view, draw = self._settings.side_view, cast(RenderedEnv, env).render_simulation
+        view, draw = self._settings.side_view, cast(RenderedEnv, unwrapped(env)).render_simulation
         for frames, index in zip(self._frames, self._shown, strict=True):
             if moved[index] and self._step % self._settings.stride == 0:
                 with users_code("render_simulation", step=self._step, whose=ENVIRONMENT):
@@ -255,9 +256,9 @@ def _check_rendering(
     """Draws one picture, so that what is missing is told at once; returns `distribution` and seconds per step."""
     name = type(distribution).__name__
     env = distribution.make_vector_env(1, num_threads=1) if isinstance(distribution, EnvTaskDistribution) else None
-    if not isinstance(distribution, EnvTaskDistribution) or not hasattr(env, "render_simulation"):
+    rendered = None if env is None else unwrapped(env)
+    if not isinstance(distribution, EnvTaskDistribution) or not isinstance(rendered, RenderedEnv):
         raise InputError(f"{name} cannot be filmed: only MuJoCo families on metarl.envs.batch.BatchEnv can be drawn")
-    rendered = cast(RenderedEnv, env)
     try:
         with users_code("set_tasks", task=task, whose=ENVIRONMENT):
             rendered.set_tasks([task])

@@ -1,41 +1,42 @@
-"""Checks what a vector environment returns."""
+"""Checks the observations and rewards of a vector environment."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metarl.core.errors import ENVIRONMENT, environment_fault, users_code
+from metarl.core.tasks import Tasks
+from metarl.rl.tasks import Array
 
 _LARGEST = float(np.finfo(np.float32).max)
 
 
 def check_step(
-    observations: NDArray[Any],
-    rewards: NDArray[Any] | None,
+    observations: Array,
+    rewards: Array | None,
     live: NDArray[np.bool_],
     *,
     observation_size: int,
-    tasks: Sequence[Any],
+    tasks: Tasks,
     seeds: Sequence[int | None],
     step: int | NDArray[np.int64],
-) -> NDArray[Any]:
-    """What a vector environment returned, once it is known to be usable.
+) -> Array:
+    """The observations, after a check of what a vector environment returned.
 
     Args:
         observations: [num_envs, observation_size].
         rewards: [num_envs]; None after a reset.
-        live: [num_envs] bool: others may return anything.
-        observation_size: that there must be.
-        tasks: in equal blocks of sub-environments.
-        seeds: one per sub-environment, of its reset, None where that had none.
+        live: [num_envs] bool. The values of other environments are not checked.
+        observation_size: the expected length of an observation.
+        tasks: each belongs to an equal block of sub-environments.
+        seeds: of the reset of each sub-environment, or None.
         step: steps since the reset, from 1; [num_envs] if they differ between environments.
 
     Returns:
-        The observations, with zeros for what is not finite of those that are not live.
+        The observations. If an environment is not live, zeros replace its numbers that are not finite.
 
     Raises:
         EnvironmentFaultError: a shape or type is wrong, or a live observation or reward is not finite as float32.
@@ -60,7 +61,7 @@ def check_step(
     return np.where(finite, observations, 0.0)
 
 
-def _numbers(name: str, values: Any, shape: tuple[int, ...], *, step: int) -> NDArray[Any]:
+def _numbers(name: str, values: object, shape: tuple[int, ...], *, step: int) -> Array:
     """`values` as an array of numbers of `shape`."""
     with users_code("step", step=step, whose=ENVIRONMENT):
         array = np.asarray(values)

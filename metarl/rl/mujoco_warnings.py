@@ -1,5 +1,7 @@
-"""MuJoCo's warnings in environments that step one by one. By default MuJoCo prints each of them and writes it into
-MUJOCO_LOG.TXT in the working directory."""
+"""Catches MuJoCo's warnings in environments that step one by one.
+
+By default MuJoCo prints each warning and writes it into MUJOCO_LOG.TXT in the working directory.
+"""
 
 from __future__ import annotations
 
@@ -29,5 +31,5 @@ def caught() -> Iterator[list[str]]:
 
 
 def diverged(texts: list[str]) -> bool:
-    """Whether a simulation diverged. MuJoCo then puts it back to its initial state and goes on with finite numbers."""
+    """Whether a simulation diverged. MuJoCo then resets it to its initial state and continues with finite numbers."""
     return any("simulation is unstable" in text for text in texts)

@@ -1,4 +1,4 @@
-"""Running mean and standard deviation of observations, by which a learner normalises what it sees.
+"""Normalises observations by their running mean and standard deviation.
 
 Brian Welford: Note on a Method for Calculating Corrected Sums of Squares and Products. Technometrics 4(3), 1962. Parts
 are merged as in Tony Chan, Gene Golub, Randall LeVeque: Algorithms for Computing the Sample Variance. The American
@@ -13,18 +13,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from metarl.core.learner import loaded
+from metarl.core.learner import StateDict, loaded
 
 CLIP = 10.0
 EPSILON = 1e-8
-STATE = "observations"  # where the moments are in a learner's state
+STATE = "observations"  # key of the moments in a learner's `state_dict`
 
 
 class Moments(NamedTuple):
-    """Of observations, float64.
+    """Moments of observations, float64.
 
     Attributes:
-        total: [], how many.
+        total: [], number of observations.
         mean: [observation_size].
         squares: [observation_size], sum of squared distances from the mean.
     """
@@ -35,7 +35,7 @@ class Moments(NamedTuple):
 
 
 class Normalizer:
-    """Normalises observations by the moments of all that `update` got. Before its first call, nothing changes.
+    """Normalises observations by the moments of all observations so far. Before the first `update`, nothing changes.
 
     (observation - mean) / sqrt(variance + 1e-8), clipped to [-10, 10]. The moments stay on the CPU.
 
@@ -68,7 +68,7 @@ class Normalizer:
             self.moments = _merged(self.moments, _moments(seen[live > 0]))
 
     def wrapped(self, policy: nn.Module) -> nn.Module:
-        """`policy` behind the present normalisation."""
+        """`policy` with the current normalisation of its observations."""
         return policy if self.moments.total == 0.0 else NormalizedPolicy(policy, *self._affine())
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -76,7 +76,7 @@ class Normalizer:
         return self.moments._asdict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Raises `ValueError` if `state` is of observations of another size."""
+        """Raises `ValueError` if `state` belongs to observations of another size."""
         self.moments = Moments(**loaded(self.moments._asdict(), state, what="moments of the observations"))
 
     def _affine(self) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,7 @@ class Normalizer:
         return mean, (squares / total + EPSILON).rsqrt()
 
 
-def state_of(normalizer: Normalizer | None) -> dict[str, Any]:
+def state_of(normalizer: Normalizer | None) -> StateDict:
     """The normaliser's part of a learner's `state_dict`."""
     return {} if normalizer is None else {STATE: normalizer.state_dict()}
 

@@ -1,4 +1,4 @@
-"""Collects trajectories of all tasks together."""
+"""Collects trajectories of all tasks at once."""
 
 from __future__ import annotations
 
@@ -17,41 +17,43 @@ from metarl.core.data import Trajectories
 from metarl.core.errors import ENVIRONMENT, EnvironmentFaultError, InputError, RunError, users_code
 from metarl.core.learner import Actor, Spaces
 from metarl.core.seeds import Seeds, require_slots
+from metarl.core.tasks import Tasks
 from metarl.core.trees import to_device
 from metarl.rl.checks import check_step
 from metarl.rl.environments import fit_of, spaces_of, vector_env_of
 from metarl.rl.stepping import Stepped, reset_all, step_all
-from metarl.rl.tasks import EnvTaskDistribution, TaskVectorEnv, horizon_of
+from metarl.rl.tasks import Array, EnvTasks, TaskVectorEnv, horizon_of
 
 State = TypeVar("State")
 
 
 class RolloutCollector:
-    """Collects exactly `num_trajectories` whole trajectories of every task, all simulations stepping together.
+    """Collects exactly `num_trajectories` whole trajectories of every task. All simulations step together.
 
     Args:
         tasks: the distribution whose environments are used.
         num_trajectories: trajectories per task and collection.
-        min_live_steps: if given, further rounds of `num_trajectories` are collected until every task has this many live
-            steps; a task's trajectories beyond that number are masked out (the MAML paper's test protocol).
+        min_live_steps: if given, rounds of `num_trajectories` are collected until every task has this many live steps.
+            Trajectories of a task beyond that number are masked out (the MAML paper's test protocol).
         num_threads: simulator threads; 0 for all cores. Results do not depend on it.
-        device: where the learner is; data crosses there once per collection.
-        act_device: where the policy acts. The CPU by default: one step's observations of a small policy are too little
-            to repay two transfers. Elsewhere, observations and actions cross once per step.
+        device: where the learner is. Data is moved there once per collection.
+        act_device: where the policy acts. On another device than the CPU, observations and actions are moved in every
+            step. For small policies this takes longer than acting on the CPU.
         environment_timeout: seconds that one call of one gymnasium environment may take, > 0; None for no limit.
-        watch: called after the reset and after every step with the environments and those of them, bool
-            [num_tasks * num_trajectories], whose trajectory has just reached a new state.
+        watch: called after the reset and after every step. It gets the environments and a mask, bool
+            [num_tasks * num_trajectories], of those whose trajectory has just reached a new state.
 
     Raises:
         InputError: if the environments' spaces cannot be used.
-        EnvironmentFaultError: here and in collecting, if an environment fails; if all simulations diverge at once.
+        EnvironmentFaultError: here and in collecting, if an environment fails or all simulations diverge in their first
+            step.
     """
 
     acts = True
 
     def __init__(
         self,
-        tasks: EnvTaskDistribution[Any],
+        tasks: EnvTasks,
         *,
         num_trajectories: int,
         min_live_steps: int | None = None,
@@ -91,19 +93,19 @@ class RolloutCollector:
 
     def support(
         self,
-        tasks: Sequence[Any],
+        tasks: Tasks,
         learner: Actor[State],
         state: State,
         seeds: Seeds,
         *,
         step: int,
     ) -> Trajectories:
-        """Experience of `state` for adaptation step `step`."""
+        """Trajectories of `state`, which acts, for adaptation step `step`."""
         require_slots(tasks, seeds)
         return self._collect(tasks, learner, state, seeds.support(step))
 
-    def query(self, tasks: Sequence[Any], learner: Actor[State], state: State, seeds: Seeds) -> Trajectories:
-        """Experience of the adapted `state`."""
+    def query(self, tasks: Tasks, learner: Actor[State], state: State, seeds: Seeds) -> Trajectories:
+        """Trajectories of the adapted `state`."""
         require_slots(tasks, seeds)
         return self._collect(tasks, learner, state, seeds.query())
 
@@ -116,7 +118,7 @@ class RolloutCollector:
 
     def _collect(
         self,
-        tasks: Sequence[Any],
+        tasks: Tasks,
         learner: Actor[State],
         state: State,
         rngs: Sequence[np.random.Generator],
@@ -142,7 +144,7 @@ class RolloutCollector:
 
     def _round(
         self,
-        tasks: Sequence[Any],
+        tasks: Tasks,
         learner: Actor[State],
         state: State,
         rngs: Sequence[np.random.Generator],
@@ -192,7 +194,7 @@ class RolloutCollector:
             blocks = [rng.standard_normal((*shape, self.spaces.action_size), dtype=np.float32) for rng in rngs]
         return torch.from_numpy(np.stack(blocks, axis=1))
 
-    def _to_act(self, array: NDArray[Any], num_tasks: int) -> Tensor:
+    def _to_act(self, array: Array, num_tasks: int) -> Tensor:
         tensor = torch.from_numpy(array).reshape(num_tasks, self.num_trajectories, *array.shape[1:])
         return tensor.to(self.act_device)
 
@@ -206,10 +208,10 @@ class RolloutCollector:
 
 @dataclass
 class _Buffers:
-    """One round in the order in which it happens: time leads, then the simulations task by task."""
+    """The data of one round. The first axis is time, the second one the simulations, task by task."""
 
     observations: NDArray[np.float32]
-    actions: NDArray[Any]
+    actions: Array
     rewards: NDArray[np.float32]
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
@@ -222,9 +224,8 @@ class _Buffers:
 
     @staticmethod
     def empty(horizon: int, num_tasks: int, width: int, spaces: Spaces) -> _Buffers:
-        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> NDArray[Any]:
-            # torch's memory starts at a multiple of 64 bytes, numpy's anywhere; the last bits of a matrix product hang
-            # on it.
+        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Array:
+            # torch aligns memory to 64 bytes, numpy does not. The last bits of a matrix product depend on it.
             return torch.zeros(shape, dtype=dtype).numpy()
 
         rows = (horizon, num_tasks * width)
@@ -243,13 +244,13 @@ class _Buffers:
     def record(
         self,
         t: int,
-        actions: NDArray[Any],
+        actions: Array,
         log_probs: Tensor,
         values: Tensor | None,
         stepped: Stepped,
         alive: NDArray[np.bool_],
     ) -> None:
-        """Writes step `t` of the simulations that are alive; a step that broke a simulation is not live."""
+        """Writes step `t` of the simulations that are alive. A step that broke a simulation is not live."""
         diverged = stepped.diverged & alive
         live = alive & ~diverged
         self.diverged |= diverged
@@ -265,20 +266,20 @@ class _Buffers:
             if self.values is None:
                 self.values = np.zeros_like(self.log_probs)
             self.values[t] = values.cpu().numpy().reshape(-1)
-        if stepped.tells_success.any():
+        if stepped.success_known.any():
             success = live & stepped.success
             self.success = success if self.success is None else self.success | success
 
-    def feedback(self, t: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """What the learner is told of step `t`; a step that broke the simulation ends the trajectory too."""
+    def feedback(self, t: int) -> tuple[Array, Array, Array]:
+        """Rewards, ends and truncations of step `t` for the learner. A broken simulation ends its trajectory too."""
         return self.rewards[t], self.terminated[t], self.truncated[t] | self.diverged
 
     def trajectories(self, num_tasks: int, width: int, state: Any) -> Trajectories:
-        def task_major(array: NDArray[Any]) -> Tensor:
+        def task_major(array: Array) -> Tensor:
             tensor = torch.from_numpy(array).reshape(len(array), num_tasks, width, *array.shape[2:])
             return tensor.permute(1, 2, 0, *range(3, tensor.dim())).contiguous()
 
-        def per_trajectory(array: NDArray[Any]) -> Tensor:
+        def per_trajectory(array: Array) -> Tensor:
             return torch.from_numpy(array).reshape(num_tasks, width, *array.shape[1:])
 
         return Trajectories(
@@ -299,7 +300,7 @@ class _Buffers:
 
 @contextlib.contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Torch's threads and the simulator's would fight for the cores: acting uses one, restored afterwards."""
+    """Limits torch to one thread, so that it does not compete with the simulator for the cores; restored afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -310,7 +311,7 @@ def one_torch_thread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def torchs_defaults_kept() -> Iterator[None]:
-    """Raises `EnvironmentFaultError` if users' code has changed torch's default dtype or device, which MetaRL uses."""
+    """Raises `EnvironmentFaultError` if a user's code has changed torch's default dtype or device. MetaRL uses both."""
     try:
         yield
     except (InputError, RunError):
@@ -331,12 +332,14 @@ def _require_torchs_defaults() -> None:
             )
 
 
-def _step(env: TaskVectorEnv, actions: NDArray[Any], *, step: int) -> Stepped:
-    """Steps. An action that is not finite truncates its trajectory and stays in the data, so that the learner's update
-    is not finite either; the environment never sees it, and is not at fault."""
+def _step(env: TaskVectorEnv, actions: Array, *, step: int) -> Stepped:
+    """Takes one step. An action that is not finite is the learner's fault: the environment gets 0 instead.
+
+    It truncates its trajectory. It stays in the data, so that the learner's update is not finite either and is undone.
+    """
     if np.isfinite(actions).all():
         return step_all(env, actions, step=step)
-    finite = np.isfinite(actions).all(1)
+    finite = np.asarray(np.isfinite(actions).all(1))
     stepped = step_all(env, np.where(finite[:, np.newaxis], actions, 0.0), step=step)
     return stepped._replace(truncated=stepped.truncated | ~finite)
 
@@ -347,10 +350,10 @@ def _concatenate(rounds: Sequence[Trajectories]) -> Trajectories:
         return None if parts[0] is None else torch.cat(parts, dim=1)
 
     names = [name for name in Trajectories.__dataclass_fields__ if name not in ("state", "success")]
-    told = [r.success for r in rounds]
-    none = torch.zeros_like(rounds[0].diverged)  # in a round without success, some environments do not speak of it
-    silent = all(success is None for success in told)
-    success = None if silent else torch.cat([none if part is None else part for part in told], dim=1)
+    successes = [r.success for r in rounds]
+    none = torch.zeros_like(rounds[0].diverged)  # some environments report success only when there is one
+    known = any(success is not None for success in successes)
+    success = torch.cat([none if part is None else part for part in successes], dim=1) if known else None
     return replace(rounds[-1], success=success, **{name: joined(name) for name in names})
 
 

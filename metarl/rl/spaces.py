@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
 from metarl.core.errors import InputError, one_line, require
+from metarl.rl.tasks import AnySpace, Array
 
 MOST_CHOICES = 4096
 """The most choices of one discrete action, and the most values of a discrete observation that is encoded one-hot."""
 MANY_INPUTS = 4096
-"""From this many observed numbers on, the note says that the policy has no convolutions."""
+"""With at least this many observed numbers, the note says that the policy has no convolutions."""
 _DISCRETE = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 _NO_BOUND = {"f": 1e18, "i": 2.0**31 - 1.0, "u": 2.0**31 - 1.0}  # bounds this large mean: no bound
 
-Array = NDArray[Any]
 Floats = NDArray[np.float64]
 
 
@@ -55,7 +55,7 @@ class ObservationFit:
         InputError: the space has no fixed size. The message says what to do.
     """
 
-    def __init__(self, given: spaces.Space[Any], *, rescale: bool = True) -> None:
+    def __init__(self, given: AnySpace, *, rescale: bool = True) -> None:
         require(isinstance(given, spaces.Space), "observation_space", given, "a gymnasium space")
         self.given = given
         leaves = [*_leaves(given)]
@@ -70,7 +70,7 @@ class ObservationFit:
         require(size > 0, "observation_space", given, "one that holds at least one number")
         flat = isinstance(given, spaces.Box) and len(given.shape) == 1
         self.changes = not (flat and given.dtype in (np.float32, np.float64))
-        self.space: spaces.Space[Any] = given
+        self.space: AnySpace = given
         if self.changes:
             low, high = (np.concatenate([getattr(part, end) for part in self._parts]) for end in ("low", "high"))
             self.space = spaces.Box(low, high, dtype=np.float32)
@@ -145,13 +145,13 @@ class ActionFit:
         InputError: the space is not supported. The message says what to do.
     """
 
-    def __init__(self, given: spaces.Space[Any], *, rescale: bool = True) -> None:
+    def __init__(self, given: AnySpace, *, rescale: bool = True) -> None:
         require(isinstance(given, spaces.Space), "action_space", given, "a gymnasium space")
         self.given = given
         self._leaves = [*_leaves(given)]
         advice = "in make_env, wrap the environment in a gymnasium.ActionWrapper whose action_space is a Box"
         self._choices: tuple[int, ...] = ()
-        self.space: spaces.Space[Any] = given
+        self.space: AnySpace = given
         if self._leaves and all(isinstance(leaf, _DISCRETE) for leaf in self._leaves):
             done = self._choose(advice)
         elif self._leaves and all(isinstance(leaf, spaces.Box) for leaf in self._leaves):
@@ -265,9 +265,7 @@ class Fit:
         InputError: a space is not supported. The message says what to do.
     """
 
-    def __init__(
-        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], metadata: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, observation_space: AnySpace, action_space: AnySpace, metadata: Mapping[str, Any]) -> None:
         rescale = not metadata.get("own_units", False)
         self.observation = ObservationFit(observation_space, rescale=rescale)
         self.action = ActionFit(action_space, rescale=rescale)
@@ -282,7 +280,7 @@ class Fit:
 class _Observed:
     """A part of an observation without parts of its own, as numbers [size]: value = unit * number + centre."""
 
-    def __init__(self, space: spaces.Space[Any], rescale: bool) -> None:
+    def __init__(self, space: AnySpace, rescale: bool) -> None:
         self.space = space
         self._counts: list[int] = []
         if isinstance(space, spaces.Box):
@@ -316,15 +314,15 @@ class _Observed:
                     raise _not_of(self.space, column)
                 columns.append(one_hot if count <= MOST_CHOICES else column[:, np.newaxis])
             numbers = np.concatenate(columns, axis=1)
-        with np.errstate(over="ignore"):  # the check of all observations refuses what is not finite
+        with np.errstate(over="ignore"):  # `check_step` refuses numbers that are not finite
             return ((numbers - self.centre) / self.unit).astype(np.float32)
 
 
-def own_units(space: spaces.Space[Any]) -> spaces.Space[Any]:
+def own_units(space: AnySpace) -> AnySpace:
     """`space`, a Box as a `PolicyBox`: its actions are in the policy's units already."""
     if not isinstance(space, spaces.Box):
         return space
-    return PolicyBox(space.low, space.high, dtype=cast(Any, space.dtype))
+    return PolicyBox(space.low, space.high, dtype=space.dtype)
 
 
 def _bounds(box: spaces.Box) -> tuple[Floats, Floats]:
@@ -334,7 +332,7 @@ def _bounds(box: spaces.Box) -> tuple[Floats, Floats]:
     return np.where(low <= -none, -np.inf, low), np.where(high >= none, np.inf, high)
 
 
-def _values_of(space: spaces.Space[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _values_of(space: AnySpace) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The number of values and the first value, for each number of a discrete space."""
     if isinstance(space, spaces.Discrete):
         return np.array([space.n], np.int64), np.array([space.start], np.int64)
@@ -344,7 +342,7 @@ def _values_of(space: spaces.Space[Any]) -> tuple[NDArray[np.int64], NDArray[np.
     return np.full(count, 2), np.zeros(count, np.int64)
 
 
-def _not_of(space: spaces.Space[Any], value: Any) -> NotOfItsSpaceError:
+def _not_of(space: AnySpace, value: object) -> NotOfItsSpaceError:
     return NotOfItsSpaceError(f"an observation {one_line(value, max_length=80)}: must be of {one_line(space)}")
 
 
@@ -352,10 +350,10 @@ def _numbers(count: int) -> str:
     return f"{count} number{'s' * (count > 1)}"
 
 
-def _leaves(space: spaces.Space[Any]) -> Iterator[spaces.Space[Any]]:
+def _leaves(space: AnySpace) -> Iterator[AnySpace]:
     """The parts of nested Dicts and Tuples, in gymnasium's order."""
     if isinstance(space, spaces.Dict):
-        parts: Sequence[spaces.Space[Any]] = [*space.spaces.values()]
+        parts: Sequence[AnySpace] = [*space.spaces.values()]
     elif isinstance(space, spaces.Tuple):
         parts = space.spaces
     else:
@@ -365,7 +363,7 @@ def _leaves(space: spaces.Space[Any]) -> Iterator[spaces.Space[Any]]:
         yield from _leaves(part)
 
 
-def _values(space: spaces.Space[Any], value: Any) -> Iterator[Any]:
+def _values(space: AnySpace, value: Any) -> Iterator[Any]:
     """The part of `value` for each leaf of `space`."""
     if isinstance(space, spaces.Dict):
         if not isinstance(value, Mapping) or not space.spaces.keys() <= value.keys():
@@ -384,7 +382,7 @@ def _values(space: spaces.Space[Any], value: Any) -> Iterator[Any]:
         yield value
 
 
-def _rebuilt(space: spaces.Space[Any], leaves: Iterator[Any]) -> Any:
+def _rebuilt(space: AnySpace, leaves: Iterator[Any]) -> Any:
     """The inverse of `_values`."""
     if isinstance(space, spaces.Dict):
         return {key: _rebuilt(part, leaves) for key, part in space.spaces.items()}

@@ -2,56 +2,129 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metarl.core.errors import one_line, require, users_code
-from metarl.core.tasks import Task, TaskDistribution, parts_of
+from metarl.core.tasks import Task, TaskDistribution, Tasks, parts_of
 
 if TYPE_CHECKING:
     import gymnasium
 
+AnyEnv: TypeAlias = "gymnasium.Env[Any, Any]"
+AnySpace: TypeAlias = "gymnasium.Space[Any]"
+EnvTasks: TypeAlias = "EnvTaskDistribution[Any]"
+Array = NDArray[Any]
 
-def horizon_of(distribution: EnvTaskDistribution[Any]) -> int:
-    """Its horizon as an int.
-
-    Raises:
-        InputError: it is no integer >= 1.
-    """
-    with users_code("horizon"):
-        horizon: Any = getattr(distribution, "horizon", None)
-    is_integer = isinstance(horizon, (int, np.integer)) and not isinstance(horizon, bool)
-    require(is_integer and horizon >= 1, "horizon", horizon, "an integer >= 1: steps per trajectory")
-    return int(horizon)
+Infos: TypeAlias = dict[str, Any]
+ResetSeed: TypeAlias = int | Sequence[int | None] | None
+ResetOptions: TypeAlias = dict[str, Any] | None
+ResetResult: TypeAlias = tuple[Any, Infos]
+"""Observations and infos."""
+StepResult: TypeAlias = tuple[Any, Any, Any, Any, Infos]
+"""Observations, rewards, terminated, truncated and infos."""
 
 
 class TaskVectorEnv(Protocol):
-    """What collection asks of a vector environment: gymnasium's `VectorEnv` plus `set_tasks`.
+    """A vector environment in which each sub-environment has a task: gymnasium's `VectorEnv` with `set_tasks`.
 
-    `set_tasks` takes one task per sub-environment and holds from the next `reset`. After a sub-environment has ended,
-    what it returns until the next `reset` is ignored. `infos["diverged"]`, where present, is a bool array [num_envs]:
-    the step broke the simulation and its observation and reward mean nothing. `infos["success"]` (or `"is_success"`)
-    is bool [num_envs]: whether the step reached the goal. A family that has it gives it in every step. A trajectory is
-    a success if any of its live steps was. Other infos are not read (`metarl.rl.stepping`). If
-    `metadata["autoreset_mode"]` is gymnasium's `DISABLED`, `reset` takes the option `reset_mask`, bool [num_envs], and
-    resets only those sub-environments. stable-baselines3 needs it; collection does not. Spaces are converted as those
-    of `make_env`. If `metadata["own_units"]` is true, nothing is rescaled.
+    Collection resets all sub-environments together and steps them for `horizon` steps. After a sub-environment has
+    ended, collection ignores its results until the next reset, so any autoreset mode will do.
+
+    `metadata`, if there is any, is read too:
+        - `own_units` is true: actions and observations are not rescaled. Otherwise spaces are converted as those of
+          `EnvTaskDistribution.make_env`.
+        - `autoreset_mode` is gymnasium's `DISABLED`: `reset` takes the option `reset_mask`, bool [num_envs], and resets
+          only those sub-environments. stable-baselines3 needs this; collection does not.
+
+    Attributes:
+        num_envs: number of sub-environments.
+        single_observation_space: of one sub-environment.
+        single_action_space: of one sub-environment.
     """
 
     num_envs: int
-    single_observation_space: gymnasium.Space[Any]
-    single_action_space: gymnasium.Space[Any]
+    single_observation_space: AnySpace
+    single_action_space: AnySpace
 
-    def set_tasks(self, tasks: Sequence[Any]) -> None: ...
-    def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]: ...
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]: ...
-    def close(self) -> None: ...
+    def set_tasks(self, tasks: Tasks) -> None:
+        """Gives each sub-environment a task, which takes effect at the next reset.
+
+        Args:
+            tasks: `num_envs` tasks.
+        """
+
+    def reset(self, *, seed: ResetSeed = None, options: ResetOptions = None) -> ResetResult:
+        """Starts new trajectories.
+
+        Args:
+            seed: one per sub-environment. Equal seeds and tasks must give equal trajectories.
+            options: as in gymnasium.
+
+        Returns:
+            Observations [num_envs, ...], and infos, which are not read.
+        """
+
+    def step(self, actions: Any) -> StepResult:
+        """Takes one step in every sub-environment.
+
+        Two infos are read (`metarl.rl.stepping`), each bool [num_envs]. `diverged`: the step broke the simulation, so
+        its observation and reward mean nothing. `success` or `is_success`: the step reached the goal. A family that has
+        this info gives it in every step. A trajectory is a success if any of its live steps was.
+
+        Args:
+            actions: [num_envs, ...], not clipped.
+
+        Returns:
+            Observations [num_envs, ...], rewards [num_envs], terminated and truncated, bool [num_envs], and infos.
+        """
+
+    def close(self) -> None:
+        """Frees what the environments hold."""
+
+
+class TaskVectorWrapper:
+    """Base of wrappers around a `TaskVectorEnv`; passes everything on. A subclass overrides what it changes.
+
+    Attributes:
+        env: the wrapped environment.
+        metadata: of the wrapped environment.
+    """
+
+    def __init__(self, env: TaskVectorEnv) -> None:
+        self.env = env
+        self.num_envs = env.num_envs
+        self.single_observation_space = env.single_observation_space
+        self.single_action_space = env.single_action_space
+        self.metadata = metadata_of(env)
+
+    def set_tasks(self, tasks: Tasks) -> None:
+        self.env.set_tasks(tasks)
+
+    def reset(self, *, seed: ResetSeed = None, options: ResetOptions = None) -> ResetResult:
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, actions: Any) -> StepResult:
+        return self.env.step(actions)
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def unwrapped(env: TaskVectorEnv) -> TaskVectorEnv:
+    """The environment inside all of MetaRL's wrappers."""
+    while isinstance(env, TaskVectorWrapper):
+        env = env.env
+    return env
+
+
+def metadata_of(env: TaskVectorEnv) -> Mapping[str, Any]:
+    """The environment's `metadata`; empty if a class of the user's own has none."""
+    return getattr(env, "metadata", None) or {}
 
 
 @dataclass(frozen=True)
@@ -59,10 +132,10 @@ class Scene:
     """A task seen from above, as data: the background of `paths.png`. Lengths are in the world's units.
 
     Attributes:
-        walls: rectangles (x, y, width, height), (x, y) being the corner with the least coordinates.
-        start: where a trajectory starts, None where that varies.
-        goal: what is to be reached, None where nothing is.
-        goal_radius: within it the goal counts as reached; 0 draws a mark alone.
+        walls: rectangles (x, y, width, height); (x, y) is the corner with the smallest coordinates.
+        start: where a trajectory starts; None if that varies.
+        goal: the position to reach; None if there is none.
+        goal_radius: distance within which the goal counts as reached; with 0, only a mark is drawn.
         extent: (x_min, x_max, y_min, y_max) of the part of the world that is shown at least; None = what is drawn.
     """
 
@@ -76,17 +149,18 @@ class Scene:
 class EnvTaskDistribution(TaskDistribution[Task]):
     """A task distribution over gymnasium environments: the input of every RL agent.
 
-    Implement `make_env` and `set_task` for any gymnasium environment (they run in gymnasium's own vector
-    environments), or `make_vector_env` for one that steps all tasks at once, such as `metarl.envs.batch.BatchEnv`.
+    Implement `sample` and `horizon`, and one of two ways to make environments. With `make_env` and `set_task`, MetaRL
+    steps any gymnasium environment, one after another. With `make_vector_env`, all tasks step at once, as in
+    `metarl.envs.batch.BatchEnv`. The other methods are optional.
 
     Attributes:
-        horizon: steps after which a trajectory is truncated.
+        horizon: steps after which a trajectory is truncated, >= 1.
     """
 
     horizon: int
 
-    def make_env(self) -> gymnasium.Env[Any, Any]:
-        """One environment; `set_task` is called before every reset.
+    def make_env(self) -> AnyEnv:
+        """Makes one environment. `set_task` is called before each of its resets.
 
         A policy observes one flat vector. Its action is one flat vector or one choice. `metarl.rl.spaces` converts
         other spaces: observations are flattened, integers of a Box are rescaled to [-1, 1], and bounded actions are
@@ -94,24 +168,24 @@ class EnvTaskDistribution(TaskDistribution[Task]):
         """
         raise NotImplementedError(f"{type(self).__name__} defines neither make_env nor make_vector_env")
 
-    def set_task(self, env: gymnasium.Env[Any, Any], task: Task) -> None:
-        """Gives `env` (as `make_env` returned it) the task that holds from the next reset."""
+    def set_task(self, env: AnyEnv, task: Task) -> None:
+        """Gives `env`, which `make_env` returned, the task that holds from the next reset."""
         raise NotImplementedError(f"{type(self).__name__} defines make_env but not set_task")
 
     def make_vector_env(self, num_envs: int, *, num_threads: int) -> TaskVectorEnv | None:
-        """`num_envs` environments that step together, or None: then `make_env` is used `num_envs` times.
+        """Makes `num_envs` environments that step together. None: `make_env` is called `num_envs` times instead.
 
         Args:
             num_envs: number of sub-environments.
-            num_threads: threads the simulator may use, 0 for all cores; the results must not depend on it.
+            num_threads: threads that the simulator may use, 0 for all cores; the results must not depend on it.
         """
         return None
 
     def task_features(self, task: Task) -> NDArray[np.float32]:
-        """`task` as a vector of one length for all tasks: what an oracle is told of it.
+        """`task` as a vector, of one length for all tasks. An oracle sees it at the end of its observations.
 
-        By default, all numbers in the task, in order, at any depth. Where one of them is an angle,
-        return its cosine and sine instead: angles just above 0 and just below 2 pi are then close.
+        By default, these are all numbers in the task, in order, at any depth. If one of them is an angle, return its
+        cosine and sine instead: then angles just above 0 and just below 2 pi are close.
         """
         numbers: list[float] = []
         for _, part in parts_of(task):
@@ -125,11 +199,11 @@ class EnvTaskDistribution(TaskDistribution[Task]):
         return np.array(numbers, np.float32)
 
     def scene(self, task: Task) -> Scene | None:
-        """What there is to see of `task` from above, or None: then nothing is drawn. Implement `positions` with it."""
+        """The view of `task` from above; None = nothing is drawn. A family with scenes implements `positions` too."""
         return None
 
     def positions(self, observations: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
-        """Where the agent is in the coordinates of `scene`.
+        """Where the agent is, in the coordinates of `scene`.
 
         Args:
             observations: [..., observation_size], flat, and in the environment's own units even if the policy
@@ -139,3 +213,16 @@ class EnvTaskDistribution(TaskDistribution[Task]):
             [..., 2].
         """
         raise NotImplementedError(f"{type(self).__name__} defines scene but not positions")
+
+
+def horizon_of(distribution: EnvTasks) -> int:
+    """The horizon as an int.
+
+    Raises:
+        InputError: it is not an integer >= 1.
+    """
+    with users_code("horizon"):
+        horizon: Any = getattr(distribution, "horizon", None)  # a subclass may have forgotten it
+    is_integer = isinstance(horizon, (int, np.integer)) and not isinstance(horizon, bool)
+    require(is_integer and horizon >= 1, "horizon", horizon, "an integer >= 1: steps per trajectory")
+    return int(horizon)

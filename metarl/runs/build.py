@@ -15,9 +15,9 @@ from metarl.core.seeds import Purpose, generator
 from metarl.core.tasks import TaskDistribution
 from metarl.core.trainer import Callback, Trainer
 from metarl.fewshot.base.examples import ExampleCollector
-from metarl.rl.environments import TaskInObservation
 from metarl.rl.rollout import RolloutCollector
 from metarl.rl.routes import RouteRecorder
+from metarl.rl.task_in_observation import TaskInObservation
 from metarl.rl.tasks import EnvTaskDistribution
 from metarl.runs.capacity import require_capacity
 from metarl.runs.config import RunConfig

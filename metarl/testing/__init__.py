@@ -1,4 +1,4 @@
-"""Checks for task families and learners of one's own, run by `metarl check-tasks` and `metarl check-agent`."""
+"""Checks of your own task families and learners. `metarl check-tasks` and `metarl check-agent` run them."""
 
 from metarl.testing.learners import check_agent as check_agent
 from metarl.testing.tasks import check_before_training as check_before_training

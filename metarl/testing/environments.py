@@ -1,4 +1,4 @@
-"""Checks that collect episodes: these depend on task and seed only, and the task has an effect."""
+"""Checks of environments: episodes depend only on task and seed, and the task has an effect."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from metarl.core.errors import closing, one_line, require
 from metarl.core.learner import Acted, Spaces
 from metarl.core.seeds import Seeds
 from metarl.core.settings import fields_of
-from metarl.core.tasks import same_task
+from metarl.core.tasks import Tasks, same_task
 from metarl.rl.rollout import RolloutCollector
 from metarl.rl.routes import Positions
-from metarl.rl.tasks import EnvTaskDistribution, Scene
+from metarl.rl.tasks import EnvTaskDistribution, EnvTasks, Scene
 from metarl.testing.foreign import Foreign
 from metarl.testing.sizes import size_notes
 
@@ -39,8 +39,8 @@ _STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 
 def check_environments(
-    distribution: EnvTaskDistribution[Any],
-    tasks: Sequence[Any],
+    distribution: EnvTasks,
+    tasks: Tasks,
     *,
     seed: int,
     call: Foreign,
@@ -72,14 +72,14 @@ def check_environments(
 
 @dataclasses.dataclass(frozen=True)
 class _Check:
-    distribution: EnvTaskDistribution[Any]
-    tasks: list[Any]
+    distribution: EnvTasks
+    tasks: list[object]
     seed: int
     call: Foreign
 
     @property
     def together(self) -> bool:
-        """Whether the family brings a vector environment of its own."""
+        """Whether the family has a vector environment of its own."""
         return type(self.distribution).make_vector_env is not EnvTaskDistribution.make_vector_env
 
     def repeats(self) -> tuple[RolloutCollector, Trajectories, str | None]:
@@ -137,7 +137,7 @@ class _Check:
             "every value anew in set_task and reset: `env.mass *= task` multiplies the mass of the last task"
         )
 
-    def _fresh(self, tasks: Sequence[Any]) -> Trajectories:
+    def _fresh(self, tasks: Tasks) -> Trajectories:
         """Episodes in fresh environments."""
         with self._collecting() as (_, collect):
             return collect(tasks)
@@ -145,7 +145,7 @@ class _Check:
     @contextlib.contextmanager
     def _collecting(
         self,
-        distribution: EnvTaskDistribution[Any] | None = None,
+        distribution: EnvTasks | None = None,
         *,
         num_trajectories: int = NUM_TRAJECTORIES,
         hold: int = 1,
@@ -155,7 +155,7 @@ class _Check:
         self.call.on_call("make_env")
         collector = RolloutCollector(short, num_trajectories=num_trajectories, environment_timeout=self.call.timeout)
 
-        def collect(tasks: Sequence[Any], seed: int = self.seed) -> Trajectories:
+        def collect(tasks: Tasks, seed: int = self.seed) -> Trajectories:
             self.call.on_call(f"episodes of {len(tasks)} tasks, {num_trajectories} of {short.horizon} steps each")
             learner = _RandomLearner(collector.spaces, hold)
             return collector.query(tasks, learner, None, Seeds(seed, 0, (0,) * len(tasks)))
@@ -204,9 +204,9 @@ class _Check:
         return min(hints, default="")
 
 
-def _contents(env: Any) -> dict[tuple[str, str], Any]:
+def _contents(env: object) -> dict[tuple[str, str], object]:
     """The attributes of an environment and of its wrappers, by class and name."""
-    found: dict[tuple[str, str], Any] = {}
+    found: dict[tuple[str, str], object] = {}
     for layer in _layers(env):
         kind = f"{type(layer).__module__}.{type(layer).__qualname__}"
         inner = [layer.env] if isinstance(layer, gymnasium.Wrapper) else []
@@ -215,7 +215,7 @@ def _contents(env: Any) -> dict[tuple[str, str], Any]:
     return found
 
 
-def _layers(env: Any) -> Iterator[Any]:
+def _layers(env: object) -> Iterator[object]:
     while isinstance(env, gymnasium.Wrapper):
         yield env
         env = env.env
@@ -225,7 +225,7 @@ def _layers(env: Any) -> Iterator[Any]:
 class _Outside:
     """Data that a family keeps outside its environments: attributes of classes, modules and the distribution."""
 
-    def __init__(self, distribution: EnvTaskDistribution[Any]) -> None:
+    def __init__(self, distribution: EnvTasks) -> None:
         self._distribution = distribution
         self._before = self._data()
 
@@ -235,7 +235,7 @@ class _Outside:
         changed = [name for name, value in after.items() if not same_task(value, self._before.get(name))]
         return " and ".join(changed[:3])
 
-    def _data(self) -> dict[str, Any]:
+    def _data(self) -> dict[str, object]:
         homes = {"distribution": vars(self._distribution)}
         for name, module in list(sys.modules.items()):
             if _is_own(module):
@@ -250,7 +250,7 @@ class _Outside:
         return data
 
 
-def _classes_in(home: Any, module: str) -> Iterator[type]:
+def _classes_in(home: object, module: str) -> Iterator[type]:
     """The classes that a module defines, including nested ones."""
     inside = f"{home.__qualname__}." if isinstance(home, type) else ""
     for kind in list(vars(home).values()):
@@ -259,7 +259,7 @@ def _classes_in(home: Any, module: str) -> Iterator[type]:
             yield from _classes_in(kind, module)
 
 
-def _is_own(module: Any) -> bool:
+def _is_own(module: object) -> bool:
     """Whether a module is the user's own: not installed, and not part of Python or MetaRL."""
     file, name = getattr(module, "__file__", None), getattr(module, "__name__", "")
     if not isinstance(file, str) or not Path(file).is_absolute() or name.partition(".")[0] == "metarl":
@@ -268,8 +268,8 @@ def _is_own(module: Any) -> bool:
 
 
 def _check_scene(
-    distribution: EnvTaskDistribution[Any],
-    task: Any,
+    distribution: EnvTasks,
+    task: object,
     observations: NDArray[np.float32],
     call: Foreign,
     positions_of: Positions,
@@ -293,7 +293,7 @@ def _check_scene(
     require(_is_finite(positions, shape), of, "an array with nan, inf or no numbers", "finite numbers")
 
 
-def _is_finite(value: Any, shape: tuple[int, ...]) -> bool:
+def _is_finite(value: object, shape: tuple[int, ...]) -> bool:
     try:
         array = np.asarray(value, np.float64)
     except (TypeError, ValueError):
@@ -307,13 +307,13 @@ def _tells_apart(data: Trajectories) -> bool:
 
 
 def _differences(left: Trajectories, i: int, right: Trajectories, j: int) -> list[str]:
-    """What differs between the episodes of task i on the left and task j on the right; only live steps count."""
+    """The differences of the live steps of two episodes: of task i in `left`, and of task j in `right`."""
     names = {"observations": "observations", "rewards": "rewards", "mask": "lengths", "terminated": "ends"}
     found = []
-    for name, told in names.items():
+    for name, shown in names.items():
         one, other = (_live(data, name)[place] for data, place in ((left, i), (right, j)))
         if not torch.equal(one, other):
-            found.append(told)
+            found.append(shown)
     return found
 
 
@@ -323,7 +323,7 @@ def _live(data: Trajectories, name: str) -> torch.Tensor:
     return torch.where(mask.unsqueeze(-1) if values.dim() > mask.dim() else mask, values, torch.zeros_like(values))
 
 
-def _with_horizon(distribution: EnvTaskDistribution[Any], most: int) -> EnvTaskDistribution[Any]:
+def _with_horizon(distribution: EnvTasks, most: int) -> EnvTasks:
     """`distribution` with a horizon of at most `most`, where its horizon can be set."""
     if distribution.horizon <= most:
         return distribution

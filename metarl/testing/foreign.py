@@ -1,4 +1,4 @@
-"""Calls users' code for the checks, with a time limit and with one line for each error."""
+"""Calls a user's code for the checks, with a time limit. Each error becomes one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 class Foreign:
-    """Runs foreign code. What it raises becomes an `EnvironmentFaultError`, as does a call that takes too long.
+    """Runs foreign code. If it raises or takes too long, this is an `EnvironmentFaultError`.
 
     Args:
         timeout: seconds that one call may take, > 0; None for no limit.

@@ -14,16 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metarl.core.data import Episodes
 from metarl.core.episode import run_episodes
 from metarl.core.errors import InputError, RunError, one_line, raised, require
-from metarl.core.learner import ScoreName
+from metarl.core.learner import AnyLearner, ScoreName
 from metarl.core.seeds import Purpose, Seeds, generator
-from metarl.core.tasks import TaskDistribution
+from metarl.core.tasks import AnyDistribution, Tasks
 from metarl.core.trees import tensors_in, tree_map
 from metarl.fewshot.base.examples import ExampleCollector
-from metarl.rl.environments import TaskInObservation
 from metarl.rl.rollout import RolloutCollector
+from metarl.rl.task_in_observation import TaskInObservation
 from metarl.rl.tasks import EnvTaskDistribution
 from metarl.runs import checkpoint, registry
 from metarl.testing.watched import CheckFailedError, Watched, copied, differences, listed, same, seeded_globally
@@ -33,7 +32,7 @@ SUBSET = [2, 0]
 
 
 def check_agent(
-    kind: type[Any], *, config: Any = None, tasks: Mapping[str, TaskDistribution[Any]] | None = None, seed: int = 0
+    kind: type[Any], *, config: Any = None, tasks: Mapping[str, AnyDistribution] | None = None, seed: int = 0
 ) -> list[str]:
     """Lists the faults of the class of an RL agent or few-shot learner, one line each; empty if there are none.
 
@@ -46,13 +45,13 @@ def check_agent(
 
     Args:
         kind: the class; it is an RL agent if it has `act` or `observe`.
-        config: its settings; None for the defaults of `kind.Config`.
-        tasks: the task distributions to run it on, by name; None = small built-in ones. The class may refuse some of
+        config: its settings; None = the defaults of `kind.Config`.
+        tasks: the task distributions for the checks, by name; None = small built-in ones. The class may refuse some of
             them with `InputError`.
         seed: of all random numbers.
 
     Raises:
-        InputError: RL tasks for a few-shot learner, or the reverse.
+        InputError: `tasks` has RL tasks for a few-shot learner, or the reverse.
     """
     acting = any(callable(getattr(kind, method, None)) for method in ("act", "observe"))
     problems = [f"lacks {part}" for part in registry.missing_parts(kind, acting=acting)]
@@ -81,12 +80,12 @@ def check_agent(
     return []
 
 
-def _acting_tasks() -> dict[str, TaskDistribution[Any]]:
+def _acting_tasks() -> dict[str, AnyDistribution]:
     settings = {"point-nav": {"horizon": 8}, "tabular-mdp": {"num_states": 3, "num_actions": 2, "horizon": 5}}
     return {name: registry.load_task(name)(**values) for name, values in settings.items()}
 
 
-def _example_tasks() -> dict[str, TaskDistribution[Any]]:
+def _example_tasks() -> dict[str, AnyDistribution]:
     sinusoid: Any = registry.load_task("sinusoid")
     glyphs: Any = registry.load_task("glyphs")
     images = glyphs(num_ways=3, num_shots=2, num_queries=2)
@@ -98,7 +97,7 @@ def _example_tasks() -> dict[str, TaskDistribution[Any]]:
 
 def _problems_on(bench: _Bench) -> list[str]:
     """The problems that the first failing check finds. Later checks need the earlier ones to pass."""
-    first: list[Any] = []
+    first: list[AnyLearner] = []
     for check in (_attribute_faults, _adaptation_faults, _update_faults, _resume_faults):
         try:
             first = first or [bench.new()]
@@ -118,7 +117,7 @@ class _Bench:
 
     kind: type[Any]
     config: Any
-    tasks: TaskDistribution[Any]
+    tasks: AnyDistribution
     seed: int
 
     @functools.cached_property
@@ -128,7 +127,7 @@ class _Bench:
         tasks = TaskInObservation(self.tasks) if self.kind.traits.observes_task else self.tasks
         return RolloutCollector(tasks, num_trajectories=self.config.num_trajectories, num_threads=1)
 
-    def new(self, seed: int | None = None) -> Any:
+    def new(self, seed: int | None = None) -> AnyLearner:
         """A learner whose weights are drawn with `seed`; None = the bench's seed.
 
         Raises:
@@ -137,18 +136,18 @@ class _Bench:
         spaces = self.collector.spaces
         rng = torch.Generator().manual_seed(self.seed if seed is None else seed)
         try:
-            learner = self.kind(self.config, spaces, generator=rng)
+            learner: AnyLearner = self.kind(self.config, spaces, generator=rng)
         except InputError:
             raise
         except (Exception, SystemExit) as error:
             call = "(config, spaces, generator=...)"
             raise CheckFailedError(f"the constructor, called with {call}, raised {raised(error)}") from error
-        moved = Watched(learner).to("cpu")
+        moved: object = Watched(learner).to("cpu")
         if moved is not learner:
             raise CheckFailedError(f"to('cpu') returned {one_line(repr(moved))}: must return the learner itself")
         return learner
 
-    def drawn(self, iteration: int, *, evaluation: bool = False) -> tuple[list[Any], Seeds]:
+    def drawn(self, iteration: int, *, evaluation: bool = False) -> tuple[Tasks, Seeds]:
         """The tasks of an iteration and their seeds."""
         tasks = self.tasks.sample(NUM_TASKS, generator(self.seed, iteration, Purpose.TASKS))
         return tasks, Seeds.first(NUM_TASKS, seed=self.seed, iteration=iteration, evaluation=evaluation)
@@ -157,22 +156,18 @@ class _Bench:
         """Runs one iteration of training and returns what it logs."""
         in_update, steps = learner.traits.adapts_in_update, learner.num_adaptation_steps
         drawn = self.drawn(iteration)
-        episodes: Episodes[Any, Any] = run_episodes(
-            learner, self.collector, *drawn, num_steps=steps, adapting=not in_update
-        )
+        episodes = run_episodes(learner, self.collector, *drawn, num_steps=steps, adapting=not in_update)
         metrics: dict[str, float] = learner.meta_update(episodes)
         return metrics
 
     def scores(self, learner: Any) -> list[Tensor]:
         """The scores before and after one adaptation step. All calls use the same tasks and random numbers."""
         watched: Any = Watched(learner)
-        episodes: Episodes[Any, Any] = run_episodes(
-            watched, self.collector, *self.drawn(0, evaluation=True), num_steps=1
-        )
+        episodes = run_episodes(watched, self.collector, *self.drawn(0, evaluation=True), num_steps=1)
         return list(episodes.scores)
 
 
-def _attribute_faults(_: _Bench, learner: Any) -> Iterator[str]:
+def _attribute_faults(_: _Bench, learner: AnyLearner) -> Iterator[str]:
     steps = getattr(learner, "num_adaptation_steps", None)
     score = getattr(learner, "score_name", None)
     if score not in get_args(ScoreName):
@@ -186,7 +181,7 @@ def _attribute_faults(_: _Bench, learner: Any) -> Iterator[str]:
         yield "parameters must be a property that gives the meta-learned tensors by name (a dict, no method)"
 
 
-def _adaptation_faults(bench: _Bench, learner: Any) -> Iterator[str]:
+def _adaptation_faults(bench: _Bench, learner: AnyLearner) -> Iterator[str]:
     """Takes one step. Repeats it with differentiable=True, and with only two of the tasks."""
     own, (tasks, seeds) = copied(learner.state_dict()), bench.drawn(0)
     watched = Watched(learner)
@@ -194,8 +189,8 @@ def _adaptation_faults(bench: _Bench, learner: Any) -> Iterator[str]:
     data = bench.collector.support(tasks, watched, start, seeds, step=0)
     batch = watched.prepare(data)
     adapted = watched.adapt(start, batch, step=0)
-    asked = bench.collector.query(tasks, watched, adapted, seeds)
-    score = watched.score(adapted, watched.prepare(asked))
+    query = bench.collector.query(tasks, watched, adapted, seeds)
+    score = watched.score(adapted, watched.prepare(query))
     if changed := differences(own, learner.state_dict()):
         yield f"act, observe, adapt or score changed the learner's own {changed}: keep a task's values in the state"
     yield from watched.faults
@@ -205,7 +200,7 @@ def _adaptation_faults(bench: _Bench, learner: Any) -> Iterator[str]:
         again = learner.adapt(learner.begin(NUM_TASKS), batch, step=0, differentiable=True)
         if changed := differences(adapted, again, exactly=False):
             yield f"adapt gives different numbers with differentiable=True ({changed}): only the graph may differ"
-    few = [tree_map(_of_subset, part) for part in (data, asked, adapted, score)]
+    few = [tree_map(_of_subset, part) for part in (data, query, adapted, score)]
     alone = watched.adapt(watched.begin(len(SUBSET)), watched.prepare(few[0]), step=0)
     for method, left, right in (
         ("adapt", few[2], alone),
@@ -216,7 +211,7 @@ def _adaptation_faults(bench: _Bench, learner: Any) -> Iterator[str]:
             yield f"{method}: the numbers of a task depend on the other tasks or on their order{where}"
 
 
-def _update_faults(bench: _Bench, learner: Any) -> Iterator[str]:
+def _update_faults(bench: _Bench, learner: AnyLearner) -> Iterator[str]:
     """Takes two updates, twice: with equal seeds, but with different states of the global generators."""
     before, trainable = copied(dict(learner.parameters)), copied(_trainable(learner))
     scores = bench.scores(bench.new())
@@ -239,7 +234,7 @@ def _update_faults(bench: _Bench, learner: Any) -> Iterator[str]:
         yield "training changed the scores, but no tensor in parameters: add the trained tensors to parameters"
 
 
-def _resume_faults(bench: _Bench, learner: Any) -> Iterator[str]:
+def _resume_faults(bench: _Bench, learner: AnyLearner) -> Iterator[str]:
     """Saves, loads into a fresh learner, and compares how both go on."""
     kept = learner.state_dict()
     copy = copied(kept)
@@ -260,7 +255,7 @@ def _resume_faults(bench: _Bench, learner: Any) -> Iterator[str]:
     if differences(bench.scores(learner), bench.scores(other)):
         yield "a loaded learner has different scores: state_dict lacks something that the constructor draws at random"
     watched = Watched(learner)
-    ends: list[Any] = [[], []]
+    ends: tuple[list[object], list[object]] = ([], [])
     for iteration in (2, 3):
         for one, end in zip((watched, fresh), ends, strict=True):
             end.append(copied((bench.update(one, iteration), dict(one.parameters), one.state_dict())))
@@ -278,7 +273,7 @@ def _of_subset(value: Tensor) -> Tensor:
     return value[SUBSET] if value.dim() > 0 and len(value) == NUM_TASKS else value
 
 
-def _trainable(learner: Any) -> dict[str, Tensor]:
+def _trainable(learner: AnyLearner) -> dict[str, Tensor]:
     """The tensors that require gradients in the learner's modules, optimisers and containers, by name."""
     found: dict[str, Tensor] = {}
     for name, value in vars(learner).items():

@@ -1,22 +1,22 @@
-"""Are observations of a size that a network learns from, and do actions reach the environment unclipped?"""
+"""Notes on observations that are too large for a network, and on actions that are clipped."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
 
 from metarl.core.data import Trajectories
+from metarl.rl.tasks import AnySpace
 
-LARGE = 10.0  # root mean square of an observation; with larger ones, layers with usual initial weights saturate
+LARGE = 10.0  # root mean square of an observation; larger ones saturate layers with usual initial weights
 MOSTLY = 0.9  # of the steps
 
 
-def size_notes(data: Trajectories, action_space: gymnasium.Space[Any]) -> Iterator[str]:
-    """Notes on large observations and on clipped actions, one line each. The actions are standard normal noise."""
+def size_notes(data: Trajectories, action_space: AnySpace) -> Iterator[str]:
+    """The notes on `data`, one line each. Its actions are standard normal noise."""
     live = data.mask.bool()
     seen = data.observations[live]
     sizes = seen.double().square().mean(0).sqrt()

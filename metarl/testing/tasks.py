@@ -1,11 +1,10 @@
-"""Checks for what users implement: run on every built-in, and by `metarl check-tasks` on a distribution of one's
-own."""
+"""Checks of a task distribution. `metarl check-tasks` runs them; tests run them on all built-in families."""
 
 from __future__ import annotations
 
 import dataclasses
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 import numpy as np
@@ -14,10 +13,10 @@ import torch
 from metarl.core.data import Examples
 from metarl.core.errors import EnvironmentFaultError, InputError, closing, one_line, require
 from metarl.core.seeds import Seeds
-from metarl.core.tasks import Split, Splits, TaskDistribution, are_listed, distinct_tasks, parts_of, same_task
+from metarl.core.tasks import AnyDistribution, Split, Splits, Tasks, are_listed, distinct_tasks, parts_of, same_task
 from metarl.fewshot.base.examples import ExampleSpaces, ExampleTaskDistribution
-from metarl.rl.environments import wrong_environment
-from metarl.rl.tasks import EnvTaskDistribution, horizon_of
+from metarl.rl.gymnasium_tasks import wrong_environment
+from metarl.rl.tasks import AnySpace, EnvTaskDistribution, EnvTasks, horizon_of
 from metarl.testing.environments import check_environments
 from metarl.testing.foreign import TIMEOUT_S, Foreign
 from metarl.testing.learners import check_agent as check_agent
@@ -29,7 +28,7 @@ SPLITS: tuple[Split, Split] = ("train", "test")
 
 
 def check_task_distribution(
-    distribution: TaskDistribution[Any],
+    distribution: AnyDistribution,
     *,
     seed: int = 0,
     timeout: float | None = TIMEOUT_S,
@@ -46,8 +45,8 @@ def check_task_distribution(
         - Examples depend only on the task and its slot's seed, have the sizes in `spaces`, and differ between tasks.
 
     Args:
-        distribution: what is checked.
-        seed: of everything that is drawn, >= 0.
+        distribution: the distribution to check.
+        seed: of all random numbers, >= 0.
         timeout: seconds that one call of the distribution or an environment may take, > 0; None for no limit.
         on_call: called with the name of each call before it is made.
         on_note: called with each note: one line that is useful to know but not a fault.
@@ -78,20 +77,20 @@ def check_task_distribution(
 
 
 def check_before_training(
-    distribution: TaskDistribution[Any],
+    distribution: AnyDistribution,
     *,
     seed: int = 0,
     timeout: float | None = TIMEOUT_S,
     on_call: Callable[[str], None] | None = None,
 ) -> None:
-    """The part of `check_task_distribution` that takes no episode: what `metarl train` refuses.
+    """The part of `check_task_distribution` that runs no episode. `metarl train` starts with it.
 
-    Checks that samples have the right number of tasks with finite parameters, the horizon, and that all tasks'
-    environments have the same spaces.
+    Checks that samples have the right number of tasks with finite parameters. For environments, checks the horizon, and
+    that the spaces are the same for all tasks.
 
     Args:
-        distribution: what is checked.
-        seed: of everything that is drawn, >= 0.
+        distribution: the distribution to check.
+        seed: of all random numbers, >= 0.
         timeout: as in `check_task_distribution`.
         on_call: as in `check_task_distribution`.
 
@@ -122,7 +121,7 @@ def check_before_training(
         _check_spaces(distribution, seed, call)
 
 
-def _require_list(tasks: Any, where: str, allowed: str) -> None:
+def _require_list(tasks: object, where: str, allowed: str) -> None:
     if not are_listed(tasks):
         raise InputError(f"{where} = {one_line(repr(tasks))}: must be {allowed}")
 
@@ -132,7 +131,7 @@ def _not_finite(value: Any) -> bool:
     return numbers and not bool(np.isfinite(value).all())
 
 
-def _check_spaces(distribution: EnvTaskDistribution[Any], seed: int, call: Foreign) -> None:
+def _check_spaces(distribution: EnvTasks, seed: int, call: Foreign) -> None:
     horizon = horizon_of(distribution)
     if type(distribution).make_vector_env is not EnvTaskDistribution.make_vector_env:
         together = call("make_vector_env", distribution.make_vector_env, 1, num_threads=1)
@@ -157,12 +156,12 @@ def _check_spaces(distribution: EnvTaskDistribution[Any], seed: int, call: Forei
 
     with closing(close):
         with call.environment("make_env"):
-            limit = getattr(env.spec, "max_episode_steps", None)
+            limit = None if env.spec is None else env.spec.max_episode_steps
         allowed = (
             f"at most {limit}, where the environment's own TimeLimit ends a trajectory (see its max_episode_steps)"
         )
         require(limit is None or horizon <= limit, "horizon", horizon, allowed)
-        first: tuple[Any, Any] | None = None
+        first: tuple[object, tuple[AnySpace, AnySpace]] | None = None
         for task in distinct_tasks(_draw(distribution, "train", seed, call), NUM_TASKS):
             with call.environment("set_task", task=task):
                 distribution.set_task(env, task)
@@ -175,7 +174,7 @@ def _check_spaces(distribution: EnvTaskDistribution[Any], seed: int, call: Forei
             require(same, f"observation and action space of {one_line(task)}", spaces, allowed)
 
 
-def _check_sampling(distribution: TaskDistribution[Any], split: Split, seed: int, call: Foreign) -> list[str]:
+def _check_sampling(distribution: AnyDistribution, split: Split, seed: int, call: Foreign) -> list[str]:
     where = f"sample(split={split!r})"
     tasks, again, other = (
         list(call(where, distribution.sample, NUM_TASKS, np.random.default_rng(number), split=split))
@@ -201,9 +200,7 @@ def _check_sampling(distribution: TaskDistribution[Any], split: Split, seed: int
     return problems
 
 
-def _check_splits(
-    distribution: TaskDistribution[Any], seed: int, call: Foreign, on_note: Callable[[str], None]
-) -> list[str]:
+def _check_splits(distribution: AnyDistribution, seed: int, call: Foreign, on_note: Callable[[str], None]) -> list[str]:
     drawn = {split: list(_draw(distribution, split, seed, call)) for split in SPLITS}
     finite = {split: call(f"all_tasks({split!r})", distribution.all_tasks, split) for split in SPLITS}
     if distribution.splits == "disjoint":
@@ -252,7 +249,7 @@ def _check_examples(distribution: ExampleTaskDistribution[Any], seed: int, call:
 
 
 def _example_faults(data: Examples, spaces: ExampleSpaces, num_tasks: int) -> Iterator[str]:
-    """What is wrong with examples, beside what `Examples` itself refuses."""
+    """The faults of examples that `Examples` itself does not refuse."""
     described = bool(spaces.description_size) and data.inputs.shape[2:] == (spaces.description_size,)
     if data.num_tasks != num_tasks or not (data.inputs.shape[2:] == spaces.input_shape or described):
         expected = ", ".join(map(str, (num_tasks, "num_examples", *spaces.input_shape)))
@@ -268,7 +265,7 @@ def _example_faults(data: Examples, spaces: ExampleSpaces, num_tasks: int) -> It
         yield f"targets must be finite numbers [num_tasks, num_examples, {spaces.num_outputs}]"
 
 
-def _draw(distribution: TaskDistribution[Any], split: Split, seed: int, call: Foreign) -> Sequence[Any]:
+def _draw(distribution: AnyDistribution, split: Split, seed: int, call: Foreign) -> Tasks:
     """Every task of a finite split, or some tasks of an infinite one."""
     finite = call(f"all_tasks({split!r})", distribution.all_tasks, split)
     if finite is not None:

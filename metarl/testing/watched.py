@@ -1,4 +1,4 @@
-"""Watches the calls of a learner: checks their results, and finds arguments and generators that they change."""
+"""Watches the calls of a learner: checks their results, and whether they change arguments or global generators."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from metarl.core.errors import one_line, raised
-from metarl.core.trees import leaves, tensors_in, tree_map
+from metarl.core.trees import Tree, leaves, tensors_in, tree_map
 from metarl.runs.registry import ACTING_METHODS
 
 READ_ONLY = ("prepare", "adapt", "score", "act", "observe")
@@ -24,14 +24,14 @@ READ_ONLY = ("prepare", "adapt", "score", "act", "observe")
 
 
 class CheckFailedError(Exception):
-    """What is wrong with a learner, in one line, where nothing more can be checked."""
+    """A fault of a learner, in one line, after which nothing more can be checked."""
 
 
 class Watched:
     """A learner whose calls are watched: for errors, wrong results, changed arguments and global generators.
 
     Attributes:
-        faults: what was wrong with calls that went on.
+        faults: faults after which the checks could continue.
     """
 
     def __init__(self, learner: Any) -> None:
@@ -59,7 +59,7 @@ class Watched:
         return result
 
 
-def _result_faults(name: str, result: Any, arguments: Sequence[Any]) -> Iterator[str]:
+def _result_faults(name: str, result: object, arguments: Sequence[Any]) -> Iterator[str]:
     """Lists what is wrong with the `result` of a method."""
     if name in ("begin", "adapt", "observe"):
         size = arguments[0] if name == "begin" else _num_tasks(arguments[0])
@@ -94,7 +94,7 @@ def _result_faults(name: str, result: Any, arguments: Sequence[Any]) -> Iterator
                 yield f"meta_update returned {key} = {value} on a small sound task: the trainer would undo the update"
 
 
-def _num_tasks(state: Any) -> int:
+def _num_tasks(state: object) -> int:
     sizes = [len(value) for _, value in tensors_in(state) if value.dim() > 0]
     return sizes[0] if sizes else 0
 
@@ -103,7 +103,7 @@ def _shape(value: Tensor) -> list[int]:
     return list(value.shape)
 
 
-def copied(tree: Any) -> Any:
+def copied(tree: Tree) -> Tree:
     return tree_map(lambda value: value.detach().clone(), tree)
 
 
@@ -129,8 +129,8 @@ def same(left: Any, right: Any, exactly: bool = True) -> bool:
     return torch.equal(left, right) if exactly else torch.allclose(left.double(), right.double(), 1e-3, 1e-4)
 
 
-def global_generators() -> dict[str, Any]:
-    kind, keys, position, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # it is what is watched
+def global_generators() -> dict[str, object]:
+    kind, keys, position, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # this generator is watched
     drawn = (kind, np.asarray(keys).tobytes(), position, tuple(rest))
     return {"random": random.getstate(), "numpy": drawn, "torch": torch.get_rng_state().numpy().tobytes()}
 
@@ -141,10 +141,10 @@ def seeded_globally(seed: int) -> Iterator[None]:
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     try:
         random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002  # it is what is watched
+        np.random.seed(seed)  # noqa: NPY002  # this generator is watched
         torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
         yield
     finally:
         random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002  # it is what is watched
+        np.random.set_state(states[1])  # noqa: NPY002  # this generator is watched
         torch.set_rng_state(states[2])

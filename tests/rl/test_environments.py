@@ -21,7 +21,7 @@ from gymnasium import spaces
 
 from metarl.core.errors import EnvironmentFaultError, InputError
 from metarl.core.tasks import Split
-from metarl.rl.environments import GymnasiumTasks
+from metarl.rl.gymnasium_tasks import GymnasiumTasks
 from metarl.rl.tasks import EnvTaskDistribution
 from metarl.runs import checkpoint
 from metarl.runs.tracking import read_metrics

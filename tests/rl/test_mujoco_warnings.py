@@ -12,7 +12,7 @@ import pytest
 
 from metarl.core.seeds import Seeds
 from metarl.core.tasks import Split
-from metarl.rl.environments import GymnasiumTasks
+from metarl.rl.gymnasium_tasks import GymnasiumTasks
 from metarl.rl.mujoco_warnings import caught
 from metarl.rl.rollout import RolloutCollector
 from metarl.rl.tasks import EnvTaskDistribution

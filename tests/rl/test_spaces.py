@@ -22,11 +22,12 @@ from metarl.core.errors import EnvironmentFaultError, InputError
 from metarl.core.learner import Spaces
 from metarl.core.seeds import Seeds
 from metarl.core.tasks import Split
-from metarl.rl.environments import TaskInObservation, fit_of, vector_env_of
-from metarl.rl.fitted_envs import FittedVectorEnv, fitted
+from metarl.rl.environments import fit_of, vector_env_of
 from metarl.rl.rollout import RolloutCollector
 from metarl.rl.spaces import MOST_CHOICES, ActionFit, Fit, ObservationFit, PolicyBox
+from metarl.rl.task_in_observation import TaskInObservation
 from metarl.rl.tasks import EnvTaskDistribution, Scene
+from metarl.rl.wrappers import FittedVectorEnv, fitted
 from metarl.runs.load import load
 from metarl.testing.tasks import check_task_distribution
 

@@ -21,7 +21,7 @@ from metarl.core.learner import Acted
 from metarl.core.seeds import Seeds
 from metarl.core.tasks import Split
 from metarl.rl.rollout import RolloutCollector
-from metarl.rl.stepping import DIVERGED, SUCCESS, number, told, told_by_all, truth
+from metarl.rl.stepping import DIVERGED, SUCCESS, info_flag, info_flags, number, truth
 from metarl.rl.tasks import EnvTaskDistribution, TaskVectorEnv
 
 HORIZON = 4
@@ -74,9 +74,9 @@ def test_a_number_is_one_that_a_float_holds() -> None:
     ],
 )
 def test_success_wins_over_is_success_where_it_is_usable(infos: Infos, expected: bool | None) -> None:
-    assert told(infos, SUCCESS) is expected
+    assert info_flag(infos, SUCCESS) is expected
     arrays = {name: np.array([value, value], object) for name, value in infos.items()}
-    values, known = told_by_all(arrays, SUCCESS, 2)
+    values, known = info_flags(arrays, SUCCESS, 2)
     assert values.tolist() == [expected is True] * 2
     assert known.tolist() == [expected is not None] * 2
 
@@ -96,16 +96,16 @@ def test_success_wins_over_is_success_where_it_is_usable(infos: Infos, expected:
     ],
 )
 def test_what_environments_that_step_together_tell(infos: Infos, values: list[int], known: list[int]) -> None:
-    found = told_by_all(infos, SUCCESS, 3)
+    found = info_flags(infos, SUCCESS, 3)
     assert [array.astype(int).tolist() for array in found] == [values, known]
 
 
 def test_what_is_ignored_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(3):
-        told({"success": "no", "diverged": np.ones(3)}, SUCCESS)
-        told({"diverged": np.ones(3)}, DIVERGED)
-        told_by_all({"success": np.array([0.0, 0.5])}, SUCCESS, 2)
-        told_by_all({"success": np.array([True, None], object)}, SUCCESS, 2)  # the second one is silent
+        info_flag({"success": "no", "diverged": np.ones(3)}, SUCCESS)
+        info_flag({"diverged": np.ones(3)}, DIVERGED)
+        info_flags({"success": np.array([0.0, 0.5])}, SUCCESS, 2)
+        info_flags({"success": np.array([True, None], object)}, SUCCESS, 2)  # the second one is silent
     assert [record.getMessage() for record in caplog.records] == [
         f"an environment's info[{name!r}] holds {what}: ignored; must be one boolean, 0 or 1"
         for name, what in (

@@ -19,7 +19,7 @@ from metarl.core.data import Examples
 from metarl.core.errors import EnvironmentFaultError
 from metarl.core.tasks import Split, TaskDistribution
 from metarl.fewshot.base.examples import ExampleSpaces, ExampleTaskDistribution
-from metarl.rl.environments import GymnasiumTasks
+from metarl.rl.gymnasium_tasks import GymnasiumTasks
 from metarl.rl.tasks import EnvTaskDistribution, Scene
 from metarl.runs import registry
 from metarl.testing.tasks import check_before_training, check_task_distribution
