@@ -1,10 +1,10 @@
 """MetaRL: meta-reinforcement learning and few-shot learning around one episodic core.
 
-A learner meets a batch of tasks, collects a little experience of each (support), adapts to it, and is judged on fresh
-experience of the same task (query). Start reading at `metarl.core.episode.run_episodes`.
+A learner gets a batch of tasks. It collects a little experience of each task (support), adapts to the task, and is
+scored on fresh experience of the same task (query). `metarl.core.episode.run_episodes` is the place to start reading.
 
 This page lists every public name. `import metarl` is light: a name's module is imported when the name is first used.
-Environments are in `metarl.envs`, algorithms in `metarl.agents`, training objects in the modules named below.
+Environments are in `metarl.envs`, RL algorithms in `metarl.agents`, few-shot learners in `metarl.fewshot`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _MODULE_OF = {
 }
 
 
-# A type checker that saw it would take every name for a public one.
+# A type checker does not get this function: with it, every name would count as a public one.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
@@ -76,9 +76,9 @@ def __dir__() -> list[str]:
 
 
 def _require_subpackages() -> None:
-    """In a checkout, metarl.envs and metarl.agents lie beside this folder; only an editable install maps them.
+    """Raises ImportError in a checkout without an editable install, which maps `envs` and `agents` into this package.
 
-    Without one, Python started at the checkout's root imports this folder even if MetaRL is installed elsewhere.
+    Python started at the root of a checkout imports this folder even if MetaRL is installed elsewhere.
     """
     root = Path(__file__).resolve().parent.parent
     in_checkout = (root / "pyproject.toml").is_file() and (root / "agents").is_dir()

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP end a command: at once, or after what must be finished first."""
+"""SIGINT, SIGTERM and SIGHUP end a command: at once, or after the current iteration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Stopped(KeyboardInterrupt):
     """A signal ended the command.
 
     Attributes:
-        number: the signal's.
+        number: of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -28,9 +28,9 @@ class Stopped(KeyboardInterrupt):
 class StopSignals:
     """Turns signals into `Stopped` inside its `with` block.
 
-    After `finish_first`, the first signal waits for the end of an iteration and the second one raises. After
-    `stop_at_once`, the first one raises. The third one ends the process in either case. SIGHUP stays ignored where it
-    was ignored before, as under nohup. Outside of the main thread, where Python allows no handlers, nothing changes.
+    After `finish_first`, the first signal lets the iteration end and the second one raises. After `stop_at_once`, the
+    first one raises. In both cases the third one ends the process. SIGHUP stays ignored if it was ignored before, as
+    under nohup. Outside of the main thread Python allows no handlers, so signals keep their effect.
 
     Attributes:
         received: number of the first signal, or None.
@@ -57,7 +57,7 @@ class StopSignals:
         self._replaced = {}
 
     def finish_first(self, finish: Callable[[], None]) -> None:
-        """From now on, the first signal calls `finish`; a signal that came before calls it now."""
+        """From now on, the first signal calls `finish`. If a signal came before, calls it now."""
         self._finish = finish
         if self.received is not None:
             finish()
@@ -86,7 +86,7 @@ class StopSignals:
         else:
             self._finish()
             with contextlib.suppress(OSError):  # not print, which the signal may have interrupted
-                os.write(2, b"metarl: stopping after this iteration; once more stops at once\n")
+                os.write(2, b"metarl: stopping after this iteration; press Ctrl-C again to stop now\n")
 
     def _raise(self, number: int) -> None:
         self._raised = True

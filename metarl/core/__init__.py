@@ -1,4 +1,4 @@
 """The episodic core: tasks, data, learners, one episode, training and evaluation.
 
-This room knows nothing about rewards, environments or run folders.
+Nothing in this room depends on rewards, environments or run folders.
 """

@@ -1,52 +1,52 @@
-"""Controls of an adaptation: does the learner use the task's data, or would more steps help on any task?
+"""Controls: does the learner use the data of the task, or does a further step improve it on any task?
 
 Shape legend: T distinct tasks, R replicates of each task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 from torch import Tensor
 
 from metarl.core.episode import Collector, run_episodes
 from metarl.core.errors import one_line
-from metarl.core.evaluation import score_rows
+from metarl.core.evaluation import Batch, Data, State, score_rows
+from metarl.core.files import Json
 from metarl.core.learner import Learner
 from metarl.core.seeds import CONTROLS_ITERATION, Purpose, Seeds, generator
 from metarl.core.statistics import Array, bootstrap
-from metarl.core.tasks import require_tasks
+from metarl.core.tasks import Tasks, require_tasks
 
 
 def adaptation_controls(
-    learner: Learner[Any, Any, Any],
-    collector: Collector[Any, Any],
-    tasks: Sequence[Any],
+    learner: Learner[State, Data, Batch],
+    collector: Collector[State, Data],
+    tasks: Tasks,
     *,
     num_replicates: int = 20,
     num_steps: int | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Did the learner use the task's data, or did one more step help anywhere?
+) -> dict[str, Json]:
+    """Measures the cross-adaptation matrix and the zero-reward control.
 
-    The cross-adaptation matrix adapts on task i's support and scores on task j's query: a learner that uses its data is
-    best on the diagonal. The zero-reward control adapts on support without signal: what it gains, no data explains.
-    "Before" is the score without adaptation. All entries of a column share their query's random numbers, so that two
-    entries differ only by what the learner adapted to.
+    The matrix adapts on the support of task i and scores on the query of task j. A learner that uses its data is best
+    on the diagonal. The zero-reward control adapts on support without rewards or targets, so no data explains its gain.
+    All entries of a column share the random numbers of their query: they differ only by the task of the support.
 
     Args:
         learner: any learner.
-        collector: brings its data.
+        collector: collects its data.
         tasks: T distinct tasks.
         num_replicates: R.
-        num_steps: adaptation steps; None for the learner's own number.
-        seed: of evaluation.
+        num_steps: adaptation steps; None = the learner's own number.
+        seed: as in `evaluate`.
 
     Returns:
-        JSON-ready: `tasks`, `num_adaptation_steps`, `num_replicates`, `matrix` [T][T] (row: adapted on, column: scored
-        on), `matrix_ci_low`, `matrix_ci_high`, and per task `before` and `zero_reward`.
+        `tasks`, `num_adaptation_steps`, `num_replicates`, `matrix` [T][T] (row: adapted on, column: scored on),
+        `matrix_ci_low`, `matrix_ci_high`, and for each task `zero_reward` and `before`, the score without adaptation.
+
+    Raises:
+        InputError: `tasks` is not a list of tasks.
     """
     require_tasks(tasks)
     count, total = len(tasks), len(tasks) * num_replicates

@@ -6,11 +6,11 @@ Shape legend: K num_steps, T distinct tasks, R replicates of each task.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from metarl.core.errors import one_line
+from metarl.core.files import Json
 from metarl.core.learner import ScoreName, Unit
 from metarl.core.seeds import Purpose, generator
 from metarl.core.statistics import Array, bootstrap, interquartile_mean, stratified_bootstrap, worst_decile
@@ -27,15 +27,15 @@ class AdaptationCurve:
         score: what is measured.
         tasks: the T tasks.
         values: [K + 1, T, R]. A finite family has R > 1 replicates of each of its tasks; otherwise R is 1.
-        env_steps: [K + 1], steps spent on one task before each point, on average.
-        splits: what the distribution says of its splits.
+        env_steps: [K + 1], environment steps (or examples) spent on one task before each point, on average.
+        splits: `TaskDistribution.splits`.
         seed: of the resampling.
-        success: [K + 1, T, R], fraction of trajectories that met the task's aim, or None where nothing tells that.
+        success: [K + 1, T, R], fraction of successful trajectories; None if the environments do not report success.
     """
 
     unit: Unit
     score: ScoreName
-    tasks: tuple[Any, ...]
+    tasks: tuple[object, ...]
     values: Array
     env_steps: tuple[float, ...]
     splits: str
@@ -56,9 +56,9 @@ class AdaptationCurve:
         return self._interval(self.values)
 
     def gain(self, step: int) -> tuple[float, float, float]:
-        """By how much the score after `step` is better than before adaptation, paired by task: mean, low, high.
+        """How much better the score after `step` is than before adaptation, paired by task: mean, low, high.
 
-        Better is positive: for a score that is better when lower, it is the score before minus the score after.
+        Positive is better: for a score that is better when lower, the gain is the score before minus the score after.
         """
         difference = self._improvement(step)[None]
         low, high = self._interval(difference)
@@ -76,13 +76,13 @@ class AdaptationCurve:
         better: Array = last - first if self.higher_is_better else first - last
         return better
 
-    def to_json(self) -> dict[str, Any]:
-        """The schema of `adaptation.json`."""
+    def to_json(self) -> dict[str, Json]:
+        """The content of `adaptation.json`."""
         num_tasks, num_replicates = self.values.shape[1:]
         flat = self.values.reshape(len(self.values), -1)
         low, high = self.interval()
         gains = [self.gain(step) for step in range(len(self.values))]
-        plain: dict[str, Any] = {
+        plain: dict[str, Json] = {
             "schema_version": SCHEMA_VERSION,
             "unit": self.unit,
             "score": self.score,

@@ -1,16 +1,18 @@
-"""The data of the episodic core. The leading axis of every array is the task axis.
+"""The data of episodes. The first axis of every array is the task axis.
 
 Shape legend: N num_tasks, K num_trajectories, H horizon, E num_examples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
+
+from metarl.core.tasks import Tasks
 
 State = TypeVar("State")
 Batch = TypeVar("Batch")
@@ -18,21 +20,21 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Experience of a policy on N tasks, K trajectories each, padded to H steps.
+    """Experience of a policy: K trajectories of each of N tasks, padded to H steps.
 
     Attributes:
         observations: [N, K, H, observation_size] float32.
         actions: [N, K, H, action_size] float32, as sampled (before any clipping), or [N, K, H] int64.
         rewards: [N, K, H] float32, undiscounted.
-        terminated: [N, K, H] bool, true at the step after which the MDP ended.
-        truncated: [N, K, H] bool, true at the step after which collection stopped without an end of the MDP.
+        terminated: [N, K, H] bool, true at the step that ended the MDP.
+        truncated: [N, K, H] bool, true at the last step of a trajectory that was stopped before the MDP ended.
         mask: [N, K, H] float32, 1 for live steps, 0 after the end.
         log_probs: [N, K, H] float32, of `actions` under the policy that acted.
-        last_observations: [N, K, observation_size] float32, what followed the last live step.
-        diverged: [N, K] bool, whether the simulation broke down (its breaking step is not live).
-        state: the learner's state after the last step; None where the data is no longer what that state has seen.
-        values: [N, K, H] float32, the acting learner's value estimates, or None.
-        success: [N, K] bool, whether any live step was a success, or None where nothing tells success.
+        last_observations: [N, K, observation_size] float32, the observation after the last live step.
+        diverged: [N, K] bool, whether the simulation broke down. The step in which it did is not live.
+        state: the learner's state after the last step; None if the data was changed since.
+        values: [N, K, H] float32, the learner's value estimates, or None.
+        success: [N, K] bool, whether any live step was a success; None if the environments do not report success.
     """
 
     observations: Tensor
@@ -84,7 +86,7 @@ class Trajectories:
         return None if self.success is None else self._mean(self.success.double())
 
     def without_signal(self) -> Trajectories:
-        """The same experience with every reward zero: a control from which nothing about the task can be learned."""
+        """The same experience with all rewards zero, for a control: nothing about the task can be learned from it."""
         return replace(self, rewards=torch.zeros_like(self.rewards), success=None, state=None)
 
     def _mean(self, values: Tensor) -> Tensor:
@@ -99,7 +101,7 @@ class Examples:
     Attributes:
         inputs: [N, E, ...].
         targets: [N, E, ...], class numbers within the episode or regression targets.
-        classes: [N, E] global class numbers, or None where there are no classes.
+        classes: [N, E] global class numbers, or None if there are no classes.
     """
 
     inputs: Tensor
@@ -130,27 +132,28 @@ class Examples:
         """Examples have no success."""
 
     def without_signal(self) -> Examples:
-        """The same inputs with every target zero: a control from which nothing about the task can be learned."""
+        """The same inputs with all targets zero, for a control: nothing about the task can be learned from it."""
         return replace(self, targets=torch.zeros_like(self.targets))
 
 
 @dataclass(frozen=True)
 class Episodes(Generic[State, Batch]):
-    """One meta-batch of episodes in slot order: for every task its support, its adapted state and its query.
+    """The episodes of one meta-batch, in slot order: the support, the adapted state and the query of every task.
 
     Attributes:
         tasks: the N tasks.
         slots: their slots, ascending.
         support: one prepared batch per adaptation step.
-        query: prepared data that judges the adapted state.
+        query: prepared data that scores the adapted state.
         state: the adapted state.
-        scores: [N] (or [N, num_units]) per state, before the first step to after the last.
+        scores: [N] (or [N, num_units]) for each state, from before the first step to after the last.
         num_steps: environment steps (or examples) spent on support and query.
-        support_steps: those that each state has learned from, [num_adaptation_steps + 1], on average.
+        support_steps: [num_adaptation_steps + 1], environment steps (or examples) that each state has learned from, on
+            average over the tasks.
         num_diverged: simulations that broke down.
     """
 
-    tasks: Sequence[Any]
+    tasks: Tasks
     slots: tuple[int, ...]
     support: tuple[Batch, ...]
     query: Batch
@@ -161,14 +164,17 @@ class Episodes(Generic[State, Batch]):
     num_diverged: int = 0
 
 
+AnyEpisodes: TypeAlias = Episodes[Any, Any]
+
+
 def live_first(mask: Tensor) -> Callable[[Tensor], Tensor]:
-    """Packs rows of steps: those with mask 1 first, in their order, and only as many as the longest row has of them.
+    """A function that moves the live steps of each row to its start and drops the columns without a live step.
 
     Args:
-        mask: [R, S], 0 or 1.
+        mask: [R, S], 1 for live steps, 0 for others.
 
     Returns:
-        A function of values [R, S, ...] that puts them into that order.
+        A function of values [R, S, ...] that returns [R, L, ...]; L is the largest number of live steps of a row.
     """
     order = mask.argsort(dim=1, descending=True, stable=True)[:, : int(mask.sum(1).max())]
 

@@ -1,28 +1,38 @@
-"""The order of an episode: support, adapt, ..., query. Nothing else in the project knows it."""
+"""Runs episodes: support, adapt, ..., query. Only this module has this order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar
 
 from torch import Tensor
 
-from metarl.core.data import Episodes
-from metarl.core.learner import Learner
+from metarl.core.data import Episodes, Trajectories
+from metarl.core.learner import AnyLearner, Learner
 from metarl.core.seeds import Seeds, require_slots
+from metarl.core.tasks import Tasks
 
 
 class Collected(Protocol):
-    """What `run_episodes` asks of data: `Trajectories` and `Examples` both are."""
+    """Data of a batch of tasks: `metarl.Trajectories` or `metarl.Examples`."""
 
     @property
-    def num_tasks(self) -> int: ...
+    def num_tasks(self) -> int:
+        """Tasks in the batch."""
+
     @property
-    def num_steps(self) -> int: ...
+    def num_steps(self) -> int:
+        """Environment steps, or examples, of all tasks together."""
+
     @property
-    def num_diverged(self) -> int: ...
+    def num_diverged(self) -> int:
+        """Simulations that broke down."""
+
     def success_rates(self) -> Tensor | None:
-        """[num_tasks], or None if success is not known."""
+        """[num_tasks], the fraction of successful trajectories, or None if success is not known."""
+
+    def without_signal(self) -> Self:
+        """The same data with all rewards or targets zero, for a control."""
 
 
 State = TypeVar("State")
@@ -33,29 +43,43 @@ Data_co = TypeVar("Data_co", bound=Collected, covariant=True)
 
 
 class Collector(Protocol[State_contra, Data_co]):
-    """Brings data of given tasks, all tasks in one call.
+    """Collects data of all tasks of a batch in one call.
 
     Attributes:
-        acts: True where the learner acts to get its data (RL): support k is then fresh experience of the state before
-            step k, and scores it. False where data is given (few-shot): every state is scored on the same query.
+        acts: True if the learner acts to get its data (RL). The support of step k is then fresh experience of the state
+            before step k, and scores that state. False if data is given (few-shot). Every state is then scored on the
+            same query.
     """
 
     acts: bool
 
-    def support(self, tasks: Sequence[Any], learner: Any, state: State_contra, seeds: Seeds, *, step: int) -> Data_co:
-        """Support data of adaptation step `step`, collected by `state`."""
+    def support(self, tasks: Tasks, learner: Any, state: State_contra, seeds: Seeds, *, step: int) -> Data_co:
+        """Collects support data.
 
-    def query(self, tasks: Sequence[Any], learner: Any, state: State_contra, seeds: Seeds) -> Data_co:
-        """Query data, collected by the ADAPTED state."""
+        Args:
+            tasks: one per slot of `seeds`.
+            learner: the learner; one that acts, if `acts`.
+            state: the state before the step, which acts.
+            seeds: all randomness comes from `seeds.support(step)`.
+            step: the number of the adaptation step, from 0.
+        """
+
+    def query(self, tasks: Tasks, learner: Any, state: State_contra, seeds: Seeds) -> Data_co:
+        """Collects query data. The arguments are those of `support`, but `state` is the adapted state, and all
+        randomness comes from `seeds.query()`."""
+
+
+AnyCollector: TypeAlias = Collector[Any, Any]
 
 
 class ShuffledTasks(Generic[State, Data]):
-    """A control: every collection of a slot is of another task of the meta-batch, so that nothing about one task can
-    build up from step to step. As much data of every task as without it.
+    """A control: each collection of a slot is of another task, so that nothing learned about a task can accumulate.
+
+    The meta-batch as a whole has as much data of every task as without this control.
 
     Args:
-        collector: what collects.
-        num_steps: support collections before the query; a meta-batch of more tasks meets none twice in one slot.
+        collector: collects the data.
+        num_steps: support collections before the query. With more tasks than that, no slot meets a task twice.
     """
 
     def __init__(self, collector: Collector[State, Data], *, num_steps: int) -> None:
@@ -63,23 +87,23 @@ class ShuffledTasks(Generic[State, Data]):
         self._collector = collector
         self._num_steps = num_steps
 
-    def support(self, tasks: Sequence[Any], learner: Any, state: State, seeds: Seeds, *, step: int) -> Data:
-        """As the collector's, slot i meeting the task of slot i + step."""
+    def support(self, tasks: Tasks, learner: Any, state: State, seeds: Seeds, *, step: int) -> Data:
+        """As the collector's, but slot i meets the task of slot i + step."""
         return self._collector.support(_rotated(tasks, step), learner, state, seeds, step=step)
 
-    def query(self, tasks: Sequence[Any], learner: Any, state: State, seeds: Seeds) -> Data:
-        """As the collector's, slot i meeting the task of slot i + num_steps."""
+    def query(self, tasks: Tasks, learner: Any, state: State, seeds: Seeds) -> Data:
+        """As the collector's, but slot i meets the task of slot i + num_steps."""
         return self._collector.query(_rotated(tasks, self._num_steps), learner, state, seeds)
 
 
-def _rotated(tasks: Sequence[Any], places: int) -> list[Any]:
+def _rotated(tasks: Tasks, places: int) -> Tasks:
     return [tasks[(i + places) % len(tasks)] for i in range(len(tasks))]
 
 
 def run_episodes(
     learner: Learner[State, Data, Batch],
     collector: Collector[State, Data],
-    tasks: Sequence[Any],
+    tasks: Tasks,
     seeds: Seeds,
     *,
     num_steps: int,
@@ -87,22 +111,22 @@ def run_episodes(
     on_scored: Callable[[int, Data], None] | None = None,
     adapting: bool = True,
 ) -> Episodes[State, Batch]:
-    """Meets `tasks`, adapts to each `num_steps` times, and collects the query by the adapted state.
+    """Adapts to each task `num_steps` times, and collects the query with the adapted state.
 
-    Training and evaluation, RL and few-shot all go through here. The tasks are put in slot order first: sums over the
-    meta-batch, and matrix products whose last bits depend on where a task lies in memory, then come out the same
-    whatever order the tasks were given in.
+    Training and evaluation of all learners use this function. It sorts the tasks by slot first. The order in which they
+    are given then changes no bit: sums over the meta-batch depend on the order of their terms, and matrix products on
+    the place of a task in memory.
 
     Args:
         learner: any learner.
-        collector: brings its data.
+        collector: collects its data.
         tasks: the meta-batch.
         seeds: one slot per task.
         num_steps: adaptation steps, >= 0.
-        transform_support: applied to support data before the learner sees it (controls such as zero reward).
+        transform_support: applied to support data before the learner gets it (controls such as zero reward).
         on_scored: called with k and the data that scores the state after k steps, tasks in slot order.
-        adapting: false, where data is given, brings the data alone: the state stays that before adaptation, and
-            `scores` is empty. For a learner with the trait `adapts_in_update`.
+        adapting: if false, only collect data; do not adapt and do not score. For a learner with the trait
+            `adapts_in_update`, whose data is given.
 
     Returns:
         The episodes in slot order; `scores[k]` is the learner's score after k steps.
@@ -112,7 +136,7 @@ def run_episodes(
     tasks, seeds = [tasks[i] for i in order], seeds.take(order)
     state = learner.begin(len(tasks))
     if not adapting and collector.acts:
-        raise ValueError("adapting = False: the learner's experience depends on what it has adapted to")
+        raise ValueError("adapting = False: must be True for a learner that acts: its state decides its data")
     query = None if collector.acts else collector.query(tasks, learner, state, seeds)
     fixed = None if query is None else learner.prepare(query)
     support: list[Batch] = []
@@ -153,10 +177,9 @@ def run_episodes(
     )
 
 
-def _experience(learner: Learner[Any, Any, Any], data: Any) -> float:
-    """Steps of `data` that one adapted state learns from, on average.
-
-    A task's trajectories make one state together, except where each trajectory has a memory of its own.
-    """
-    states = data.num_tasks * (data.num_trajectories if learner.traits.state_per == "trajectory" else 1)
-    return float(data.num_steps / states)
+def _experience(learner: AnyLearner, data: Collected) -> float:
+    """Steps of `data` per adapted state, on average: a state belongs to a task or to one of its trajectories."""
+    num_states = data.num_tasks
+    if learner.traits.state_per == "trajectory" and isinstance(data, Trajectories):
+        num_states *= data.num_trajectories
+    return data.num_steps / num_states

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,40 +17,44 @@ from torch import Tensor
 from metarl.core.curve import AdaptationCurve
 from metarl.core.episode import Collected, Collector, run_episodes
 from metarl.core.errors import require
-from metarl.core.learner import Learner, ScoreName
+from metarl.core.learner import AnyLearner, Learner, ScoreName
 from metarl.core.seeds import EVALUATION_ITERATION, VALIDATION_ITERATION, Purpose, Seeds, generator
 from metarl.core.statistics import Array
-from metarl.core.tasks import Split, TaskDistribution, draw, list_tasks
+from metarl.core.tasks import AnyDistribution, Split, TaskDistribution, Tasks, draw, list_tasks
+
+State = TypeVar("State")
+Batch = TypeVar("Batch")
+Data = TypeVar("Data", bound=Collected)
 
 _logger = logging.getLogger(__name__)
 
 
 class EvaluationObserver(Protocol):
-    """Sees the data of an evaluation, for records besides the curve."""
+    """Gets the data of an evaluation, for records beside the curve."""
 
-    def begin(self, tasks: Sequence[Any], *, num_replicates: int, num_steps: int) -> None:
-        """An evaluation begins.
+    def begin(self, tasks: Tasks, *, num_replicates: int, num_steps: int) -> None:
+        """Called at the start of an evaluation.
 
         Args:
             tasks: the distinct tasks.
-            num_replicates: episodes of each task, which come one after another.
+            num_replicates: episodes of each task. Those of one task are numbered one after another.
             num_steps: the last adaptation step.
         """
 
     def record(self, step: int, data: Any, *, first: int) -> None:
-        """`data` scores the state after `step` steps.
+        """Called with the data of a batch of episodes that scores their states after `step` adaptation steps.
 
         Args:
-            step: adaptation steps done.
-            data: of some episodes.
+            step: from 0 to `num_steps`.
+            data: one row per episode.
             first: the number of the first of these episodes.
         """
 
 
 def evaluate(
-    learner: Learner[Any, Any, Any],
-    collector: Collector[Any, Any],
-    distribution: TaskDistribution[Any],
+    learner: Learner[State, Data, Batch],
+    collector: Collector[State, Data],
+    distribution: AnyDistribution,
     *,
     num_tasks: int = 40,
     num_steps: int = 3,
@@ -62,21 +66,25 @@ def evaluate(
 ) -> AdaptationCurve:
     """Adapts to test tasks and scores the learner before and after every step.
 
-    A finite test split is covered task by task, with `num_tasks // len(split)` replicates of each (at least one), so
-    that the worst of a few tasks can be named; of an infinite one, `num_tasks` are drawn.
+    All tasks of a finite test split are evaluated, with `num_tasks // len(split)` replicates of each (at least one). Of
+    an infinite split, `num_tasks` tasks are drawn. The result depends on the learner and these arguments only: its
+    random numbers are not those of training.
 
     Args:
         learner: any learner.
-        collector: brings its data.
+        collector: collects its data.
         distribution: the task distribution.
-        num_tasks: episodes in all.
+        num_tasks: number of episodes.
         num_steps: K.
-        seed: evaluation has random numbers of its own, separate from training's, and the same whatever was trained.
-        batch_size: episodes at a time; None for all.
+        seed: of all random numbers.
+        batch_size: episodes at a time; None = all.
         on_batch: called with (episodes done, episodes in all).
-        split: "train" evaluates on validation tasks: from the training split, with random numbers of their own. If a
-            finite training split has more than `num_tasks` tasks, `num_tasks` of them are drawn.
+        split: "train" evaluates on validation tasks: tasks of the training split, with random numbers of their own. If
+            a finite training split has more than `num_tasks` tasks, `num_tasks` of them are drawn.
         observer: gets all data that scores a state.
+
+    Raises:
+        InputError: `distribution` is not a task distribution.
     """
     require(isinstance(distribution, TaskDistribution), "distribution", distribution, "a task distribution, not a task")
     if split == "train":
@@ -115,8 +123,8 @@ def evaluate(
         if on_batch is not None:
             on_batch(start + len(batch), len(episodes))
     values = _finite(np.concatenate(scores, axis=1), learner.score_name)
-    told = not np.isnan(success).all()
-    success = np.nan_to_num(success)  # some environments speak of success only where there was one
+    known = not np.isnan(success).all()
+    success = np.nan_to_num(success)  # some environments report success only when there is one
     spent = np.mean(steps, axis=0) if len(steps[0]) == len(values) else np.arange(float(len(values)))
     return AdaptationCurve(
         unit=learner.traits.unit,
@@ -126,11 +134,11 @@ def evaluate(
         env_steps=tuple(float(step) for step in spent),
         splits=distribution.splits,
         seed=seed,
-        success=success.reshape(-1, len(tasks), replicates) if told else None,
+        success=success.reshape(-1, len(tasks), replicates) if known else None,
     )
 
 
-def coverage(distribution: TaskDistribution[Any], num_tasks: int) -> tuple[int, str]:
+def coverage(distribution: AnyDistribution, num_tasks: int) -> tuple[int, str]:
     """The number of episodes that `evaluate` runs for `num_tasks`, and the reason if the two differ."""
     finite = list_tasks(distribution, "test")
     if finite is None:
@@ -140,21 +148,21 @@ def coverage(distribution: TaskDistribution[Any], num_tasks: int) -> tuple[int, 
     return count, reason if count != num_tasks else ""
 
 
-def _replicates(num_tasks: int, finite: Sequence[Any]) -> int:
+def _replicates(num_tasks: int, finite: Tasks) -> int:
     return max(1, num_tasks // len(finite))
 
 
-def own_steps(learner: Learner[Any, Any, Any], last: int) -> int:
-    """The adaptation steps after which a learner's score counts: its own number of them, but at most `last`.
+def own_steps(learner: AnyLearner, last: int) -> int:
+    """The number of adaptation steps whose score ranks checkpoints: the learner's own number, but at most `last`.
 
-    `last` is the last evaluated step. A learner that counts shots or trains jointly has no own number: it uses `last`.
+    `last` is the last evaluated step. A learner that counts shots or trains jointly has no own number and uses `last`.
     """
     numberless = learner.traits.support == "shot" or learner.traits.trains_jointly
     return last if numberless else min(learner.num_adaptation_steps, last)
 
 
 def score_rows(scores: Sequence[Tensor]) -> Array:
-    """[K + 1, tasks]: one row per state; of a learner that scores every unit of one pass, one row per unit."""
+    """Scores as [K + 1, tasks]: one row per state, or one row per unit if the learner scores a whole curve at once."""
     last = scores[-1].detach().cpu().double()
     rows = last.T if last.dim() == 2 else torch.stack([score.detach().cpu().double() for score in scores])
     array: Array = rows.numpy()
@@ -162,7 +170,7 @@ def score_rows(scores: Sequence[Tensor]) -> Array:
 
 
 def _finite(values: Array, score: ScoreName) -> Array:
-    """`values` with the worst float32 number for those of tasks on which adaptation diverged; says how many."""
+    """`values`, with the worst float32 number for scores that are not finite. Warns about tasks that diverged."""
     bad = ~np.isfinite(values)
     if bad.any():
         step = int(bad.any(1).argmax())

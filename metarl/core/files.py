@@ -1,4 +1,4 @@
-"""Writing files so that a killed process or a full disk leaves no half-written file."""
+"""Reads and writes files. A killed process or a full disk leaves no half-written file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNFINISHED = ".unfinished-"
 
 
 class WriteError(RunError):
-    """The disk did not take what was written to it: it is full, or broken."""
+    """The disk could not store what was written: it is full or broken."""
 
 
 def read_file(path: Path, *, largest: int | None = None) -> bytes:
@@ -33,7 +33,7 @@ def read_file(path: Path, *, largest: int | None = None) -> bytes:
 
     Args:
         path: the file, or a link to it.
-        largest: the most bytes that it may have; None = the machine's memory.
+        largest: the largest size in bytes; None = the machine's memory.
 
     Raises:
         OSError: the file is missing, not regular, too large or not readable. Reading never waits for a named pipe.
@@ -126,7 +126,7 @@ def _require_regular(found: os.stat_result) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces `path` with `data`; whoever reads it meanwhile, or after a crash, sees the old content or the new.
+    """Replaces the content of `path` with `data`. Readers get the old content or the new one, even after a crash.
 
     Raises:
         OSError: the disk is full, the folder is missing or read-only, or `path` is not a regular file. It is unchanged.
@@ -147,7 +147,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_durably(descriptor: int, data: bytes) -> None:
-    """Writes all of `data` and returns when the disk has it."""
+    """Writes all of `data` and waits until it is on the disk."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
@@ -155,7 +155,7 @@ def write_durably(descriptor: int, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Returns when the disk has the names of the files in `folder`."""
+    """Waits until the names of the files in `folder` are on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -164,13 +164,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Deletes what writers left in `folder` that were killed on the way."""
+    """Deletes the unfinished files of killed processes in `folder`."""
     for leftover in folder.glob(f"{UNFINISHED}*"):
         remove(leftover)
 
 
 def remove(path: Path) -> None:
-    """Deletes a folder and what it holds, or whatever else `path` is. Of a link, the target stays."""
+    """Deletes the file, link or folder `path`. The target of a link stays."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -179,7 +179,7 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Says an OSError of the block in one line that names `path`, as `write_error` does."""
+    """Turns an OSError in the block into an error of one line that names `path`, as `write_error` does."""
     try:
         yield
     except OSError as error:
@@ -187,7 +187,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_error(what: str, error: OSError, note: str = "") -> InputError | RunError:
-    """`what` and the reason: a `WriteError` if the disk is at fault, an `InputError` if the path is."""
+    """An error with `what` and the reason: a `WriteError` if the disk is at fault, an `InputError` if the path is."""
     text = f"{what}: {error.strerror or error}{note}"
     of_the_disk = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
     return WriteError(text) if of_the_disk else InputError(text)
@@ -195,7 +195,7 @@ def write_error(what: str, error: OSError, note: str = "") -> InputError | RunEr
 
 @contextlib.contextmanager
 def made_folder(path: Path, *, exist_ok: bool = True) -> Iterator[Path]:
-    """Makes `path` and its parents; those that are still empty at the end are gone again.
+    """Makes `path` and its parents. At the end, deletes those that it made if they are still empty.
 
     Raises:
         FileExistsError: it is a file; or a folder, while `exist_ok` is false.

@@ -1,4 +1,4 @@
-"""Importing modules of the user's own."""
+"""Imports modules of the user."""
 
 from __future__ import annotations
 

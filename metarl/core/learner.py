@@ -1,21 +1,33 @@
-"""The contract between learners and everything else.
+"""The contract of learners: what a meta-RL agent or a few-shot learner implements.
 
-One rule: a learner owns meta-parameters; whatever it learns about a task lives in a state that it returns as a value,
-with the task axis leading. Policy-gradient MAML's state is one set of weights per task, RL2's is a memory, a
-prototypical network's is its prototypes: `run_episodes`, the trainer and the evaluation cannot tell them apart.
+A learner owns the meta-parameters. What it learns about a task is in a state, which it returns as a value. A state is
+nested dataclasses, tuples, lists or dicts of tensors, and the first axis of each tensor is the task axis. For MAML the
+state is one set of weights per task, for RL² a memory, for a prototypical network its prototypes. `run_episodes`, the
+trainer and the evaluation treat all of them alike.
+
+- `Traits` declares what holds for all learners of a class.
+- `Learner` is the contract of a few-shot learner.
+- `ActingLearner` is the contract of an RL agent: `Learner` and `Actor`.
+- `ScalableLearner` adds a test-time step size that can be chosen.
+
+To be trained by `metarl train`, a class also has a dataclass `Config` of its settings, and its constructor takes
+`(config, spaces, *, generator)`. `spaces` gives the sizes of inputs and outputs (`Spaces` for an RL agent), and
+`generator`, a `torch.Generator`, draws the initial weights. The `Config` of an RL agent has `num_trajectories`, the
+number of trajectories to collect per task and adaptation step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from metarl.core.data import Episodes
 from metarl.core.errors import require_one_of
+from metarl.core.tasks import Tables as Tables
 
 State = TypeVar("State")
 Data_contra = TypeVar("Data_contra", contravariant=True)
@@ -25,23 +37,24 @@ Unit = Literal["gradient steps", "trajectories", "shots", "presentations"]
 ScoreName = Literal["return", "accuracy", "mse"]
 GivenSupport = Literal["whole", "shot"]
 StatePer = Literal["task", "trajectory"]
-Tables = Mapping[str, Mapping[str, Any]]
+StateDict = dict[str, Any]
+"""What a checkpoint holds of a learner: tensors, numbers, strings, None, and lists and dicts of these."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """What the project must know of a learner's class. The defaults fit most RL agents that take gradient steps.
+    """What holds for all learners of a class. The defaults fit most RL agents that take gradient steps.
 
     Attributes:
-        unit: what one adaptation step consumes: the label of the curve's x axis, and nothing else.
-        support: where examples are given, what an adaptation step of an evaluation gets: the "whole" support of the
-            task in each step, or in step k the k-th "shot", one example of every class.
-        state_per: an adapted state belongs to a "task", or to one "trajectory" of it, as a memory does.
-        adapts_in_update: `meta_update` adapts and scores by itself. Its episodes hold data alone, and it returns the
-            scalars `adapt/step_0`, ...: the mean score after each step, as far as known. Only where data is given.
+        unit: what one adaptation step consumes. It is only the label of the curve's x axis.
+        support: which of the given examples an adaptation step of an evaluation gets. "whole": all of the task's
+            support in each step. "shot": in step k the k-th example of every class. RL agents leave it out.
+        state_per: whether an adapted state belongs to a "task" or, as a memory does, to one "trajectory" of it.
+        adapts_in_update: `meta_update` adapts and scores by itself, so its episodes hold only data. It returns the mean
+            score after step k as `adapt/step_k`, for each k that it knows. Not for RL agents.
         trains_jointly: training adapts to no task. `meta_update` returns its score under the name `score_name`.
-        observes_task: the observations of training and evaluation end with the features of the task (an oracle).
-        step_size_can_scale: the learner has a method `with_step_scale`; see `ScalableLearner`.
+        observes_task: every observation ends with the features of the task (an oracle). Only for RL agents.
+        step_size_can_scale: the learner is a `ScalableLearner`.
         defaults: settings of [trainer] and [evaluation] that suit this learner better than the usual ones. Presets,
             files and flags override them.
     """
@@ -60,27 +73,98 @@ class Traits:
             require_one_of(f"traits.{name}", getattr(self, name), get_args(options))
 
 
-class Acted(NamedTuple):
-    """What a policy did in one step.
+class Learner(Protocol[State, Data_contra, Batch]):
+    """Learns to adapt to tasks.
+
+    In an episode, the methods are called in this order. `begin` gives the state before adaptation. Then each step
+    collects support, `prepare`s it, and `adapt`s the state. At last the query is collected, `prepare`d, and `score`d.
+    `meta_update` gets the whole episodes.
+
+    No method but `meta_update`, `load_state_dict` and `to` changes the learner. None changes its arguments.
 
     Attributes:
-        actions: [num_tasks, num_trajectories, action_size] float32 or [num_tasks, num_trajectories] int64.
-        log_probs: [num_tasks, num_trajectories], of `actions`, summed over action dimensions.
-        values: [num_tasks, num_trajectories], or None.
+        traits: what holds for all learners of the class.
+        score_name: the meaning of `score`. Higher is better, except for "mse".
+        num_adaptation_steps: adaptation steps in meta-training, >= 0.
     """
 
-    actions: Tensor
-    log_probs: Tensor
-    values: Tensor | None = None
+    traits: ClassVar[Traits]
+    score_name: ScoreName
+    num_adaptation_steps: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the meta-parameters are."""
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """Everything that is meta-learned, by name, including learned step sizes."""
+
+    def begin(self, num_tasks: int, *, parameters: Mapping[str, Tensor] | None = None) -> State:
+        """The state before any adaptation.
+
+        Args:
+            num_tasks: length of the task axis.
+            parameters: meta-parameters to use instead of the learner's own.
+        """
+
+    def prepare(self, data: Data_contra) -> Batch:
+        """Turns collected data into a batch for `adapt`, `score` and `meta_update`. Called once per collection."""
+
+    def adapt(self, state: State, support: Batch, *, step: int, differentiable: bool = False) -> State:
+        """The state after one more adaptation step.
+
+        Args:
+            state: the state so far.
+            support: the prepared support data of this step.
+            step: the number of the step, from 0. From `num_adaptation_steps` on, it is a step beyond meta-training.
+            differentiable: keep the graph back to the meta-parameters.
+        """
+
+    def score(self, state: State, query: Batch) -> Tensor:
+        """How good `state` is on `query`.
+
+        Returns:
+            [num_tasks]; or [num_tasks, num_units] if one pass over the query gives a whole curve ("presentations").
+        """
+
+    def meta_update(self, episodes: Episodes[State, Batch]) -> dict[str, float]:
+        """Improves the meta-parameters.
+
+        Returns:
+            Scalars to log, by name; the trainer adds the prefix `train/`. If a loss or a gradient is not finite, one of
+            them must not be finite either. The trainer undoes such an update, and one that leaves `parameters` or
+            `state_dict` not finite, and counts it in `health/nonfinite_skips`.
+        """
+
+    def state_dict(self) -> StateDict:
+        """A copy of everything that a checkpoint must hold, including the state of optimisers."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores a `state_dict` of a learner with the same settings. It keeps no reference to `state`.
+
+        Raises:
+            ValueError: `state` does not fit the learner.
+        """
+
+    def to(self, device: torch.device | str) -> Learner[State, Data_contra, Batch]:
+        """Moves all tensors of the learner to `device`; returns the learner itself."""
+
+
+class ScalableLearner(Learner[State, Data_contra, Batch], Protocol[State, Data_contra, Batch]):
+    """A learner whose test-time steps can be made larger or smaller (`Traits.step_size_can_scale`)."""
+
+    def with_step_scale(self, factor: float) -> Self:
+        """A learner with the same trained parameters, whose test-time steps are `factor` times as large."""
 
 
 @dataclass(frozen=True)
 class Spaces:
-    """What an acting learner must know of the environments to build its networks.
+    """The sizes of observations and actions, for the networks of an RL agent.
 
     Attributes:
         observation_size: length of the flat observation vector.
-        action_size: action dimensions, or the number of actions where `discrete`.
+        action_size: action dimensions, or the number of actions if `discrete`.
         discrete: whether actions are numbers 0..action_size-1 instead of vectors.
     """
 
@@ -89,95 +173,69 @@ class Spaces:
     discrete: bool
 
 
-class Learner(Protocol[State, Data_contra, Batch]):
-    """Learns to learn.
+class Acted(NamedTuple):
+    """What a policy did in one step.
 
     Attributes:
-        traits: what holds for all learners of the class.
-        score_name: what `score` returns; "mse" is better when lower.
-        num_adaptation_steps: adaptation steps in meta-training.
-        device: where the meta-parameters are.
+        actions: [num_tasks, num_trajectories, action_size] float32 or [num_tasks, num_trajectories] int64.
+        log_probs: [num_tasks, num_trajectories], of `actions`, summed over action dimensions.
+        values: [num_tasks, num_trajectories], the value estimates of the states, or None.
     """
 
-    traits: ClassVar[Traits]
-    score_name: ScoreName
-    num_adaptation_steps: int
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def parameters(self) -> Mapping[str, Tensor]:
-        """Everything that is meta-learned, by name, learned step sizes too."""
-
-    def begin(self, num_tasks: int, *, parameters: Mapping[str, Tensor] | None = None) -> State:
-        """The state before any adaptation; `parameters` overrides the meta-parameters."""
-
-    def prepare(self, data: Data_contra) -> Batch:
-        """Turns a collection into what `adapt` and `meta_update` use. Called once per collection."""
-
-    def adapt(self, state: State, support: Batch, *, step: int, differentiable: bool = False) -> State:
-        """The state after one more adaptation step; changes nothing in place.
-
-        Args:
-            state: the state so far, task axis leading.
-            support: prepared support data of this step.
-            step: its number from 0; beyond `num_adaptation_steps` the learner's test-time schedule applies.
-            differentiable: keep the graph back to the meta-parameters.
-        """
-
-    def score(self, state: State, query: Batch) -> Tensor:
-        """[num_tasks], or [num_tasks, num_units] where one pass gives a whole curve ("presentations")."""
-
-    def meta_update(self, episodes: Episodes[State, Batch]) -> dict[str, float]:
-        """Improves the meta-parameters; returns scalars to log, without the `train/` prefix.
-
-        Where a loss or gradient is not finite, a scalar must show it by not being finite either: the trainer then
-        undoes the update, as it does for parameters and state, and `health/nonfinite_skips` counts it.
-        """
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that a checkpoint must hold, optimiser state too: tensors, numbers, strings, lists and dicts of them.
-
-        It is a copy: later updates do not change it.
-        """
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
-
-    def to(self, device: torch.device | str) -> Learner[State, Data_contra, Batch]:
-        """Moves what the learner holds; returns itself."""
-
-
-class ScalableLearner(Learner[State, Data_contra, Batch], Protocol[State, Data_contra, Batch]):
-    """A learner whose test-time steps can be made larger or smaller (`Traits.step_size_can_scale`)."""
-
-    def with_step_scale(self, factor: float) -> Self:
-        """This learner with test-time steps that are `factor` times as large; it shares what was trained."""
+    actions: Tensor
+    log_probs: Tensor
+    values: Tensor | None = None
 
 
 class Actor(Protocol[State]):
-    """Whatever acts in environments: all that collection asks of a learner."""
+    """Acts in environments. Collection needs nothing else of a learner."""
 
     def act(self, state: State, observations: Tensor, noise: Tensor) -> tuple[Acted, State]:
-        """Acts in every trajectory of every task.
+        """Acts in every trajectory of every task. All randomness comes from `noise`.
 
         Args:
             state: the adapted state.
             observations: [num_tasks, num_trajectories, observation_size].
             noise: standard normal [num_tasks, num_trajectories, action_size], or uniform on [0, 1)
                 [num_tasks, num_trajectories] for discrete actions.
+
+        Returns:
+            The actions, and the state after them, which differs from `state` only if the learner has a memory.
         """
 
     def observe(self, state: State, actions: Tensor, rewards: Tensor, terminated: Tensor, truncated: Tensor) -> State:
-        """Feeds back what followed `act`, each [num_tasks, num_trajectories]; learners without a memory return
-        `state`."""
+        """The state after the results of `act`. A learner without a memory returns `state`.
+
+        Args:
+            state: as `act` returned it.
+            actions: as `act` returned them.
+            rewards: [num_tasks, num_trajectories].
+            terminated: [num_tasks, num_trajectories], whether the MDP has ended.
+            truncated: [num_tasks, num_trajectories], whether the trajectory has ended for another reason.
+        """
+
+
+class ActingLearner(Learner[State, Data_contra, Batch], Actor[State], Protocol[State, Data_contra, Batch]):
+    """An RL agent: a learner that collects its own data by acting.
+
+    Its data is `metarl.Trajectories`.
+
+    Attributes:
+        spaces: as given to the constructor.
+    """
+
+    spaces: Spaces
+
+
+AnyLearner: TypeAlias = Learner[Any, Any, Any]
+AnyActingLearner: TypeAlias = ActingLearner[Any, Any, Any]
 
 
 def loaded(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], *, what: str) -> dict[str, Tensor]:
-    """`saved`, in the order and on the device of `own`, for a `load_state_dict`.
+    """Copies of the tensors of `saved`, in the order and on the device of `own`. For use in `load_state_dict`.
 
     Raises:
-        ValueError: names or shapes differ; says so of `what`.
+        ValueError: names or shapes differ. `what` names the tensors in the message.
     """
     expected, found = ({name: tuple(value.shape) for name, value in part.items()} for part in (own, saved))
     if expected != found:
@@ -185,11 +243,5 @@ def loaded(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], *, what: str)
         first = f"{names[0]} has shape {found.get(names[0], 'none')}, expected {expected.get(names[0], 'none')}"
         more = f" ({len(names) - 1} more differ)" if names[1:] else ""
         raise ValueError(f"{what} do not fit the network: {first}{more}")
-    # Copied into memory of torch's own: where a file's bytes lie, the last bits of a matrix product may differ.
+    # A copy lies at an aligned address, a file's bytes may not. The last bits of a matrix product depend on that.
     return {name: saved[name].to(value.device, copy=True) for name, value in own.items()}
-
-
-class ActingLearner(Learner[State, Data_contra, Batch], Actor[State], Protocol[State, Data_contra, Batch]):
-    """A learner that collects its own data."""
-
-    spaces: Spaces

@@ -1,7 +1,7 @@
-"""Numbers that are not finite: found where they enter, named with the task they came with, and dumped to be looked at.
+"""Finds updates with numbers that are not finite, names their tasks, and dumps them for inspection.
 
-A dump is plain data that `torch.load(path, weights_only=True)` reads: "state" (the learner's, before),
-"episodes", "iteration", "seed", "metrics" and "finding". `reproduce` runs its update again:
+`torch.load(path, weights_only=True)` reads a dump. It is a dict with "state" (of the learner before the update),
+"episodes", "iteration", "seed", "metrics" and "finding". `reproduce` runs the update again:
 
     learner = metarl.load("runs/point-nav")
     metrics = metarl.core.nonfinite.reproduce(learner, "runs/point-nav/nonfinite/iteration_000012.pt")
@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarl.core.data import Episodes
+from metarl.core.data import AnyEpisodes, Episodes
 from metarl.core.errors import InputError, one_line, text_of
 from metarl.core.files import write_atomically
-from metarl.core.learner import Learner
+from metarl.core.learner import AnyLearner
 from metarl.core.trees import children, is_named_tuple, tensors_in
 
 _logger = logging.getLogger(__name__)
@@ -49,12 +49,12 @@ _MOVED = {
 
 @dataclass(frozen=True)
 class Finding:
-    """What of an update is not finite.
+    """The parts of an update that are not finite.
 
     Attributes:
-        term: the first such number, in the order in which they are computed.
-        tasks: "slot 3 Goal(x=0.1, y=0.2)" for every task whose scores, adapted state, and log_probs and advantages, if
-            its batches have these, are not all finite.
+        term: the first of them in the order of computation.
+        tasks: such as "slot 3 Goal(x=0.1, y=0.2)", for every task with such a number among its scores, its adapted
+            state, or the log_probs and advantages of its batches.
     """
 
     term: str
@@ -81,16 +81,16 @@ class UndoneUpdate:
 
     finding: Finding
     state: Mapping[str, Any]
-    episodes: Episodes[Any, Any]
+    episodes: AnyEpisodes
     metrics: Mapping[str, float]
     iteration: int
     seed: int
 
 
-def find(learner: Learner[Any, Any, Any], episodes: Episodes[Any, Any], metrics: Mapping[str, float]) -> Finding | None:
+def find(learner: AnyLearner, episodes: AnyEpisodes, metrics: Mapping[str, float]) -> Finding | None:
     """What is not finite after the update of `learner` on `episodes`, or None.
 
-    Looks at what `Finding.tasks` lists, at the metrics, the parameters and every tensor of the learner's state.
+    Checks the numbers of each task (see `Finding.tasks`), the metrics, the parameters and the learner's state.
     """
     trees = {"parameters": learner.parameters, "state": learner.state_dict()}
     numbers = [value for value in metrics.values() if not math.isfinite(value)]
@@ -108,8 +108,8 @@ def find(learner: Learner[Any, Any, Any], episodes: Episodes[Any, Any], metrics:
     return Finding(terms[0], tuple(slots))
 
 
-def nonfinite_tensors(tree: Any) -> Iterator[str]:
-    """Where in nested dicts, lists, tuples and dataclasses tensors hold a number that is not finite."""
+def nonfinite_tensors(tree: object) -> Iterator[str]:
+    """The places of the tensors in `tree` (see `metarl.core.trees`) that are not finite."""
     return (name for name, value in tensors_in(tree, "") if not bool(value.isfinite().all()))
 
 
@@ -152,18 +152,18 @@ def dump(folder: Path, update: UndoneUpdate) -> Path | None:
     return path
 
 
-def reproduce(learner: Learner[Any, Any, Any], path: Path | str) -> dict[str, float]:
-    """Puts `learner` where it was before the update that `path` is the dump of, and updates it again.
+def reproduce(learner: AnyLearner, path: Path | str) -> dict[str, float]:
+    """Restores `learner` to its state before a dumped update, and runs the update again.
 
     Args:
-        learner: of the run, on the CPU: `metarl.load(run_dir)`.
+        learner: the run's learner on the CPU: `metarl.load(run_dir)`.
         path: the dump.
 
     Returns:
         The metrics of the update.
 
     Raises:
-        InputError: the file cannot be read, or is no dump of such a learner.
+        InputError: the file cannot be read, or is not a dump of such a learner.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -172,7 +172,7 @@ def reproduce(learner: Learner[Any, Any, Any], path: Path | str) -> dict[str, fl
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: is no dump of this learner: {one_line(error)}") from error
+        raise InputError(f"{path}: is not a dump of this learner: {one_line(error)}") from error
     return learner.meta_update(episodes)
 
 
@@ -185,8 +185,8 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     return all(bool(torch.stack(there).all()) for there in answers.values())
 
 
-def _per_task(episodes: Episodes[Any, Any]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors with a leading task axis whose numbers decide the update, in the order of an episode."""
+def _per_task(episodes: AnyEpisodes) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of each task that decide the update, in the order of an episode."""
     batches = [*((f"support {k}", batch) for k, batch in enumerate(episodes.support)), ("query", episodes.query)]
     for k, (name, batch) in enumerate(batches):
         if name == "query":
@@ -201,7 +201,7 @@ def _per_task(episodes: Episodes[Any, Any]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _plain(value: Any) -> Any:
-    """Classes as dicts that name them; what is neither data nor a tensor, such as a task, as text."""
+    """`value` as plain data: a class becomes a dict that names it, and anything else, such as a task, becomes text."""
     if isinstance(value, Episodes):
         value = replace(value, tasks=tuple(map(one_line, value.tasks)))
     if value is None:
@@ -223,7 +223,7 @@ def _plain(value: Any) -> Any:
 
 
 def _restored(value: Any, module: str) -> Any:
-    """The inverse of `_plain`. The file names classes: only data classes of `module` and MetaRL are made."""
+    """The inverse of `_plain`. It makes only data classes of `module` and MetaRL, whatever the file names."""
     if isinstance(value, (list, tuple)):
         return type(value)(_restored(part, module) for part in value)
     if not isinstance(value, Mapping):
@@ -232,11 +232,11 @@ def _restored(value: Any, module: str) -> Any:
     return _data_class(value[_CLASS], module)(**parts) if _CLASS in value else parts
 
 
-def _data_class(reference: str, module: str) -> Any:
+def _data_class(reference: str, module: str) -> type:
     home, _, name = reference.partition(":")
     home = _MOVED.get(home, home)
     known = home == module or home.startswith("metarl.")
     found = getattr(sys.modules.get(home), name, None) if known else None
     if not (isinstance(found, type) and (is_dataclass(found) or is_named_tuple(found))):
-        raise ValueError(f"{reference!r} is no data class of MetaRL or of the learner's module")
+        raise ValueError(f"{reference!r} is not a data class of MetaRL or of the learner's module")
     return found

@@ -1,8 +1,8 @@
-"""Seeds are counters, not streams.
+"""Random numbers depend only on seed, iteration, purpose, step and slot.
 
-Every random number of a run comes from `SeedSequence(seed, spawn_key=(iteration, purpose, step, slot))`. A task's
-numbers therefore depend on its slot (its number in the iteration's draw) and on nothing else: reordering or sharding a
-meta-batch permutes results and changes no bit, and resuming needs no generator state.
+Every random number of a run comes from `SeedSequence(seed, spawn_key=(iteration, purpose, step, slot))`. The slot of a
+task is its number in the iteration's draw. So the order of a meta-batch and the number of processes change no bit of a
+result, and a resumed run needs no state of a generator.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,7 @@ VALIDATION_ITERATION = EVALUATION_ITERATION + 2
 
 
 class Purpose(enum.IntEnum):
-    """What random numbers are drawn for. The values are part of every recorded run: append, never renumber."""
+    """The use of random numbers. Every recorded run depends on the values: append new ones, never renumber."""
 
     INITIALISE = 0
     TASKS = 1
@@ -45,13 +44,13 @@ def generator(seed: int, iteration: int, purpose: Purpose, step: int = 0, slot: 
 
 @dataclass(frozen=True)
 class Seeds:
-    """The counters of one call to `run_episodes`.
+    """The keys of the random numbers of one call to `run_episodes`.
 
     Attributes:
         seed: the run's seed, >= 0.
         iteration: the iteration the episodes belong to.
-        slots: one number per task; distinct within an iteration.
-        evaluation: whether evaluation's own purposes are used.
+        slots: one number per task, distinct within an iteration.
+        evaluation: use the purposes of evaluation instead of those of training.
     """
 
     seed: int
@@ -80,14 +79,14 @@ class Seeds:
         return [generator(self.seed, self.iteration, purpose, step, slot) for slot in self.slots]
 
 
-def require_slots(tasks: Any, seeds: Any) -> None:
+def require_slots(tasks: object, seeds: object) -> None:
     """Raises `InputError` unless `tasks` is a list of tasks and `seeds` has a slot for each of them."""
-    require_tasks(tasks)
-    example = f"metarl.Seeds.first({len(tasks)}, seed=0)"
+    count = len(require_tasks(tasks))
+    example = f"metarl.Seeds.first({count}, seed=0)"
     if not isinstance(seeds, Seeds):
         raise InputError(f"seeds = {one_line(seeds)}: must be a metarl.Seeds with one slot per task: {example}")
-    if len(tasks) != len(seeds.slots):
-        there = f"{len(tasks)} tasks and seeds of {len(seeds.slots)} slots"
+    if count != len(seeds.slots):
+        there = f"{count} tasks and seeds of {len(seeds.slots)} slots"
         raise InputError(
             f"tasks: {there}; must be equal numbers. Write [task] for one task, and {example} for the seeds"
         )

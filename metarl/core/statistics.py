@@ -1,7 +1,7 @@
 """Point estimates and intervals of scores.
 
-One run: the percentile bootstrap over the evaluation tasks, or, of a finite family, over the replicates within each
-task. Several runs that meet the same tasks: `crossed_interval`, in which seeds and tasks are two crossed samples.
+The interval of one run is the percentile bootstrap over its evaluation tasks. For a finite family, it resamples the
+replicates within each task. The interval of several runs on the same tasks is `crossed_interval`.
 
 References: Agarwal et al. 2021, arXiv:2108.13264 (interquartile mean, stratified bootstrap); Owen 2007,
 arXiv:0712.1111 (crossed samples); Cochran 1964, Biometrics 20 (adding the half-widths of two t intervals).
@@ -21,7 +21,7 @@ LEVEL = 0.95
 
 
 def interquartile_mean(values: Array) -> Array:
-    """Mean of the middle half of the last axis; fractional weights where its length is no multiple of four."""
+    """Mean of the middle half of the last axis; weights are fractional if its length is not a multiple of four."""
     ordered = np.sort(values, axis=-1)
     size = ordered.shape[-1]
     position = np.arange(size)
@@ -73,19 +73,19 @@ def stratified_bootstrap(
 def crossed_interval(values: Array, rng: np.random.Generator, *, level: float = LEVEL) -> tuple[Array, Array]:
     """Interval of the mean score of several seeds that all met the same tasks with the same random numbers.
 
-    Seeds and tasks are two crossed samples (of a finite family: seeds and replicates, the tasks being fixed). Each has
-    a variance of its own, estimated from the same table. The squared half-width is the sum of two squares: Student's t
+    Seeds and tasks are two crossed samples. (For a finite family they are seeds and replicates; the tasks are fixed.)
+    The variance of each is estimated from the same table. The squared half-width is the sum of two squares: Student's t
     with S - 1 degrees of freedom times the standard error from the seeds, and Student's t times that from the tasks.
-    The interaction of seeds and tasks is in both, so its variance is subtracted from that of the seeds. A difference of
-    two agents, `values` of one minus those of the other, is paired by task and seed.
+    Both contain the interaction of seeds and tasks, so its variance is subtracted from that of the seeds. For the
+    difference of two agents, pass the values of one minus those of the other: it is then paired by task and seed.
 
     A nominal 95 % of three seeds covers 94 to 96 % on average over the agents and budgets of a family of the results
     table, and 89 to 98 % for a single one. That was simulated with the variances of the table. Resampling seeds and
     then tasks within each covers 77 to 94 % on average, 66 % at least. Resampling seeds and common tasks jointly covers
     84 to 98 % on average, 69 % at least: three seeds are too few to resample. (`scripts/simulate_coverage.py`)
 
-    With one task and one replicate, only seeds vary: the interval is Student's t of the seeds, and says nothing of
-    other tasks. For one seed it is the percentile bootstrap of its tasks or replicates. It says nothing of other seeds.
+    With one task and one replicate, only seeds vary: the interval is Student's t of the seeds and does not cover other
+    tasks. With one seed, it is the percentile bootstrap of its tasks or replicates and does not cover other seeds.
 
     Args:
         values: [..., S, T, R]: S seeds, T tasks, R replicates of each task. With R = 1, the tasks are a sample of the

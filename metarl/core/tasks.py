@@ -10,7 +10,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,68 +21,77 @@ from metarl.core.settings import check
 Split = Literal["train", "test"]
 Splits = Literal["disjoint", "identical", "same distribution"]
 Task = TypeVar("Task")
-Tasks = Sequence[Any]
+Array = NDArray[Any]
+Tasks: TypeAlias = Sequence[Any]
 """A list of tasks. A task is plain data of any type."""
+Tables: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""Settings by table, such as {"trainer": {"seed": 1}}."""
 
 
 class TaskDistribution(ABC, Generic[Task]):
     """Draws tasks.
 
+    A family of RL tasks derives from `EnvTaskDistribution`, one of few-shot tasks from `ExampleTaskDistribution`. It
+    implements `sample`, and `all_tasks` if it has few tasks.
+
     Attributes:
-        splits: what a test score means. "disjoint": no test task can be drawn in training (generalisation);
-            "identical": a finite family, trained and tested on the same tasks (adaptation only); "same distribution":
-            fresh draws from one continuous distribution.
-        defaults: settings of [trainer] and [evaluation] that suit these tasks better than the usual ones. Those of a
-            learner's traits, presets, files and flags override them.
+        splits: how test tasks differ from training tasks. "disjoint": no test task can be drawn in training, so a test
+            score measures generalisation. "identical": the tasks of a finite family are the same in both splits, so it
+            measures only adaptation. "same distribution": both are drawn from one continuous distribution.
+        defaults: settings of [trainer] and [evaluation] that suit these tasks better than the usual ones. The defaults
+            of a learner's traits, presets, files and flags override them.
     """
 
     splits: Splits = "same distribution"
-    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    defaults: ClassVar[Tables] = {}
 
     def __post_init__(self) -> None:
         check(self, "task")
 
     @abstractmethod
     def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Task]:
-        """Draws `num_tasks` tasks of `split`; all randomness comes from `rng`."""
+        """Draws `num_tasks` tasks of `split`. All randomness comes from `rng`."""
 
     def all_tasks(self, split: Split = "test") -> list[Task] | None:
-        """Every task of a finite split, in a fixed order, or None if the split is infinite.
+        """Every task of a finite split, in a fixed order; None if the split is infinite.
 
-        Evaluation covers a finite split task by task, with replicates, instead of sampling from it.
+        An evaluation runs each task of a finite split equally often instead of sampling.
         """
         return None
 
     def for_validation(self) -> TaskDistribution[Task]:
-        """The distribution whose training tasks serve as validation tasks. By default, this one."""
+        """The distribution whose training tasks are the validation tasks. By default, this one."""
         return self
 
 
+AnyDistribution: TypeAlias = TaskDistribution[Any]
+
+
 def draw(distribution: TaskDistribution[Task], num_tasks: int, rng: np.random.Generator, *, split: Split) -> list[Task]:
-    """The tasks that `distribution.sample` draws, as many as asked for.
+    """`distribution.sample(num_tasks, rng, split=split)`, checked.
 
     Raises:
-        EnvironmentFaultError: it raised, or returned something else.
+        EnvironmentFaultError: it raised, or returned something else than `num_tasks` tasks.
     """
     call = f"sample({num_tasks}, split={split!r})"
     with users_code(call):
-        tasks: Any = distribution.sample(num_tasks, rng, split=split)
+        tasks: object = distribution.sample(num_tasks, rng, split=split)
     return _listed(tasks, call, num_tasks)
 
 
 def list_tasks(distribution: TaskDistribution[Task], split: Split) -> list[Task] | None:
-    """`distribution.all_tasks(split)`.
+    """`distribution.all_tasks(split)`, checked.
 
     Raises:
-        EnvironmentFaultError: it raised, or returned something else than None or tasks.
+        EnvironmentFaultError: it raised, or returned neither None nor tasks.
     """
     call = f"all_tasks({split!r})"
     with users_code(call):
-        tasks: Any = distribution.all_tasks(split)
+        tasks: object = distribution.all_tasks(split)
     return None if tasks is None else _listed(tasks, call, None)
 
 
-def are_listed(tasks: Any) -> bool:
+def are_listed(tasks: object) -> TypeGuard[Tasks]:
     """Whether `tasks` is a list of tasks, another sequence or an array; text, a named tuple or a dict is one task."""
     if isinstance(tasks, np.ndarray):
         return tasks.ndim > 0
@@ -90,25 +99,25 @@ def are_listed(tasks: Any) -> bool:
     return isinstance(tasks, Sequence) and not one
 
 
-def require_tasks(tasks: Any) -> None:
-    """Raises `InputError` unless `tasks` is a list of tasks. A number, a dict or an array without axes is one task."""
+def require_tasks(tasks: object) -> Tasks:
+    """`tasks`. Raises `InputError` unless it is a list of tasks; a number, a dict or an array without axes is one."""
     if not are_listed(tasks):
         raise InputError(f"tasks = {one_line(tasks)}: must be a list of tasks; write [task] for one task")
+    return tasks
 
 
-def _listed(tasks: Any, call: str, num_tasks: int | None) -> list[Any]:
+def _listed(tasks: object, call: str, num_tasks: int | None) -> list[Any]:
     """`tasks` as a list of `num_tasks`, or of any number above 0."""
-    counted = are_listed(tasks)
-    fits = counted and (len(tasks) == num_tasks if num_tasks else len(tasks) > 0)
-    if not fits:
-        returned = f"{len(tasks)} tasks" if counted else f"{text_of(tasks, repr):.80}"
-        asked = f"a list of {num_tasks or 'one or more'} tasks"
-        what = f"{call} returned {returned}: must be {asked}"
-        raise environment_fault(what, task=None, seed=None, step=None, whose=DISTRIBUTION)
-    return list(tasks)
+    returned = f"{text_of(tasks, repr):.80}"
+    if are_listed(tasks):
+        if len(tasks) == num_tasks if num_tasks else len(tasks) > 0:
+            return list(tasks)
+        returned = f"{len(tasks)} tasks"
+    what = f"{call} returned {returned}: must be a list of {num_tasks or 'one or more'} tasks"
+    raise environment_fault(what, task=None, seed=None, step=None, whose=DISTRIBUTION)
 
 
-def parts_of(task: Any, name: str = "task") -> Iterator[tuple[str, Any]]:
+def parts_of(task: object, name: str = "task") -> Iterator[tuple[str, Any]]:
     """The name and value of everything that `task` holds, however it is nested; arrays and tensors as one array."""
     task = _as_array(task)
     if isinstance(task, Mapping):
@@ -124,8 +133,8 @@ def parts_of(task: Any, name: str = "task") -> Iterator[tuple[str, Any]]:
         yield name, task
 
 
-def same_task(left: Any, right: Any) -> bool:
-    """Whether two tasks have the same content. The one comparison of tasks: `==` may raise, or give an array.
+def same_task(left: object, right: object) -> bool:
+    """Whether two tasks have the same content. All comparisons of tasks use it, since `==` may raise or give an array.
 
     Arrays, tensors and numbers are compared by value, and NaN equals NaN. Containers and dataclasses are compared part
     by part. Other objects are the same if `==` says so, or if they have one type and pickle to equal parts.
@@ -136,9 +145,9 @@ def same_task(left: Any, right: Any) -> bool:
         return False
 
 
-def distinct_tasks(tasks: Iterable[Any], most: int) -> list[Any]:
+def distinct_tasks(tasks: Iterable[Task], most: int) -> list[Task]:
     """The first tasks of different content, at most `most` of them."""
-    found: list[Any] = []
+    found: list[Task] = []
     for task in tasks:
         if len(found) == most:
             break
@@ -187,7 +196,7 @@ def _same(left: Any, right: Any, comparing: set[tuple[int, int]]) -> bool:
 _NUMBERS = (float, complex, np.generic)
 
 
-def _same_arrays(left: NDArray[Any], right: NDArray[Any], comparing: set[tuple[int, int]]) -> bool:
+def _same_arrays(left: Array, right: Array, comparing: set[tuple[int, int]]) -> bool:
     """Whether two arrays of one shape hold the same."""
     if left.dtype.names is not None or right.dtype.names is not None:
         names = left.dtype.names or ()
@@ -199,12 +208,12 @@ def _same_arrays(left: NDArray[Any], right: NDArray[Any], comparing: set[tuple[i
     return _equal_entries(left, right)
 
 
-def _equal_entries(left: NDArray[Any], right: NDArray[Any]) -> bool:
+def _equal_entries(left: Array, right: Array) -> bool:
     numbers = left.dtype.kind in "fcmM" and right.dtype.kind in "fcmM"
     return np.array_equal(left, right, equal_nan=numbers)
 
 
-def _same_pickled(left: Any, right: Any, comparing: set[tuple[int, int]]) -> bool:
+def _same_pickled(left: object, right: object, comparing: set[tuple[int, int]]) -> bool:
     """Whether two objects of one type consist of equal parts, as pickle sees them: attributes, slots, items."""
     if isinstance(left, (str, bytes, int, float, complex, np.generic, type)):
         return False  # values without parts were compared above

@@ -1,4 +1,4 @@
-"""Threads that compute: jobs side by side, each on one core.
+"""Threads that compute jobs in parallel, each on one core.
 
 The threads are daemons that never end. When a thread ends, torch needs Python to free what it kept
 after an error. If Python is already shutting down, the process aborts.
@@ -11,22 +11,23 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 
 Result = TypeVar("Result")
+Work: TypeAlias = tuple[Future[Any], Callable[[], Any]]
 
 
 class Threads:
     """Threads that wait for jobs until the process ends.
 
     Args:
-        number: of threads.
+        number: number of threads.
     """
 
     def __init__(self, number: int) -> None:
-        self._waiting: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+        self._waiting: SimpleQueue[Work] = SimpleQueue()
         self._turns = [threading.Lock() for _ in range(number)]
         for place, turn in enumerate(self._turns):
             name, arguments = f"metarl_{place}", (self._waiting, turn)
@@ -55,8 +56,8 @@ class Threads:
             self._turns.pop().acquire()
 
 
-def _serve(waiting: SimpleQueue[tuple[Future[Any], Callable[[], Any]]], turn: threading.Lock) -> None:
-    torch.get_num_threads()  # else torch would take the process's number at this thread's first operation
+def _serve(waiting: SimpleQueue[Work], turn: threading.Lock) -> None:
+    torch.get_num_threads()  # otherwise torch would use the process's number at this thread's first operation
     torch.set_num_threads(1)
     while True:
         _do(turn, *waiting.get())

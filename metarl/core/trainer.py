@@ -1,4 +1,4 @@
-"""The meta-training loop, and what can hang on it."""
+"""The meta-training loop and its callbacks."""
 
 from __future__ import annotations
 
@@ -7,45 +7,44 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from metarl.core import nonfinite
 from metarl.core.config import EvaluationConfig, TrainerConfig
 from metarl.core.curve import AdaptationCurve
-from metarl.core.data import Episodes
-from metarl.core.episode import Collector, run_episodes
+from metarl.core.data import AnyEpisodes
+from metarl.core.episode import AnyCollector, run_episodes
 from metarl.core.errors import NonFiniteError
 from metarl.core.evaluation import EvaluationObserver, evaluate, own_steps
-from metarl.core.learner import Learner
+from metarl.core.learner import AnyLearner
 from metarl.core.scalars import update_scalars
 from metarl.core.seeds import Purpose, Seeds, generator
-from metarl.core.tasks import Split, TaskDistribution, draw
+from metarl.core.tasks import AnyDistribution, Split, draw
 from metarl.core.trees import tree_map
 
 
 @dataclass
 class Progressed:
-    """What one iteration did.
+    """The result of one iteration.
 
     Attributes:
-        iteration: iterations finished, from 1.
-        episodes: of the iteration.
-        scalars: by TensorBoard tag.
+        iteration: the number of the iteration, from 1.
+        episodes: the iteration's data.
+        scalars: to be logged, by tag (`metarl.core.tags`).
         env_steps: environment steps (or examples) since the run began.
         wall_s: seconds since the run began.
     """
 
     iteration: int
-    episodes: Episodes[Any, Any]
+    episodes: AnyEpisodes
     scalars: dict[str, float]
     env_steps: int
     wall_s: float
 
 
 class Callback:
-    """Hooks into the loop; override what is needed. All hooks run at iteration boundaries."""
+    """Hooks of the loop, all of which do nothing. Override those you need. They run between iterations."""
 
     def on_start(self, trainer: Trainer) -> None:
         """Before the first iteration."""
@@ -69,31 +68,31 @@ class Trainer:
 
     Attributes:
         learner: any learner.
-        collector: brings its data.
-        distribution: where tasks come from.
-        config: how long, how many tasks, which seed.
-        evaluation: how the adaptation curve is measured.
-        callbacks: called in this order.
-        evaluation_collector: collector of the evaluation, where it differs.
-        validation: the score of the last evaluation on validation tasks, after the learner's own number of adaptation
-            steps (the last evaluated step at most); None where none was measured.
-        observer: sees the data of every evaluation on test tasks.
+        collector: collects its data.
+        distribution: the tasks.
+        config: settings of training.
+        evaluation: settings of the evaluation.
+        callbacks: called in this order; `on_end` in the reverse order.
+        evaluation_collector: collects the data of evaluations; None = `collector`.
+        validation: the score of the last evaluation on validation tasks, after `own_steps` adaptation steps; None if
+            there was none.
+        observer: gets the data of every evaluation on test tasks.
         space_notes: how actions and observations are converted, one line each; None without environments.
-        nonfinite_dir: where updates that were not finite are dumped; None = nowhere.
+        nonfinite_dir: folder for dumps of updates that were not finite; None = no dumps.
         iteration: iterations finished.
-        env_steps: steps spent in meta-training.
-        wall_s: seconds spent in it, evaluations included.
-        evaluation_missing: whether the evaluation after the present iteration was interrupted and must run first.
+        env_steps: environment steps (or examples) spent in meta-training.
+        wall_s: seconds spent in meta-training, including its evaluations.
+        evaluation_missing: whether the evaluation after the current iteration was interrupted, so it must run first.
         curve: the final adaptation curve; None before it is measured.
     """
 
-    learner: Learner[Any, Any, Any]
-    collector: Collector[Any, Any]
-    distribution: TaskDistribution[Any]
+    learner: AnyLearner
+    collector: AnyCollector
+    distribution: AnyDistribution
     config: TrainerConfig
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     callbacks: Sequence[Callback] = ()
-    evaluation_collector: Collector[Any, Any] | None = None
+    evaluation_collector: AnyCollector | None = None
     observer: EvaluationObserver | None = None
     space_notes: tuple[str, ...] | None = None
     nonfinite_dir: Path | None = None
@@ -110,18 +109,18 @@ class Trainer:
         self._undone: list[str] = []
 
     def stop(self, *, evaluate: bool = True) -> None:
-        """Ends the run after the present iteration, with or without the final evaluation."""
+        """Ends the run after the current iteration. If `evaluate` is false, there is no final evaluation."""
         self._stopping = True
         self._evaluating = self._evaluating and evaluate
 
     @property
     def ends(self) -> bool:
-        """Whether no iteration follows the present one."""
+        """Whether no iteration follows the current one."""
         return self._stopping or self.iteration >= self.config.iterations
 
     @property
     def evaluation_follows(self) -> bool:
-        """Whether an evaluation comes right after the present iteration."""
+        """Whether an evaluation comes right after the current iteration."""
         every = self.evaluation.every
         return self._evaluating if self.ends else every > 0 and self.iteration % every == 0
 
@@ -160,7 +159,7 @@ class Trainer:
 
     @torch.enable_grad()  # users' code may have switched gradients off
     def train_iteration(self) -> Progressed:
-        """One meta-batch of episodes and one meta-update, which is undone if anything about it is not finite."""
+        """Runs the episodes of one meta-batch and a meta-update. An update that is not finite is undone."""
         started = time.monotonic()
         config, learner = self.config, self.learner
         rng = generator(config.seed, self.iteration, Purpose.TASKS)
@@ -180,7 +179,7 @@ class Trainer:
                 learner.load_state_dict(before)
             self.iteration += 1
         except BaseException:
-            learner.load_state_dict(before)  # what is saved now is the state after the last whole iteration
+            learner.load_state_dict(before)  # so that a checkpoint saved now is of the last whole iteration
             raise
         if finding is None:
             self._undone.clear()
@@ -210,7 +209,7 @@ class Trainer:
         curve = self._curve("test", settings.num_tasks, settings.num_adaptation_steps)
         wanted = settings.num_tasks if settings.validation_tasks is None else settings.validation_tasks
         if settings.every and wanted:
-            # Episodes are as in training, where a learner that counts shots gets all of them in each step.
+            # Validation uses training's episodes, in which a learner that counts shots gets all shots in each step.
             by_shots, own = self.learner.traits.support == "shot", self.learner.num_adaptation_steps
             steps = own if by_shots else own_steps(self.learner, settings.num_adaptation_steps)
             self.validation = float(self._curve("train", wanted, steps).mean[-1])

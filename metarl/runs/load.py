@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from metarl.core.errors import one_line, printable, raised, require
-from metarl.core.learner import Learner
+from metarl.core.learner import AnyLearner
 from metarl.core.settings import unknown_setting
 from metarl.core.tags import VALIDATION
 from metarl.core.trainer import Trainer
@@ -65,7 +65,7 @@ def load(
     checkpoint: str | int = "latest",
     trusted: bool = False,
     paths: Mapping[str, str] | None = None,
-) -> Any:
+) -> AnyLearner:
     """The trained learner of a run folder, on the CPU.
 
     Args:
@@ -130,7 +130,7 @@ def load_trainer(
 
 def _chosen(
     which: str | int,
-    learner: Learner[Any, Any, Any],
+    learner: AnyLearner,
     run_dir: Path,
     settings: Mapping[str, Any],
     use: Callable[[Path, checkpoint.Checkpoint], None],

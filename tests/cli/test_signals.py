@@ -58,7 +58,7 @@ def test_a_second_signal_ends_the_run_at_once(before: Any, tmp_path: Path) -> No
         while not (tmp_path / "run" / "config.json").exists():
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        assert "once more stops at once" in process.stderr.readline()
+        assert "press Ctrl-C again to stop now" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
     assert process.returncode == 130

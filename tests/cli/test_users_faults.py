@@ -21,6 +21,7 @@ from metarl.agents.maml import MAML
 from metarl.cli import main as cli
 from metarl.core.data import Examples
 from metarl.core.errors import EnvironmentFaultError
+from metarl.core.learner import Traits
 from metarl.core.seeds import Seeds
 from metarl.core.tasks import Split
 from metarl.fewshot.base.examples import ExampleCollector, ExampleSpaces, ExampleTaskDistribution
@@ -384,7 +385,7 @@ class Vague(ExampleTaskDistribution[float]):
 
 @pytest.mark.parametrize("method", ["support", "query"])
 def test_examples_that_are_none(method: str) -> None:
-    learner: Any = SimpleNamespace(unit="gradient steps")
+    learner: Any = SimpleNamespace(traits=Traits(unit="gradient steps"))
     settings = {"step": 0} if method == "support" else {}
     for mishap, said in (
         (raises(SystemExit(0)), "raised SystemExit: 0"),

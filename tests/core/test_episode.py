@@ -110,7 +110,7 @@ def test_without_adapting_the_data_alone_is_brought() -> None:
 
 def test_a_collector_that_acts_cannot_do_without_adapting() -> None:
     learner, collector = Watched(in_update=True), Acting()
-    with pytest.raises(ValueError, match="adapting = False: the learner's experience depends on what it has adapted"):
+    with pytest.raises(ValueError, match="adapting = False: must be True for a learner that acts"):
         run_episodes(learner, collector, [1, 2], Seeds.first(2), num_steps=1, adapting=False)
     assert collector.asked == []
 

@@ -231,10 +231,10 @@ def test_what_is_no_dump_is_refused(tmp_path: Path) -> None:
     for name in ("os:system", "metarl.core.errors:InputError", "metarl.nowhere:Thing", "urllib.parse:SplitResult"):
         content["episodes"]["query"]["__class__"] = name
         torch.save(content, path)
-        with pytest.raises(InputError, match=rf"is no dump of this learner: '{name}' is no data class"):
+        with pytest.raises(InputError, match=rf"is not a dump of this learner: '{name}' is not a data class"):
             reproduce(Descender(), path)
     path.write_bytes(b"nothing")
-    with pytest.raises(InputError, match="is no dump of this learner: "):
+    with pytest.raises(InputError, match="is not a dump of this learner: "):
         reproduce(Descender(), path)
 
 
@@ -375,8 +375,12 @@ class Kept(RolloutCollector):
         super().__init__(*args, **settings)
         self.kept: list[Trajectories] = []
 
-    def _collect(self, *args: Any) -> Trajectories:
-        self.kept.append(super()._collect(*args))
+    def support(self, *args: Any, **settings: Any) -> Trajectories:
+        self.kept.append(super().support(*args, **settings))
+        return self.kept[-1]
+
+    def query(self, *args: Any) -> Trajectories:
+        self.kept.append(super().query(*args))
         return self.kept[-1]
 
 
