@@ -135,7 +135,7 @@ class AdaptedPredictor(_Predictor):
 
         Args:
             observation: [observation_size], or [n, observation_size], as `TaskVecEnv` gives them, or an environment in
-                `metarl.rl.fitted_envs.fitted(env)`: flat, and integers rescaled.
+                `metarl.rl.wrappers.fitted(env)`: flat, and integers rescaled.
             state: returned as it is.
             episode_start: not used.
             deterministic: the likeliest action instead of a random one.

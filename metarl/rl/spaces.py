@@ -1,6 +1,6 @@
 """Converts spaces for a policy: it observes one flat vector, and its action is one flat vector or one choice.
 
-`Fit.notes` describes the conversion in words; `metarl.rl.fitted_envs` applies it. If an environment's
+`Fit.notes` describes the conversion in words; `metarl.rl.wrappers` applies it. If an environment's
 `metadata["own_units"]` is true, nothing is rescaled.
 """
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from metarl.core.errors import raised
 
 CODE = """
-from metarl.rl.environments import TaskInObservation
+from metarl.rl.task_in_observation import TaskInObservation
 
 def make():
     return TaskInObservation(None)
