@@ -213,8 +213,8 @@ class AntDir(AntTasks[Direction]):
     direction as two more numbers, (cos angle, sin angle); otherwise as one, the angle 0 or pi.
 
     Attributes:
-        low: with "any": lowest training angle, radians, >= 0.
-        high: with "any": highest training angle, above `low`, <= 2 pi.
+        low: with "any": lowest training angle, radians.
+        high: with "any": highest training angle, above `low`.
         test_low: with "any": lowest test angle; None: test angles come from the training interval.
         test_high: highest test angle, above `test_low`, outside the training interval; set both or neither.
         directions: "forward-backward": the angles 0 and pi, shared by training and test; "any": uniform angles.
@@ -276,7 +276,7 @@ class AntGoal(AntTasks[Goal]):
     Source: Rakelly et al. 2019, arXiv:1903.08254.
 
     Attributes:
-        low: smallest distance of a training goal from (0, 0), m, >= 0.
+        low: smallest distance of a training goal from (0, 0), m.
         high: largest distance of a training goal, m, above `low`.
         test_low: smallest distance of a test goal, m; None: test goals come from the training ring.
         test_high: largest distance of a test goal, m, above `test_low`, outside the training ring; set both or neither.

@@ -75,10 +75,10 @@ class AntMazeGoal(FixedMazeTasks):
     It starts in the first free cell. The goals are the other free cells. Row by row, every third is for test only.
 
     Attributes:
-        horizon: steps per trajectory, of 0.05 s each, >= 1.
+        horizon: steps per trajectory, of 0.05 s each.
         layout: "u" (a U of 7 cells) or "medium" (8 by 8 with its border), with cells of 4 m.
         reward: "dense": minus the length of the route to the goal, in metres; "sparse": 1 within 1 m of it, else 0.
-        action_limit: the policy's action range, > 0: actions in [-action_limit, action_limit] are scaled to the
+        action_limit: the policy's action range: actions in [-action_limit, action_limit] are scaled to the
             controls [-1, 1] and clipped.
     """
 

@@ -81,8 +81,8 @@ class Bandit(EnvTaskDistribution[Arms]):
     Source: Duan et al. 2016, arXiv:1611.02779.
 
     Attributes:
-        num_arms: arms, >= 2.
-        num_pulls: pulls per trajectory, >= 1; this is also the `horizon`.
+        num_arms: number of arms.
+        num_pulls: pulls per trajectory; this is also the `horizon`.
     """
 
     num_arms: Annotated[int, AtLeast(2)] = 5

@@ -132,9 +132,9 @@ class GridMaze(EnvTaskDistribution[MazeTask]):
     same within a task, so a trajectory can use what earlier ones found.
 
     Attributes:
-        horizon: steps per trajectory, >= 1.
-        size: cells along each side, with the border, odd, >= 5.
-        view: how many cells the agent sees in each direction, >= 0.
+        horizon: steps per trajectory.
+        size: cells along each side, with the border.
+        view: how many cells the agent sees in each direction.
         reward: "sparse": 1 at the goal, else -0.01; "dense": plus the steps by which the route became shorter.
     """
 

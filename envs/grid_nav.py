@@ -95,8 +95,8 @@ class GridNav(EnvTaskDistribution[GoalCell]):
     Differs from the source's code: the cell is observed as a one-hot vector, not as two coordinates.
 
     Attributes:
-        size: cells along each side, >= 3.
-        horizon: steps per trajectory, >= 1.
+        size: cells along each side.
+        horizon: steps per trajectory.
     """
 
     splits = "identical"

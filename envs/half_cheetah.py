@@ -84,8 +84,8 @@ class HalfCheetahDir(LocomotionTasks[Direction]):
     Source: Finn et al. 2017, arXiv:1703.03400.
 
     Attributes:
-        horizon: steps per trajectory, of 0.05 s each, >= 1.
-        action_limit: the policy's action range, > 0: actions in [-action_limit, action_limit] are scaled to the
+        horizon: steps per trajectory, of 0.05 s each.
+        action_limit: the policy's action range: actions in [-action_limit, action_limit] are scaled to the
             controls [-1, 1] and clipped. The literature has two conventions. With 1, an initial policy std of 1 fills
             the range. With 10 (ProMP, garage, pytorch-maml-rl), a std of 1 is a tenth of the range.
     """
@@ -107,8 +107,8 @@ class HalfCheetahVel(TargetTasks[Velocity]):
     Source: Finn et al. 2017, arXiv:1703.03400 (0 to 2 m/s; ProMP, PEARL and VariBAD use 0 to 3 m/s).
 
     Attributes:
-        horizon: steps per trajectory, of 0.05 s each, >= 1.
-        action_limit: the policy's action range, > 0, as in `HalfCheetahDir`: 1, or 10 in ProMP, garage and
+        horizon: steps per trajectory, of 0.05 s each.
+        action_limit: the policy's action range, as in `HalfCheetahDir`: 1, or 10 in ProMP, garage and
             pytorch-maml-rl.
         low: lowest training target, m/s.
         high: highest training target, m/s, above `low`.

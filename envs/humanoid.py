@@ -76,11 +76,11 @@ class HumanoidDir(TargetTasks[Direction]):
     direction as two more numbers, (cos angle, sin angle).
 
     Attributes:
-        horizon: steps per trajectory, of 0.015 s each, >= 1.
-        action_limit: the policy's action range, > 0: actions in [-action_limit, action_limit] are scaled to the
+        horizon: steps per trajectory, of 0.015 s each.
+        action_limit: the policy's action range: actions in [-action_limit, action_limit] are scaled to the
             controls [-0.4, 0.4] and clipped.
-        low: lowest training angle, radians, >= 0.
-        high: highest training angle, above `low`, <= 2 pi.
+        low: lowest training angle, radians.
+        high: highest training angle, above `low`.
         test_low: lowest test angle; None: test angles come from the training interval.
         test_high: highest test angle, above `test_low`, outside the training interval; set both or neither.
     """

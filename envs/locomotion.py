@@ -142,8 +142,8 @@ class LocomotionTasks(EnvTaskDistribution[Task]):
     """The settings of every family of running robots.
 
     Attributes:
-        horizon: steps per trajectory, >= 1.
-        action_limit: the policy's action range, > 0: actions in [-action_limit, action_limit] are scaled to the range
+        horizon: steps per trajectory.
+        action_limit: the policy's action range: actions in [-action_limit, action_limit] are scaled to the range
             of the controls and clipped.
     """
 

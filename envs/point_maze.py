@@ -152,7 +152,7 @@ class PointMazeGoal(FixedMazeTasks):
     It starts in the first free cell. The goals are the other free cells. Row by row, every third is for test only.
 
     Attributes:
-        horizon: steps per trajectory, of 0.1 s each, >= 1.
+        horizon: steps per trajectory, of 0.1 s each.
         layout: "u" (a U of 7 cells) or "medium" (8 by 8 with its border).
         reward: "dense": minus the length of the route to the goal, in metres; "sparse": 1 within 0.4 m of it, else 0.
     """
@@ -176,10 +176,10 @@ class PointMazeLayout(MazeTasks):
     goal are two free cells, drawn uniformly.
 
     Attributes:
-        horizon: steps per trajectory, of 0.1 s each, >= 1.
-        num_rows: rows of the maze with its border, odd, >= 5.
-        num_columns: columns of the maze with its border, odd, >= 5.
-        num_rays: directions in which the distance to the next wall is observed, >= 0.
+        horizon: steps per trajectory, of 0.1 s each.
+        num_rows: rows of the maze with its border.
+        num_columns: columns of the maze with its border.
+        num_rays: directions in which the distance to the next wall is observed.
         reward: as in `PointMazeGoal`.
     """
 

@@ -132,7 +132,7 @@ class PointNav(EnvTaskDistribution[Goal]):
     Source: Finn et al. 2017, arXiv:1703.03400.
 
     Attributes:
-        horizon: steps per trajectory, >= 1.
+        horizon: steps per trajectory.
         test_goals: "paper": the 40 goals of the paper's figure, a finite test split; "sampled": new draws.
     """
 
@@ -168,7 +168,7 @@ class PointNavSparse(EnvTaskDistribution[Goal]):
     reward and tests on the sparse one. Here `reward` holds for both splits.
 
     Attributes:
-        horizon: steps per trajectory, >= 1.
+        horizon: steps per trajectory.
         reward: "sparse": 1 - distance within 0.2 of the goal, else 0; "dense": minus the distance.
     """
 

@@ -131,12 +131,12 @@ class RandomParams(LocomotionTasks[Physics]):
     """Random factors: 1.3^u for dampings, 1.5^u for the rest. Each has its own u, uniform between two limits.
 
     Attributes:
-        horizon: steps per trajectory, of 0.008 s each, >= 1.
-        action_limit: the policy's action range, > 0: actions in [-action_limit, action_limit] are scaled to the
+        horizon: steps per trajectory, of 0.008 s each.
+        action_limit: the policy's action range: actions in [-action_limit, action_limit] are scaled to the
             controls [-1, 1] and clipped.
-        log_scale_limit: u of training tasks lies in [-log_scale_limit, log_scale_limit], > 0, <= 20. With 3,
+        log_scale_limit: u of training tasks lies in [-log_scale_limit, log_scale_limit]. With 3,
             factors lie between 0.30 and 3.4, those of dampings between 0.46 and 2.2.
-        test_log_scale_limit: above `log_scale_limit`, <= 20: |u| of test tasks lies between `log_scale_limit` and this
+        test_log_scale_limit: above `log_scale_limit`: |u| of test tasks lies between `log_scale_limit` and this
             limit; None: test tasks are drawn like training tasks.
     """
 

@@ -116,9 +116,9 @@ class TabularMDP(EnvTaskDistribution[MDP]):
     Source: Duan et al. 2016, arXiv:1611.02779: 10 states, 5 actions, 10 steps from the first state.
 
     Attributes:
-        num_states: states, >= 2.
-        num_actions: actions, >= 2.
-        horizon: steps per trajectory, >= 1.
+        num_states: number of states.
+        num_actions: number of actions.
+        horizon: steps per trajectory.
     """
 
     num_states: Annotated[int, AtLeast(2)] = 10
