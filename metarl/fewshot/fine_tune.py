@@ -12,7 +12,7 @@ Differs from the paper: plain gradient descent at test time; batches are those o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -20,20 +20,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metarl.core.errors import require
-from metarl.fewshot.base.encoders import BatchNormMode, Network, Statistics
-from metarl.fewshot.base.gradient import GradientConfig, GradientLearner
+from metarl.fewshot.base.encoders import BatchNormMode
+from metarl.fewshot.base.episodic import EpisodicConfig, EpisodicLearner
+from metarl.fewshot.base.gradient import Adapted, SteppingLearner
 from metarl.fewshot.base.learner import ExampleBatch, Outcome, joined, loss_of, score_of
+from metarl.fewshot.base.networks import Network, Statistics
 from metarl.gradients.adaptation import Parameters, StepSize
 
 
 @dataclass(frozen=True)
-class FineTuneConfig(GradientConfig):
+class FineTuneConfig(EpisodicConfig):
     """Settings of fine-tuning."""
 
     inner_lr: float = 0.5
     """Step size at test time."""
-    num_adaptation_steps: int = field(default=1, init=False)  # joint training takes no inner steps
-    later_step_scale: float = field(default=1.0, init=False)
     batch_norm: BatchNormMode = "running"
     head: Literal["linear", "cosine"] = "linear"
     """The last layer of a classifier: linear, or `cosine_scale` times the cosine of weights and features."""
@@ -44,12 +44,13 @@ class FineTuneConfig(GradientConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(0.0 < self.inner_lr < math.inf, "agent.inner_lr", self.inner_lr, "a positive number")
         require(self.head in ("linear", "cosine"), "agent.head", self.head, "'linear' or 'cosine'")
         require(0.0 < self.cosine_scale < math.inf, "agent.cosine_scale", self.cosine_scale, "a positive number")
         require(self.tuned in ("auto", "head", "all"), "agent.tuned", self.tuned, "'auto', 'head' or 'all'")
 
 
-class FineTune(GradientLearner):
+class FineTune(SteppingLearner, EpisodicLearner[Adapted]):
     """Joint training, then gradient steps on the support.
 
     The parameters "classes" hold a row per training class, "head" the new layer, which meta-training leaves at zero.
@@ -58,7 +59,7 @@ class FineTune(GradientLearner):
     Config = FineTuneConfig
     config: FineTuneConfig
     traits = replace(
-        GradientLearner.traits,
+        SteppingLearner.traits,
         trains_jointly=True,
         defaults={"trainer": {"meta_batch_size": 4}, "evaluation": {"num_adaptation_steps": 10}},
     )
@@ -74,15 +75,15 @@ class FineTune(GradientLearner):
         if not self.spaces.discrete:
             return
         for name in self.head.parameters:
-            self._parameters[name] = torch.zeros_like(self._parameters[name])
+            self.networks.parameters[name] = torch.zeros_like(self.parameters[name])
         if self.config.head == "cosine":
             # At zero a cosine has no gradient; that of any other start is of the same size for all of them.
-            weight = self._parameters["head.weight"]
-            self._parameters["head.weight"] = nn.init.xavier_uniform_(weight.clone(), generator=generator)
+            weight = self.parameters["head.weight"]
+            self.networks.parameters["head.weight"] = nn.init.xavier_uniform_(weight.clone(), generator=generator)
         classes = nn.Linear(math.prod(self.feature_shape), len(self.spaces.train_classes))
         nn.init.xavier_uniform_(classes.weight, generator=generator)
         nn.init.zeros_(classes.bias)
-        self.classes = self._add(Network(classes, name="classes"))
+        self.classes = self.networks.add(Network(classes, name="classes"))
         self._rows = torch.full((max(self.spaces.train_classes) + 1,), -1)
         self._rows[torch.tensor(self.spaces.train_classes)] = torch.arange(len(self.spaces.train_classes))
 

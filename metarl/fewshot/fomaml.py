@@ -12,4 +12,4 @@ from metarl.fewshot.maml import MAML
 class FOMAML(MAML):
     """MAML without second derivatives."""
 
-    first_order = True
+    second_order = False

@@ -27,27 +27,19 @@ class MAMLConfig(GradientConfig):
 
 
 class MAML(GradientLearner):
-    """Gradient steps on the support, from weights that were learned for it.
-
-    Attributes:
-        first_order: whether the inner gradient counts as a constant where the adaptation is differentiated.
-    """
+    """Gradient steps on the support, from weights that were learned for it."""
 
     Config = MAMLConfig
     traits = replace(
         GradientLearner.traits,
         defaults={"trainer": {"meta_batch_size": 32}, "evaluation": {"num_adaptation_steps": 3}},
     )
-    first_order = False
-
-    @property
-    def second_order(self) -> bool:  # type: ignore[override]
-        return not self.first_order
+    second_order = True
 
     def episode_loss(
         self, parameters: Parameters, support: tuple[ExampleBatch, ...], query: ExampleBatch
     ) -> tuple[Tensor, Outcome]:
         for step, batch in enumerate(support):
             size = self.step_size(step)
-            parameters = gradient_step(self.inner_loss, parameters, batch, size, first_order=self.first_order)
+            parameters = gradient_step(self.inner_loss, parameters, batch, size, first_order=not self.second_order)
         return self.query_outcome(parameters, support[-1], query)

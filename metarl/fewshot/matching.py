@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metarl.core.errors import require
-from metarl.fewshot.base.encoders import Network, Statistics
 from metarl.fewshot.base.learner import one_hot
 from metarl.fewshot.base.metric import MetricConfig, MetricLearner, Remembered
+from metarl.fewshot.base.networks import Network, Statistics
 from metarl.gradients.adaptation import Parameters
 
 LEAST_PROBABILITY = 1e-6
@@ -57,11 +57,11 @@ class Matching(MetricLearner):
 
     def _add_networks(self, generator: torch.Generator) -> None:
         if self.config.learn_scale:
-            self._parameters["log_scale"] = torch.tensor(math.log(self.config.scale))
+            self.networks.parameters["log_scale"] = torch.tensor(math.log(self.config.scale))
         if self.config.full_context:
             size = math.prod(self.feature_shape)
-            self.context = self._add(Network(SupportContext(size, generator=generator), name="context"))
-            self.reading = self._add(Network(AttentionLSTM(size, generator=generator), name="reading"))
+            self.context = self.networks.add(Network(SupportContext(size, generator=generator), name="context"))
+            self.reading = self.networks.add(Network(AttentionLSTM(size, generator=generator), name="reading"))
 
     def remember(self, parameters: Parameters, features: Tensor, targets: Tensor, num_ways: int) -> Remembered:
         known = features.flatten(1)

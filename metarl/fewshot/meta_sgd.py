@@ -45,13 +45,13 @@ class MetaSGD(MAML):
     def _add_networks(self, generator: torch.Generator) -> None:
         super()._add_networks(generator)
         low, high = self.config.initial_step_sizes
-        for name, value in list(self._parameters.items()):
+        for name, value in list(self.networks.parameters.items()):
             size = low + (high - low) * torch.rand((), generator=generator)
-            self._parameters[LEARNED_STEP_SIZE + name] = torch.ones_like(value) * size
+            self.networks.parameters[LEARNED_STEP_SIZE + name] = torch.ones_like(value) * size
 
     def meta_update(self, episodes: Episodes[Adapted, ExampleBatch]) -> dict[str, float]:
         metrics = super().meta_update(episodes)
-        learned = [value.flatten() for name, value in self._parameters.items() if name.startswith(LEARNED_STEP_SIZE)]
+        learned = [value.flatten() for name, value in self.parameters.items() if name.startswith(LEARNED_STEP_SIZE)]
         sizes = torch.cat(learned)
         metrics |= {f"step_size_{name}": float(getattr(sizes, name)()) for name in ("mean", "std", "min", "max")}
         return metrics

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from metarl.core.errors import require
-from metarl.fewshot.base.encoders import Statistics
 from metarl.fewshot.base.learner import one_hot
 from metarl.fewshot.base.metric import MetricConfig, MetricLearner
+from metarl.fewshot.base.networks import Statistics
 from metarl.gradients.adaptation import Parameters
 
 

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metarl.core.errors import require
-from metarl.fewshot.base.encoders import BatchNormMode, Conv4, Network, Statistics
+from metarl.fewshot.base.encoders import BatchNormMode, Conv4
 from metarl.fewshot.base.learner import one_hot
 from metarl.fewshot.base.metric import MetricConfig, MetricLearner
+from metarl.fewshot.base.networks import Network, Statistics
 from metarl.gradients.adaptation import Parameters
 
 
@@ -65,7 +66,7 @@ class Relation(MetricLearner):
             module: nn.Module = RelationModule(self.feature_shape, self.config, batch_norm=norm, generator=generator)
         else:
             module = FlatRelation(math.prod(self.feature_shape), self.config.relation_size, generator=generator)
-        self.relation = self._add(Network(module, name="relation"))
+        self.relation = self.networks.add(Network(module, name="relation"))
 
     def remember(self, parameters: Parameters, features: Tensor, targets: Tensor, num_ways: int) -> Tensor:
         members = one_hot(targets, num_ways)

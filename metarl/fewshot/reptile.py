@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -25,14 +25,14 @@ from metarl.core.learner import loaded
 from metarl.core.tags import TRAIN_STEP
 from metarl.core.trees import to_device
 from metarl.fewshot.base.examples import ExampleSpaces
-from metarl.fewshot.base.gradient import Adapted, GradientConfig, GradientLearner
-from metarl.fewshot.base.learner import ExampleBatch, Outcome
+from metarl.fewshot.base.gradient import Adapted, InnerLoopConfig, SteppingLearner
+from metarl.fewshot.base.learner import ExampleBatch, Outcome, norm_of
 from metarl.gradients.adam import no_moments, packed, packed_mean, packed_step
 from metarl.gradients.adaptation import Parameters
 
 
 @dataclass(frozen=True)
-class ReptileConfig(GradientConfig):
+class ReptileConfig(InnerLoopConfig):
     """Settings of Reptile."""
 
     inner_lr: float = 1e-3
@@ -49,23 +49,24 @@ class ReptileConfig(GradientConfig):
     """Share of the way to the mean of the trained weights that the weights go, at the first iteration."""
     schedule_iterations: int | None = None
     """Iterations in which meta_step_size falls linearly to zero; None = it does not fall."""
-    outer_lr: float = field(default=1e-3, init=False)
-    halve_lr_every: int | None = field(default=None, init=False)
-    clip_gradient: float | None = field(default=None, init=False)
+    execution: Literal["auto", "loop", "vmap"] = "auto"
+    """How the tasks of a meta-batch are computed. loop: one by one, side by side on a CPU's cores. vmap: in batched
+    operations. auto: loop for images on a CPU (batched convolutions are slow there), vmap for conv4-strided and
+    everything else."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         size, schedule = self.meta_step_size, self.schedule_iterations
         require(0.0 < size < math.inf, "agent.meta_step_size", size, "a positive number")
         require(schedule is None or schedule >= 1, "agent.schedule_iterations", schedule, "an integer >= 1")
-        allowed = "'auto', 'loop' or 'vmap': Reptile follows no meta-gradient that could be compiled"
-        require(self.execution != "compiled", "agent.execution", self.execution, allowed)
+        modes = ("auto", "loop", "vmap")
+        require(self.execution in modes, "agent.execution", self.execution, "one of " + ", ".join(map(repr, modes)))
         for name in ("inner_batch_size", "test_batch_size"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"agent.{name}", value, "an integer >= 1")
 
 
-class Reptile(GradientLearner):
+class Reptile(SteppingLearner):
     """A few steps of Adam per task, then a move towards where they led.
 
     The adapted parameters have Adam's state beside them: `num_steps` and `second.<name>`.
@@ -74,51 +75,51 @@ class Reptile(GradientLearner):
     Config = ReptileConfig
     config: ReptileConfig
     traits = replace(
-        GradientLearner.traits,
+        SteppingLearner.traits,
         defaults={"trainer": {"meta_batch_size": 5}, "evaluation": {"num_adaptation_steps": 50}},
     )
 
     def __init__(self, config: ReptileConfig, spaces: ExampleSpaces, *, generator: torch.Generator) -> None:
         super().__init__(config, spaces, generator=generator)
-        self._carried = packed(no_moments(self._parameters, momentum=False))
+        self.num_adaptation_steps = config.num_adaptation_steps
+        self._carried = packed(no_moments(self.parameters, momentum=False))
+        self._num_updates = 0
 
     def to(self, device: torch.device | str) -> Self:
+        super().to(device)
         self._carried = to_device(self._carried, device)
-        return super().to(device)
+        return self
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "carried": dict(self._carried)}
+        return {**super().state_dict(), "num_updates": self._num_updates, "carried": dict(self._carried)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        carried = loaded(self._carried, state["carried"], what="carried moments")
         super().load_state_dict(state)
-        self._carried = carried
+        self._carried = loaded(self._carried, state["carried"], what="carried moments")
+        self._num_updates = int(state["num_updates"])
+
+    def step_size(self, step: int) -> float:
+        return self.config.step_size(step)
 
     def begin(self, num_tasks: int, *, parameters: Mapping[str, Tensor] | None = None) -> Adapted:
-        source = self._parameters if parameters is None else parameters
+        source = self.parameters if parameters is None else parameters
         return super().begin(num_tasks, parameters={**source, **self._carried})
 
     def meta_update(self, episodes: Episodes[Adapted, ExampleBatch]) -> dict[str, float]:
         """Trains on each task, then moves towards the mean of the trained weights."""
         state = self.begin(len(episodes.tasks)).parameters
         with torch.no_grad():
-            trained, outcome = self._lift(self._train, state, episodes.support, episodes.query)
+            trained, outcome = self.execution.over_tasks(self._train, state, episodes.support, episodes.query)
         share = self.meta_step_size()
-        moves = {name: share * (trained[name].mean(0) - old) for name, old in self._parameters.items()}
-        self._parameters = {name: old + moves[name] for name, old in self._parameters.items()}
+        moves = {name: share * (trained[name].mean(0) - old) for name, old in self.parameters.items()}
+        self.networks.parameters = {name: old + moves[name] for name, old in self.parameters.items()}
         self._num_updates += 1
         if not self.config.reset_moments:
-            self._carried = packed_mean(trained, self._parameters)
-        self._remember(outcome.statistics)
+            self._carried = packed_mean(trained, self.parameters)
+        self.networks.move_averages(outcome.statistics)
         last = f"{TRAIN_STEP}{len(episodes.support)}"
-        norm = math.sqrt(sum(float(move.square().sum()) for move in moves.values()))
         scores = {"loss": float(outcome.loss.mean()), last: float(outcome.score.mean())}
-        return {**scores, "move_norm": norm, "meta_step_size": share}
-
-    def episode_loss(
-        self, parameters: Parameters, support: tuple[ExampleBatch, ...], query: ExampleBatch
-    ) -> tuple[Tensor, Outcome]:
-        raise NotImplementedError("Reptile follows no gradient of an episode's loss")
+        return {**scores, "move_norm": norm_of(moves.values()), "meta_step_size": share}
 
     def meta_step_size(self) -> float:
         """Of the next meta-update."""
@@ -137,12 +138,10 @@ class Reptile(GradientLearner):
     def _step(self, parameters: Parameters, batch: ExampleBatch, step: int) -> Parameters:
         size = self.config.test_batch_size or self.config.inner_batch_size
         gradients = torch.func.grad(self.test_loss)(self._own(parameters), mini_batch(batch, step, size))
-        lr = self.step_size(step)
-        assert isinstance(lr, float)  # one for all parameters
-        return packed_step(parameters, gradients, lr)
+        return packed_step(parameters, gradients, self.step_size(step))
 
     def _own(self, state: Parameters) -> Parameters:
-        return {name: state[name] for name in self._parameters}
+        return {name: state[name] for name in self.parameters}
 
 
 def mini_batch(batch: ExampleBatch, number: int, size: int) -> ExampleBatch:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metarl.fewshot.base.encoders import Network, Statistics
 from metarl.fewshot.base.learner import ExampleBatch, Outcome, joined, one_hot, score_of
 from metarl.fewshot.base.metric import MetricConfig, MetricLearner, Remembered
+from metarl.fewshot.base.networks import Network, Statistics
 from metarl.gradients.adaptation import Parameters
 
 
@@ -39,7 +39,7 @@ class Siamese(MetricLearner):
         # Further apart means less likely the same.
         nn.init.constant_(layer.weight, -1.0 / size)
         nn.init.zeros_(layer.bias)
-        self.verdict = self._add(Network(layer, name="verdict"))
+        self.verdict = self.networks.add(Network(layer, name="verdict"))
 
     def same(self, parameters: Parameters, left: Tensor, right: Tensor) -> Tensor:
         """[A, B]: log-odds that rows of [A, D] and [B, D] are of one class."""

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from metarl.core.errors import require
-from metarl.fewshot.base.encoders import Network, Statistics
 from metarl.fewshot.base.metric import MetricConfig, MetricLearner
+from metarl.fewshot.base.networks import Network, Statistics
 from metarl.fewshot.proto import class_means, squared_distances
 from metarl.gradients.adaptation import Parameters
 
@@ -24,6 +25,15 @@ from metarl.gradients.adaptation import Parameters
 @dataclass(frozen=True)
 class ZeroShotConfig(MetricConfig):
     """Settings of a zero-shot prototypical network."""
+
+    batch_norm: Literal["transductive", "running", "none"] = "running"
+    """Whose statistics normalise the query: transductive = the query batch's own; running = averages over meta-training
+    (training itself uses the batch's); none = each example by its own (layer norm)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        modes = ("transductive", "running", "none")
+        require(self.batch_norm in modes, "agent.batch_norm", self.batch_norm, "one of " + ", ".join(map(repr, modes)))
 
 
 class ZeroShotProto(MetricLearner):
@@ -42,14 +52,12 @@ class ZeroShotProto(MetricLearner):
         super()._require_fit()
         allowed = "a learner for tasks whose support are examples: this one needs descriptions of the classes"
         require(self.spaces.description_size > 0, "agent", "proto-zero-shot", allowed)
-        mode = self.config.batch_norm
-        require(mode != "support", "agent.batch_norm", mode, "another: a description gives the encoder no statistics")
 
     def _add_networks(self, generator: torch.Generator) -> None:
         layer = nn.Linear(self.spaces.description_size, math.prod(self.feature_shape))
         nn.init.xavier_uniform_(layer.weight, generator=generator)
         nn.init.zeros_(layer.bias)
-        self.description = self._add(Network(layer, name="description"))
+        self.description = self.networks.add(Network(layer, name="description"))
 
     def encode_support(self, parameters: Parameters, inputs: Tensor, statistics: Statistics | None) -> Tensor:
         return functional.normalize(self.description(parameters, inputs), dim=-1)

@@ -11,8 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import metarl.fewshot.base.gradient
-import metarl.fewshot.base.metric
 from metarl.core.data import Episodes
 from metarl.core.trees import tree_map
 from metarl.fewshot.base.examples import ExampleSpaces
@@ -113,14 +111,12 @@ def as_episodes() -> Callable[..., Episodes[Any, ExampleBatch]]:
 
 
 @pytest.fixture
-def logits_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
+def logits_of() -> Callable[..., Tensor]:
     """[N, E, W] of a learner's state and a query: what `score` compares with the targets."""
 
     def logits(learner: Any, state: Any, query: ExampleBatch) -> Tensor:
-        with monkeypatch.context() as patch:
-            for module in (metarl.fewshot.base.gradient, metarl.fewshot.base.metric):
-                patch.setattr(module, "score_of", lambda outputs, targets: outputs)
-            found: Tensor = learner.score(state, query)
+        with torch.no_grad():
+            found: Tensor = learner.predict(state, query.inputs)
         return found
 
     return logits

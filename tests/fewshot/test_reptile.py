@@ -133,9 +133,8 @@ def test_later_steps_are_scaled_and_those_of_meta_training_are_not(
 
 
 def test_there_is_no_meta_gradient_to_compile() -> None:
-    allowed = "'auto', 'loop' or 'vmap': Reptile follows no meta-gradient"
-    with pytest.raises(InputError, match=rf"^agent.execution = 'compiled': must be {allowed}"):
-        ReptileConfig(execution="compiled")
+    with pytest.raises(InputError, match=r"^agent.execution = 'compiled': must be one of 'auto', 'loop', 'vmap'$"):
+        ReptileConfig(execution="compiled")  # type: ignore[arg-type]
 
 
 def test_a_state_with_other_moments_is_refused(new_learner: Any) -> None:

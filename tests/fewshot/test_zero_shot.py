@@ -120,5 +120,7 @@ def Unflatten(shape: tuple[int, ...]) -> nn.Module:  # noqa: N802
 def test_misfits_are_refused(new_learner: Any) -> None:
     with pytest.raises(InputError, match=r"^agent = 'proto-zero-shot': .*this one needs descriptions"):
         new_learner(ZeroShotProto, ExampleSpaces((INPUTS,), WAYS, True, train_ways=WAYS))
-    with pytest.raises(InputError, match=r"^agent.batch_norm = 'support': must be another: a description gives"):
+    with pytest.raises(
+        InputError, match=r"^agent.batch_norm = 'support': must be one of 'transductive', 'running', 'none'$"
+    ):
         new_learner(ZeroShotProto, SPACES, batch_norm="support")

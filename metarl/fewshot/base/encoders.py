@@ -1,15 +1,11 @@
 """Encoders: what turns an input into features.
 
-Networks are written for ONE task: `Network` makes a module a function of parameters, inputs and batch statistics.
-
 Shape legend: B examples, C channels, H height, X width, D features.
 """
 
 from __future__ import annotations
 
-import copy
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,14 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metarl.core.errors import InputError, require, unknown_name
-from metarl.fewshot.base.batch_norm import BatchNorm, Record
+from metarl.fewshot.base.batch_norm import BatchNorm
 from metarl.fewshot.base.foreign import made_by
-from metarl.gradients.adaptation import Parameters
 from metarl.networks.policies import MLP
 
 BatchNormMode = Literal["transductive", "support", "running", "none"]
 BATCH_NORM_MODES = ("transductive", "support", "running", "none")
-Statistics = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -221,87 +215,3 @@ def make_encoder(config: EncoderConfig, input_shape: Sequence[int], *, generator
             fits, "agent.encoder", name, f"another for images of {tuple(input_shape[1:])}: it halves them four times"
         )
     return ENCODERS[name](input_shape, config, generator)
-
-
-class Network:
-    """A module as a function of parameters and batch statistics, for ONE task.
-
-    Every thread works on a copy of its own: parameters are exchanged while the module runs.
-
-    Args:
-        module: the network.
-        name: stands before the names of its parameters and batch norms: "encoder.blocks.0.norm".
-
-    Attributes:
-        parameters: the module's initial parameters by name; one that stands in two places has one name.
-        buffers: what is constant, by name: the module's buffers, and parameters that require no gradient.
-        statistics: [2, C] for every batch norm by name: the running averages before any training.
-        momenta: of these averages.
-        can_share: the module is of layers whose second derivative outside `vmap` is known to be right.
-        shares: this is what it is used for.
-        multiplies: MetaRL's own convolutions are done as matrix products.
-    """
-
-    def __init__(self, module: nn.Module, *, name: str) -> None:
-        self._module = module
-        self._local = threading.local()
-        self._norms: dict[str, str] = {}
-        self._names: dict[str, str] = {}
-        self.parameters: Parameters = {}
-        self.buffers: Parameters = {}
-        self.statistics: Statistics = {}
-        self.momenta: dict[str, float] = {}
-        self.can_share = all(type(part) in SHAREABLE for part in module.modules())
-        self.shares = self.multiplies = False
-        known: dict[int, str] = {}
-        for place, part in module.named_modules():
-            here = f"{place}." if place else ""
-            for own, value in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
-                self._names[here + own] = known.setdefault(id(value), f"{name}.{here}{own}")
-                kept = self.parameters if value.requires_grad else self.buffers
-                kept[self._names[here + own]] = value.detach().clone()
-            if isinstance(part, BatchNorm):
-                self._norms[f"{name}.{place}"] = place
-                self.statistics[f"{name}.{place}"] = part.initial.clone()
-                self.momenta[f"{name}.{place}"] = part.momentum
-
-    def __call__(
-        self, parameters: Mapping[str, Tensor], *inputs: Tensor, statistics: Statistics | None = None
-    ) -> Tensor:
-        """The module's output.
-
-        Args:
-            parameters: by their names; others are left out.
-            *inputs: of the module.
-            statistics: [2, C] for every batch norm; None = the batch's own.
-        """
-        return self._run(parameters, inputs, statistics, record="no")[0]
-
-    def recorded(
-        self, parameters: Mapping[str, Tensor], *inputs: Tensor, differentiable: bool = False
-    ) -> tuple[Tensor, Statistics]:
-        """The module's output by the batch's own statistics, and those, as constants unless `differentiable`."""
-        return self._run(parameters, inputs, None, record="differentiable" if differentiable else "constants")
-
-    def _run(
-        self, parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...], given: Statistics | None, *, record: Record
-    ) -> tuple[Tensor, Statistics]:
-        if not hasattr(self._local, "module"):
-            self._local.module = copy.deepcopy(self._module)
-        norms: dict[str, BatchNorm] = {
-            name: self._local.module.get_submodule(place) for name, place in self._norms.items()
-        }
-        for name, norm in norms.items():
-            norm.given, norm.record = None if given is None else given[name], record
-            norm.elementary = self.shares
-        for part in self._local.module.modules():
-            if isinstance(part, Convolution):
-                part.as_product = self.multiplies
-        values = {**parameters, **self.buffers}
-        own = {place: values[name] for place, name in self._names.items()}
-        output: Tensor = torch.func.functional_call(self._local.module, own, inputs, tie_weights=False)
-        output = output.to(inputs[0].dtype)  # of a module that calculates in another precision
-        used = {name: norm.used for name, norm in norms.items() if norm.used is not None}
-        for norm in norms.values():
-            norm.given = norm.used = None
-        return output, used

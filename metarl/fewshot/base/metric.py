@@ -15,13 +15,15 @@ from torch import Tensor
 
 from metarl.core.errors import require
 from metarl.core.learner import Traits
-from metarl.fewshot.base.encoders import BatchNormMode, Statistics
-from metarl.fewshot.base.learner import ExampleBatch, FewShotConfig, FewShotLearner, Outcome, joined, loss_of, score_of
+from metarl.fewshot.base.encoders import BatchNormMode
+from metarl.fewshot.base.episodic import EpisodicConfig, EpisodicLearner
+from metarl.fewshot.base.learner import ExampleBatch, Outcome, joined, loss_of, score_of
+from metarl.fewshot.base.networks import Statistics, expanded
 from metarl.gradients.adaptation import Parameters
 
 
 @dataclass(frozen=True)
-class MetricConfig(FewShotConfig):
+class MetricConfig(EpisodicConfig):
     """Settings of a metric learner."""
 
     batch_norm: BatchNormMode = "running"
@@ -55,7 +57,7 @@ class Remembered(NamedTuple):
     labels: Tensor
 
 
-class MetricLearner(FewShotLearner[Known]):
+class MetricLearner(EpisodicLearner[Known]):
     """A learner but for what it remembers of features, and how it compares others with it."""
 
     traits = Traits(
@@ -106,10 +108,11 @@ class MetricLearner(FewShotLearner[Known]):
         return self.encoder(parameters, inputs, statistics=statistics)
 
     def begin(self, num_tasks: int, *, parameters: Mapping[str, Tensor] | None = None) -> Known:
+        source = self.parameters if parameters is None else parameters
         shape = (self.spaces.description_size,) if self.spaces.description_size else self.spaces.input_shape
         nothing = torch.zeros(num_tasks, 0, *shape, device=self.device)
         none = torch.zeros(num_tasks, 0, dtype=torch.int64, device=self.device)
-        return Known(self._expanded(num_tasks, parameters), ExampleBatch(nothing, none, none), (), {})
+        return Known(expanded(source, num_tasks), ExampleBatch(nothing, none, none), (), {})
 
     def adapt(self, state: Known, support: ExampleBatch, *, step: int, differentiable: bool = False) -> Known:
         def one_task(parameters: Parameters, batch: ExampleBatch) -> tuple[Any, Statistics]:
@@ -127,24 +130,19 @@ class MetricLearner(FewShotLearner[Known]):
         parts = (torch.cat(pair, dim=1) for pair in zip(before, support, strict=True))
         known = ExampleBatch(*parts)
         with torch.set_grad_enabled(differentiable):
-            memory, statistics = self._lift(one_task, state.parameters, known)
+            memory, statistics = self.execution.over_tasks(one_task, state.parameters, known)
         return Known(state.parameters, known, memory, statistics)
 
-    def score(self, state: Known, query: ExampleBatch) -> Tensor:
-        if state.support.targets.shape[1] == 0:  # nothing is known: one class is as good as another
-            return (query.targets == 0).float().mean(1)
+    def predict(self, state: Known, inputs: Tensor) -> Tensor:
+        if state.support.targets.shape[1] == 0:  # before any support, all classes are equally likely
+            return torch.zeros(*inputs.shape[:2], self.spaces.num_outputs, device=inputs.device)
 
-        def one_task(parameters: Parameters, memory: Any, statistics: Statistics, batch: ExampleBatch) -> Tensor:
+        def one_task(parameters: Parameters, memory: Any, statistics: Statistics, inputs: Tensor) -> Tensor:
             given = self._test_statistics() or statistics or None
-            features = self.encoder(parameters, batch.inputs, statistics=given)
-            return score_of(self.compare(parameters, memory, features, given), batch.targets)
+            features = self.encoder(parameters, inputs, statistics=given)
+            return self.compare(parameters, memory, features, given)
 
-        with torch.no_grad():
-            scores: Tensor = self._lift(one_task, state.parameters, state.memory, state.statistics, query)
-        return scores
-
-    def _test_statistics(self) -> Statistics | None:
-        return self._statistics if self.config.batch_norm == "running" and self._statistics else None
+        return self.execution.over_tasks(one_task, state.parameters, state.memory, state.statistics, inputs)
 
     def _encode_both(
         self, parameters: Parameters, support: Tensor, query: Tensor

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from metarl.fewshot.base import batch_norm
 from metarl.fewshot.base.batch_norm import BatchNorm
-from metarl.fewshot.base.encoders import Network
+from metarl.fewshot.base.networks import Network
 
 
 def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from metarl.core.errors import InputError
-from metarl.fewshot.base import encoders
+from metarl.fewshot.base import networks
 from metarl.fewshot.base.compiled import Compiled, _key
 from metarl.fewshot.base.examples import ExampleSpaces
-from metarl.fewshot.base.learner import ExampleBatch, FewShotLearner
+from metarl.fewshot.base.learner import ExampleBatch
 from metarl.fewshot.maml import MAML, MAMLConfig
 from metarl.fewshot.meta_sgd import MetaSGD, MetaSGDConfig
 from metarl.fewshot.proto import Proto, ProtoConfig
@@ -48,7 +48,9 @@ def batch(count: int, shape: tuple[int, ...], seed: int) -> ExampleBatch:
 
 def gradient(kind: Any, config: Any, spaces: ExampleSpaces, **settings: Any) -> tuple[Any, Any]:
     learner = kind(config(**settings), spaces, generator=torch.Generator().manual_seed(0))
-    learner._parameters = {name: value.double() for name, value in learner.parameters.items()}
+    learner.load_state_dict(
+        {**learner.state_dict(), "parameters": {name: value.double() for name, value in learner.parameters.items()}}
+    )
     shape = spaces.input_shape
     results = []
     for count in (1, 2, 1):  # the shapes change and come back
@@ -85,7 +87,7 @@ def assert_equal_to_the_loop(kind: Any, config: Any, spaces: ExampleSpaces, sett
 def test_a_traced_gradient_is_the_loops(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda graph, **settings: graph)
     learner = assert_equal_to_the_loop(*case)
-    assert len(learner._compiled._graphs) == 2  # one for each shape
+    assert len(learner._mean_gradient._compiled._graphs) == 2  # one for each shape
 
 
 @pytest.mark.parametrize("shareable", [True, False])
@@ -98,9 +100,9 @@ def test_on_a_gpu_all_tasks_are_one_graph_without_convolutions(
     kind, config, spaces, settings = case
     monkeypatch.setattr(torch, "compile", lambda graph, **_: (graphs.append(graph), graph)[1])
     if not shareable:
-        monkeypatch.setattr(encoders, "SHAREABLE", ())
+        monkeypatch.setattr(networks, "SHAREABLE", ())
     _, looped = gradient(kind, config, spaces, execution="loop", **settings)
-    monkeypatch.setattr(FewShotLearner, "device", property(lambda _: torch.device("cuda")))
+    monkeypatch.setattr(networks.Networks, "device", property(lambda _: torch.device("cuda")))
     _, fused = gradient(kind, config, spaces, execution="compiled", **settings)
     for (here, outcome), (there, expected) in zip(fused, looped, strict=True):
         assert outcome.loss.shape == (3,)
@@ -137,12 +139,12 @@ def test_what_a_graph_holds_is_made_anew_where_it_changes(monkeypatch: pytest.Mo
     assert keys[0] != keys[1]
 
 
-def test_parameters_are_no_constants_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameters_are_no_constants_of_the_graph(monkeypatch: pytest.MonkeyPatch, as_episodes: Any) -> None:
     monkeypatch.setattr(torch, "compile", lambda graph, **settings: graph)
     learner = MAML(MAMLConfig(execution="compiled"), SPACES, generator=torch.Generator().manual_seed(0))
     data = ExampleBatch(*(part.float() if part.is_floating_point() else part for part in batch(2, (3,), 0)))
     first, _ = learner.meta_gradient((data,), data)
-    learner._descend(first)
+    learner.meta_update(as_episodes(data, data))
     second, _ = learner.meta_gradient((data,), data)
     assert not torch.equal(first["head.weight"], second["head.weight"])
 

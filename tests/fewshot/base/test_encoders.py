@@ -13,8 +13,9 @@ from torch.nn import functional
 
 from metarl.core.errors import InputError
 from metarl.fewshot.base.batch_norm import BatchNorm, with_own_batch_norm
-from metarl.fewshot.base.encoders import Conv4, ConvBlock, Convolution, EncoderConfig, Network, make_encoder
+from metarl.fewshot.base.encoders import Conv4, ConvBlock, Convolution, EncoderConfig, make_encoder
 from metarl.fewshot.base.examples import ExampleSpaces
+from metarl.fewshot.base.networks import Network
 from metarl.fewshot.proto import Proto
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from metarl.core.errors import InputError
 from metarl.core.trees import tree_map
 from metarl.fewshot.base import batch_norm
+from metarl.fewshot.base.episodic import EpisodicConfig
 from metarl.fewshot.base.examples import ExampleSpaces
-from metarl.fewshot.base.learner import FewShotConfig, joined, loss_of, one_hot, score_of
+from metarl.fewshot.base.learner import joined, loss_of, one_hot, score_of
 from metarl.fewshot.maml import MAML
 from metarl.fewshot.meta_sgd import MetaSGD
 from metarl.fewshot.proto import Proto
@@ -24,26 +25,23 @@ IMAGES = ExampleSpaces((1, 16, 16), 3, True, train_ways=3, train_classes=tuple(r
 SMALL = {"hidden_sizes": (5,)}
 
 
-def gradients_like(learner: Any, seed: int, size: float = 1.0) -> dict[str, Tensor]:
-    rng = torch.Generator().manual_seed(seed)
-    drawn = {name: torch.randn(v.shape, generator=rng, dtype=v.dtype) for name, v in learner.parameters.items()}
-    return {name: size * value for name, value in drawn.items()}
-
-
-def test_the_meta_optimiser_is_torchs_adam_step_for_step(new_learner: Any) -> None:
+def test_the_meta_optimiser_is_torchs_adam_step_for_step(new_learner: Any, new_batches: Any, as_episodes: Any) -> None:
     learner = new_learner(
-        MAML, VECTORS, dtype=torch.float64, outer_lr=0.01, clip_gradient=0.5, halve_lr_every=3, **SMALL
+        MAML, VECTORS, dtype=torch.float64, outer_lr=0.01, clip_gradient=0.05, halve_lr_every=3, **SMALL
     )
     leaves = {name: value.clone().requires_grad_() for name, value in learner.parameters.items()}
     adam = torch.optim.Adam(leaves.values(), lr=0.01)
     halving = torch.optim.lr_scheduler.StepLR(adam, step_size=3, gamma=0.5)
     for step in range(8):
-        gradients = gradients_like(learner, step)
-        norm = learner._descend(gradients)
-        assert norm == pytest.approx(float(torch.cat([g.flatten() for g in gradients.values()]).norm()))  # unclipped
+        support, query = new_batches(dtype=torch.float64, seed=step)
+        gradients, _ = learner.meta_gradient((support,), query)
+        metrics = learner.meta_update(as_episodes(support, query))
+        whole = torch.cat([g.flatten() for g in gradients.values()])
+        assert metrics["gradient_norm"] == pytest.approx(float(whole.norm()))  # unclipped
+        assert float(whole.abs().max()) > 0.05
         for name, leaf in leaves.items():
             leaf.grad = gradients[name].clone()
-        torch.nn.utils.clip_grad_value_(leaves.values(), 0.5)
+        torch.nn.utils.clip_grad_value_(leaves.values(), 0.05)
         adam.step()
         halving.step()
         for name, leaf in leaves.items():
@@ -169,10 +167,10 @@ def test_batched_tasks_have_the_loops_meta_gradient(
         learner = new_learner(
             kind, IMAGES, encoder=encoder, batch_norm=mode, num_filters=3, execution=execution, dtype=torch.float64
         )
-        monkeypatch.setattr("metarl.fewshot.base.learner.TASKS_AT_ONCE", 2)
+        monkeypatch.setattr("metarl.fewshot.base.execution.TASKS_AT_ONCE", 2)
         gradients, outcome = learner.meta_gradient((support, support), query)
         found[execution] = (gradients, outcome.loss, outcome.statistics)
-        assert learner._weights_are_shared == (execution == "vmap" and ":" not in encoder)
+        assert learner.execution.shares_weights == (execution == "vmap" and ":" not in encoder)
     one, other = (list(leaves(tree)) for tree in found.values())
     assert len(one) == len(other) >= 7
     for left, right in zip(one, other, strict=True):
@@ -181,21 +179,21 @@ def test_batched_tasks_have_the_loops_meta_gradient(
 
 def test_auto_batches_the_strided_network_and_loops_over_other_images(new_learner: Any) -> None:
     batched = {
-        encoder: new_learner(MAML, IMAGES, encoder=encoder, num_filters=2)._batched
+        encoder: new_learner(MAML, IMAGES, encoder=encoder, num_filters=2).execution.batched
         for encoder in ("conv4", "conv4-strided", "mlp", f"{__name__}:normed_rows")
     }
     assert [encoder for encoder, yes in batched.items() if yes] == ["conv4-strided"]
-    assert new_learner(MAML, VECTORS)._batched
+    assert new_learner(MAML, VECTORS).execution.batched
 
 
 @pytest.mark.parametrize("execution", ["auto", "compiled"])
 def test_batched_images_are_computed_in_equal_parts_two_at_least(new_learner: Any, execution: Any) -> None:
     learner = new_learner(MAML, IMAGES, encoder="conv4-strided", num_filters=2, execution=execution)
-    parts = {count: learner._chunkwise(len, torch.zeros(count, 1)) for count in (2, 7, 8, 32, 33, 48)}
+    parts = {count: learner.execution.by_chunks(len, torch.zeros(count, 1)) for count in (2, 7, 8, 32, 33, 48)}
     assert parts == {2: [1, 1], 7: [7], 8: [4, 4], 32: [16, 16], 33: [11] * 3, 48: [16] * 3}
-    assert new_learner(MAML, VECTORS, execution=execution)._chunkwise(len, torch.zeros(8, 1)) == [8]
+    assert new_learner(MAML, VECTORS, execution=execution).execution.by_chunks(len, torch.zeros(8, 1)) == [8]
     looped = new_learner(MAML, IMAGES, num_filters=2, execution=execution)
-    assert looped._chunkwise(len, torch.zeros(3, 1)) == [1, 1, 1]
+    assert looped.execution.by_chunks(len, torch.zeros(3, 1)) == [1, 1, 1]
 
 
 def leaves(tree: Any) -> Iterator[Tensor]:
@@ -309,5 +307,5 @@ def test_batches_of_one_task_are_joined_along_the_examples(new_batches: Any, tas
 )
 def test_bad_settings_are_refused_in_one_line(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as raised:
-        FewShotConfig(**settings)
+        EpisodicConfig(**settings)
     assert str(raised.value) == message

@@ -1,0 +1,127 @@
+"""Episodic training: Adam on the mean loss of the episodes of a meta-batch."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from metarl.core.data import Episodes
+from metarl.core.errors import require
+from metarl.core.tags import TRAIN_STEP
+from metarl.fewshot.base.examples import ExampleSpaces
+from metarl.fewshot.base.execution import MetaGradient
+from metarl.fewshot.base.learner import ExampleBatch, FewShotConfig, FewShotLearner, Outcome, norm_of
+from metarl.fewshot.base.networks import expanded
+from metarl.fewshot.base.optimizer import MetaAdam
+from metarl.gradients.adaptation import Parameters
+from metarl.gradients.lifting import lifted
+
+State = TypeVar("State")
+
+
+@dataclass(frozen=True)
+class EpisodicConfig(FewShotConfig):
+    """Settings of the network and of episodic training."""
+
+    outer_lr: float = 1e-3
+    """Step size of Adam in meta-training."""
+    halve_lr_every: int | None = None
+    """Updates after which outer_lr is halved, again and again; None = never."""
+    clip_gradient: float | None = None
+    """Each element of the meta-gradient is clipped to plus and minus this; None = no clipping."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0.0 < self.outer_lr < math.inf, "agent.outer_lr", self.outer_lr, "a positive number")
+        every = self.halve_lr_every
+        require(every is None or every >= 1, "agent.halve_lr_every", every, "an integer >= 1, or left out")
+        clip = self.clip_gradient
+        require(clip is None or 0.0 < clip < math.inf, "agent.clip_gradient", clip, "a positive number, or left out")
+
+
+class EpisodicLearner(FewShotLearner[State]):
+    """A learner that is trained on an `episode_loss`, which a subclass writes for ONE task."""
+
+    config: EpisodicConfig
+
+    def __init__(self, config: EpisodicConfig, spaces: ExampleSpaces, *, generator: torch.Generator) -> None:
+        super().__init__(config, spaces, generator=generator)
+        self._adam = MetaAdam(
+            self.parameters, lr=config.outer_lr, halve_every=config.halve_lr_every, clip=config.clip_gradient
+        )
+        # In training, a loss reads only parameters, data, settings and buffers, so it can be compiled.
+        self._mean_gradient = MetaGradient(self._summed_gradient, self.execution)
+
+    @abstractmethod
+    def episode_loss(
+        self, parameters: Parameters, support: tuple[ExampleBatch, ...], query: ExampleBatch
+    ) -> tuple[Tensor, Outcome]:
+        """The loss of ONE task in meta-training, which the meta-update descends, and the outcome.
+
+        Args:
+            parameters: the meta-parameters.
+            support: one batch for each adaptation step.
+            query: the batch that judges the adapted state.
+        """
+
+    def meta_update(self, episodes: Episodes[State, ExampleBatch]) -> dict[str, float]:
+        """One step of Adam.
+
+        The score is returned as `adapt/step_k`. Joint training adapts to nothing, so its score is returned under its
+        own name: `accuracy` or `mse`.
+        """
+        gradients, outcome = self.meta_gradient(episodes.support, episodes.query)
+        self.networks.parameters = self._adam.step(self.networks.parameters, gradients)
+        self.networks.move_averages(outcome.statistics)
+        score = self.score_name if self.traits.trains_jointly else f"{TRAIN_STEP}{len(episodes.support)}"
+        norm = norm_of(gradients.values())
+        return {"loss": float(outcome.loss.mean()), "gradient_norm": norm, score: float(outcome.score.mean())}
+
+    def meta_gradient(self, support: tuple[ExampleBatch, ...], query: ExampleBatch) -> tuple[Parameters, Outcome]:
+        """The mean over tasks of the loss's gradient, and each task's outcome, task axis leading."""
+        return self._mean_gradient(self.networks.parameters, query, support)
+
+    def to(self, device: torch.device | str) -> Self:
+        super().to(device)
+        self._adam.to(device)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), **self._adam.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._adam.load_state_dict(state)
+        if self.networks.buffers:
+            self._mean_gradient.forget_graphs()
+
+    def _summed_gradient(
+        self, parameters: Parameters, query: ExampleBatch, support: tuple[ExampleBatch, ...]
+    ) -> tuple[Parameters, Outcome]:
+        """The gradient of the loss, summed over some tasks, and each task's outcome.
+
+        Override it where torch's `vmap` cannot batch a network. The query comes first, since there may be no support.
+        """
+        num_tasks = len(query.inputs)
+        if self.execution.shares_weights or num_tasks == 1:
+            summed: tuple[Parameters, Outcome] = torch.func.grad(self._summed_loss, has_aux=True)(
+                parameters, query, support
+            )
+            return summed
+        per_task = lifted(torch.func.grad(self.episode_loss, has_aux=True))
+        gradients, outcome = per_task(expanded(parameters, num_tasks), support, query)
+        return {name: value.sum(0) for name, value in gradients.items()}, outcome
+
+    def _summed_loss(
+        self, parameters: Parameters, query: ExampleBatch, support: tuple[ExampleBatch, ...]
+    ) -> tuple[Tensor, Outcome]:
+        """The loss, summed over some tasks, and each task's outcome. One pass reads the weights once for all tasks."""
+        losses, outcome = lifted(partial(self.episode_loss, parameters))(support, query)
+        return losses.sum(), outcome
