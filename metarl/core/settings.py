@@ -11,9 +11,9 @@ import tomllib
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from metarl.core.bounds import NotASettingError, fit, parts_of, words
+from metarl.core.bounds import Bound, NotASettingError, fit, parts_of, words
 from metarl.core.errors import InputError, one_line, raised, shortened
 from metarl.core.files import LARGEST_TEXT, read_file
 
@@ -143,7 +143,13 @@ def check(settings: object, table: str) -> None:
 
 
 def _hints(cls: type[Any]) -> dict[str, Any]:
-    return typing.get_type_hints(cls, include_extras=True)
+    """The annotations of all settings. A subclass that only changes a default keeps the bounds of its base."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for base in cls.__mro__[1:]:
+        for name, hint in typing.get_type_hints(base, include_extras=True).items():
+            if (bounds := parts_of(hint, Bound)) and not parts_of(hints[name], Bound):
+                hints[name] = Annotated[hints[name], *bounds]
+    return hints
 
 
 def convert(value: object, hint: Any, path: str) -> Any:

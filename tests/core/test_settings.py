@@ -139,6 +139,15 @@ def test_bounds_hold_in_python_as_in_a_table(settings: dict[str, Any], expected:
         assert str(caught.value) == expected
 
 
+def test_a_subclass_that_changes_a_default_keeps_the_bounds() -> None:
+    @dataclass(frozen=True)
+    class Another(Bounded):
+        steps: int = 7
+
+    with pytest.raises(InputError, match=r"^agent.steps = 0: must be an integer >= 1$"):
+        Another(steps=0)
+
+
 def test_what_fits_in_python_stays_as_it_is() -> None:
     folder: Any = "x/y"
     settings = Bounded(lr=np.float32(1.0), steps=np.int64(3), sizes=[], folder=folder, names={"a": 1})  # type: ignore[arg-type]
