@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from metarl.core.bounds import Positive
 from metarl.core.errors import require
 from metarl.fewshot.base.encoders import BatchNormMode
 from metarl.fewshot.base.episodic import EpisodicConfig, EpisodicLearner
@@ -32,22 +33,15 @@ from metarl.gradients.adaptation import Parameters, StepSize
 class FineTuneConfig(EpisodicConfig):
     """Settings of fine-tuning."""
 
-    inner_lr: float = 0.5
+    inner_lr: Annotated[float, Positive] = 0.5
     """Step size at test time."""
     batch_norm: BatchNormMode = "running"
     head: Literal["linear", "cosine"] = "linear"
     """The last layer of a classifier: linear, or `cosine_scale` times the cosine of weights and features."""
-    cosine_scale: float = 10.0
+    cosine_scale: Annotated[float, Positive] = 10.0
     """Factor on the cosine."""
     tuned: Literal["auto", "head", "all"] = "auto"
     """What takes steps at test time; auto = the last layer of a classifier, all of a network for values."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(0.0 < self.inner_lr < math.inf, "agent.inner_lr", self.inner_lr, "a positive number")
-        require(self.head in ("linear", "cosine"), "agent.head", self.head, "'linear' or 'cosine'")
-        require(0.0 < self.cosine_scale < math.inf, "agent.cosine_scale", self.cosine_scale, "a positive number")
-        require(self.tuned in ("auto", "head", "all"), "agent.tuned", self.tuned, "'auto', 'head' or 'all'")
 
 
 class FineTune(SteppingLearner, EpisodicLearner[Adapted]):

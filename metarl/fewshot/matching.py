@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metarl.core.errors import require
+from metarl.core.bounds import AtLeast, Positive
 from metarl.fewshot.base.learner import one_hot
 from metarl.fewshot.base.metric import MetricConfig, MetricLearner, Remembered
 from metarl.fewshot.base.networks import Network, Statistics
@@ -32,21 +33,15 @@ LEAST_PROBABILITY = 1e-6
 class MatchingConfig(MetricConfig):
     """Settings of a matching network."""
 
-    scale: float = 30.0
+    scale: Annotated[float, Positive] = 30.0
     """Factor on the cosine; the inverse of the softmax's temperature. On Omniglot's validation classes 1,000 episodes
     gave 92.9 % in 5-way 1-shot with 10, 93.8 % where it was learned from 10 on, 95.0 % with 30 and 94.8 % with 100."""
     learn_scale: bool = False
     """Meta-learn the factor too, from `scale` on."""
     full_context: bool = False
     """Full-context embeddings (FCE)."""
-    processing_steps: int = 5
+    processing_steps: Annotated[int, AtLeast(1)] = 5
     """Read-outs of each query with full-context embeddings."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(0.0 < self.scale < math.inf, "agent.scale", self.scale, "a positive number")
-        steps = self.processing_steps
-        require(steps >= 1, "agent.processing_steps", steps, "an integer >= 1")
 
 
 class Matching(MetricLearner):

@@ -7,11 +7,12 @@ together. As in the paper nothing bounds alpha: where an element turns negative,
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
+from metarl.core.bounds import Finite, Positive
 from metarl.core.data import Episodes
 from metarl.core.errors import require
 from metarl.fewshot.base.gradient import Adapted
@@ -24,16 +25,16 @@ from metarl.gradients.adaptation import LEARNED_STEP_SIZE
 class MetaSGDConfig(MAMLConfig):
     """Settings of Meta-SGD."""
 
-    inner_lr: float = 1.0
+    inner_lr: Annotated[float, Positive] = 1.0
     """Factor on all learned step sizes."""
-    initial_step_sizes: tuple[float, float] = (0.005, 0.1)
+    initial_step_sizes: Annotated[tuple[float, float], Finite] = (0.005, 0.1)
     """Bounds of the uniform distribution that the step sizes start from, one number for each weight tensor."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         low, high = self.initial_step_sizes
         allowed = "two finite numbers, the first at most the second"
-        require(-math.inf < low <= high < math.inf, "agent.initial_step_sizes", (low, high), allowed)
+        require(low <= high, "agent.initial_step_sizes", (low, high), allowed)
 
 
 class MetaSGD(MAML):

@@ -8,14 +8,13 @@ Differs from the paper: episodes of a meta-batch are averaged, two by default, w
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Tensor
 from torch.nn import functional
 
-from metarl.core.errors import require
+from metarl.core.bounds import Positive
 from metarl.fewshot.base.learner import one_hot
 from metarl.fewshot.base.metric import MetricConfig, MetricLearner
 from metarl.fewshot.base.networks import Statistics
@@ -28,14 +27,8 @@ class ProtoConfig(MetricConfig):
 
     distance: Literal["euclidean", "cosine"] = "euclidean"
     """euclidean = squared Euclidean, the paper's better one; cosine = `cosine_scale` times the cosine."""
-    cosine_scale: float = 10.0
+    cosine_scale: Annotated[float, Positive] = 10.0
     """Factor on the cosine: from -1 to 1 alone, it would leave the softmax nearly flat."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        distances = ("euclidean", "cosine")
-        require(self.distance in distances, "agent.distance", self.distance, "'euclidean' or 'cosine'")
-        require(0.0 < self.cosine_scale < math.inf, "agent.cosine_scale", self.cosine_scale, "a positive number")
 
 
 class Proto(MetricLearner):

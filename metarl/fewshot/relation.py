@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from metarl.core.bounds import AtLeast
 from metarl.core.errors import require
 from metarl.fewshot.base.encoders import BatchNormMode, Conv4
 from metarl.fewshot.base.learner import one_hot
@@ -34,13 +35,8 @@ class RelationConfig(MetricConfig):
     loss: Literal["mse", "cross-entropy"] = "mse"
     """mse = squared error of the scores to 1 and 0, the paper's; cross-entropy = softmax over the classes, the better
     one for many classes."""
-    relation_size: int = 8
+    relation_size: Annotated[int, AtLeast(1)] = 8
     """Width of the relation module's hidden linear layer."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.loss in ("mse", "cross-entropy"), "agent.loss", self.loss, "'mse' or 'cross-entropy'")
-        require(self.relation_size >= 1, "agent.relation_size", self.relation_size, "an integer >= 1")
 
 
 class Relation(MetricLearner):

@@ -11,16 +11,15 @@ without transduction normalises each query by the support and itself; `batch_nor
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from torch import Tensor
 
+from metarl.core.bounds import AtLeast, Positive
 from metarl.core.data import Episodes
-from metarl.core.errors import require
 from metarl.core.learner import loaded
 from metarl.core.tags import TRAIN_STEP
 from metarl.core.trees import to_device
@@ -35,35 +34,24 @@ from metarl.gradients.adaptation import Parameters
 class ReptileConfig(InnerLoopConfig):
     """Settings of Reptile."""
 
-    inner_lr: float = 1e-3
+    inner_lr: Annotated[float, Positive] = 1e-3
     """Step size of the inner Adam."""
-    num_adaptation_steps: int = 5
+    num_adaptation_steps: Annotated[int, AtLeast(1)] = 5
     """Mini-batches per task in meta-training; with 1, meta-training is joint training."""
-    inner_batch_size: int = 10
+    inner_batch_size: Annotated[int, AtLeast(1)] = 10
     """Examples of a mini-batch; the support is gone through in order, round and round."""
-    test_batch_size: int | None = 5
+    test_batch_size: Annotated[int | None, AtLeast(1)] = 5
     """Examples of a mini-batch beyond meta-training's steps and at test time; None = inner_batch_size."""
     reset_moments: bool = False
     """Start every task with Adam's second moments at zero, instead of the mean of those the last tasks ended with."""
-    meta_step_size: float = 1.0
+    meta_step_size: Annotated[float, Positive] = 1.0
     """Share of the way to the mean of the trained weights that the weights go, at the first iteration."""
-    schedule_iterations: int | None = None
+    schedule_iterations: Annotated[int | None, AtLeast(1)] = None
     """Iterations in which meta_step_size falls linearly to zero; None = it does not fall."""
     execution: Literal["auto", "loop", "vmap"] = "auto"
     """How the tasks of a meta-batch are computed. loop: one by one, side by side on a CPU's cores. vmap: in batched
     operations. auto: loop for images on a CPU (batched convolutions are slow there), vmap for conv4-strided and
     everything else."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        size, schedule = self.meta_step_size, self.schedule_iterations
-        require(0.0 < size < math.inf, "agent.meta_step_size", size, "a positive number")
-        require(schedule is None or schedule >= 1, "agent.schedule_iterations", schedule, "an integer >= 1")
-        modes = ("auto", "loop", "vmap")
-        require(self.execution in modes, "agent.execution", self.execution, "one of " + ", ".join(map(repr, modes)))
-        for name in ("inner_batch_size", "test_batch_size"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"agent.{name}", value, "an integer >= 1")
 
 
 class Reptile(SteppingLearner):

@@ -30,11 +30,6 @@ class ZeroShotConfig(MetricConfig):
     """Whose statistics normalise the query: transductive = the query batch's own; running = averages over meta-training
     (training itself uses the batch's); none = each example by its own (layer norm)."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        modes = ("transductive", "running", "none")
-        require(self.batch_norm in modes, "agent.batch_norm", self.batch_norm, "one of " + ", ".join(map(repr, modes)))
-
 
 class ZeroShotProto(MetricLearner):
     """The nearest described class; its state holds prototypes [N, W, D]. For tasks whose support is descriptions."""

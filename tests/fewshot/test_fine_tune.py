@@ -222,9 +222,9 @@ def test_misfits_are_refused(new_learner: Any) -> None:
         make(new_learner, spaces=VALUES, head="cosine")
     with pytest.raises(InputError, match=r"^agent = 'multi-task': .*this one needs classes$"):
         make(new_learner, MultiTask, VALUES)
-    with pytest.raises(InputError, match=r"^agent.head = 'dot': must be 'linear' or 'cosine'$"):
+    with pytest.raises(InputError, match=r"^agent.head = 'dot': must be one of 'linear', 'cosine'$"):
         FineTuneConfig(head="dot")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"^agent.tuned = 'body': must be 'auto', 'head' or 'all'$"):
+    with pytest.raises(InputError, match=r"^agent.tuned = 'body': must be one of 'auto', 'head', 'all'$"):
         FineTuneConfig(tuned="body")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"^agent.cosine_scale = 0.0: must be a positive number$"):
         FineTuneConfig(cosine_scale=0.0)

@@ -147,7 +147,7 @@ def test_means_and_distances_by_plain_loops() -> None:
 
 
 def test_misfits_are_refused(new_learner: Any) -> None:
-    with pytest.raises(InputError, match=r"^agent.distance = 'manhattan': must be 'euclidean' or 'cosine'$"):
+    with pytest.raises(InputError, match=r"^agent.distance = 'manhattan': must be one of 'euclidean', 'cosine'$"):
         ProtoConfig(distance="manhattan")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"^agent.cosine_scale = 0.0: must be a positive number$"):
         ProtoConfig(cosine_scale=0.0)

@@ -182,7 +182,7 @@ def test_behind_an_encoder_without_batch_norms(
 
 
 def test_misfits_are_refused(new_learner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"^agent.loss = 'hinge': must be 'mse' or 'cross-entropy'$"):
+    with pytest.raises(InputError, match=r"^agent.loss = 'hinge': must be one of 'mse', 'cross-entropy'$"):
         RelationConfig(loss="hinge")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"^agent.relation_size = 0: must be an integer >= 1$"):
         RelationConfig(relation_size=0)

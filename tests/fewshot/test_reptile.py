@@ -231,9 +231,9 @@ def test_every_batch_norm_mode_trains(mode: Any, new_learner: Any, new_batches: 
 def test_settings(new_learner: Any) -> None:
     with pytest.raises(InputError, match=r"^agent.meta_step_size = 0.0: must be a positive number$"):
         ReptileConfig(meta_step_size=0.0)
-    with pytest.raises(InputError, match=r"^agent.schedule_iterations = 0: must be an integer >= 1$"):
+    with pytest.raises(InputError, match=r"^agent.schedule_iterations = 0: must be an integer >= 1, or left out$"):
         ReptileConfig(schedule_iterations=0)
-    with pytest.raises(InputError, match=r"^agent.test_batch_size = 0: must be an integer >= 1$"):
+    with pytest.raises(InputError, match=r"^agent.test_batch_size = 0: must be an integer >= 1, or left out$"):
         ReptileConfig(test_batch_size=0)
     with pytest.raises(TypeError, match="outer_lr"):  # Reptile has no outer optimiser, and says so
         ReptileConfig(outer_lr=0.1)  # type: ignore[call-arg]

@@ -7,45 +7,43 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from metarl.core.bounds import AtLeast
+from metarl.core.config import LearnerConfig
 from metarl.core.errors import InputError, require, unknown_name
 from metarl.fewshot.base.batch_norm import BatchNorm
 from metarl.fewshot.base.foreign import made_by
 from metarl.networks.policies import MLP
 
 BatchNormMode = Literal["transductive", "support", "running", "none"]
-BATCH_NORM_MODES = ("transductive", "support", "running", "none")
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
+class EncoderConfig(LearnerConfig):
     """Settings of the network that turns an input into features."""
 
     encoder: str = "auto"
     """conv4 (four blocks of convolution, batch norm, max-pooling and ReLU: Vinyals et al. 2016), conv4-strided (stride
     2 instead of pooling, and a mean over space: MAML's own for Omniglot), mlp, or module:Class of your own, which is
     called with the input's shape and makes a module without dropout; auto = conv4 for images, else mlp."""
-    num_filters: int = 64
+    num_filters: Annotated[int, AtLeast(1)] = 64
     """Channels of a convolutional encoder."""
-    hidden_sizes: tuple[int, ...] = (40, 40)
+    hidden_sizes: Annotated[tuple[int, ...], AtLeast(1)] = (40, 40)
     """Widths of the mlp encoder's layers, ReLU after each."""
     batch_norm: BatchNormMode = "transductive"
     """Whose statistics normalise the query: transductive = the query batch's own; support = the support's; running =
     averages over meta-training (training itself uses the batch's); none = each example by its own (layer norm)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         known = ("auto", *ENCODERS)
         if ":" not in self.encoder and self.encoder not in known:
             raise InputError(f"{unknown_name('agent.encoder', self.encoder, known)}; module:Class for one of your own")
-        require(self.num_filters >= 1, "agent.num_filters", self.num_filters, "an integer >= 1")
-        require(all(w >= 1 for w in self.hidden_sizes), "agent.hidden_sizes", self.hidden_sizes, "positive integers")
-        allowed = "one of " + ", ".join(map(repr, BATCH_NORM_MODES))
-        require(self.batch_norm in BATCH_NORM_MODES, "agent.batch_norm", self.batch_norm, allowed)
 
 
 class Convolution(nn.Conv2d):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from metarl.core.bounds import AtLeast, Positive
 from metarl.core.data import Episodes
-from metarl.core.errors import require
 from metarl.core.tags import TRAIN_STEP
 from metarl.fewshot.base.examples import ExampleSpaces
 from metarl.fewshot.base.execution import MetaGradient
@@ -30,20 +29,12 @@ State = TypeVar("State")
 class EpisodicConfig(FewShotConfig):
     """Settings of the network and of episodic training."""
 
-    outer_lr: float = 1e-3
+    outer_lr: Annotated[float, Positive] = 1e-3
     """Step size of Adam in meta-training."""
-    halve_lr_every: int | None = None
+    halve_lr_every: Annotated[int | None, AtLeast(1)] = None
     """Updates after which outer_lr is halved, again and again; None = never."""
-    clip_gradient: float | None = None
+    clip_gradient: Annotated[float | None, Positive] = None
     """Each element of the meta-gradient is clipped to plus and minus this; None = no clipping."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(0.0 < self.outer_lr < math.inf, "agent.outer_lr", self.outer_lr, "a positive number")
-        every = self.halve_lr_every
-        require(every is None or every >= 1, "agent.halve_lr_every", every, "an integer >= 1, or left out")
-        clip = self.clip_gradient
-        require(clip is None or 0.0 < clip < math.inf, "agent.clip_gradient", clip, "a positive number, or left out")
 
 
 class EpisodicLearner(FewShotLearner[State]):

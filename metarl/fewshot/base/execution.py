@@ -27,7 +27,6 @@ from metarl.gradients.lifting import chunk_length, chunkwise, lifted, num_tasks_
 _logger = logging.getLogger(__name__)
 
 ExecutionMode = Literal["auto", "loop", "vmap", "compiled"]
-EXECUTION_MODES = ("auto", "loop", "vmap", "compiled")
 # Tasks with images that are batched together on a CPU. Fewer cost time in every operation, more leave the CPU's cache.
 TASKS_AT_ONCE = 16
 Result = TypeVar("Result")

@@ -6,11 +6,12 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from metarl.core.bounds import AtLeast, Positive
 from metarl.core.errors import require
 from metarl.core.learner import Traits
 from metarl.fewshot.base.episodic import EpisodicConfig, EpisodicLearner
@@ -24,19 +25,12 @@ from metarl.gradients.adaptation import Parameters, StepSize, gradient_step
 class InnerLoopConfig(FewShotConfig):
     """Settings of the network and of an inner loop in meta-training."""
 
-    inner_lr: float = 0.4
+    inner_lr: Annotated[float, Positive] = 0.4
     """Step size of the inner loop; MAML's 0.4 on Omniglot, 0.01 on sinusoids and miniImageNet."""
-    num_adaptation_steps: int = 1
+    num_adaptation_steps: Annotated[int, AtLeast(1)] = 1
     """Inner steps in meta-training."""
-    later_step_scale: float = 1.0
+    later_step_scale: Annotated[float, Positive] = 1.0
     """Factor on the step size of test-time steps beyond those of meta-training."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, value in (("inner_lr", self.inner_lr), ("later_step_scale", self.later_step_scale)):
-            require(0.0 < value < math.inf, f"agent.{name}", value, "a positive number")
-        steps = self.num_adaptation_steps
-        require(steps >= 1, "agent.num_adaptation_steps", steps, "an integer >= 1")
 
     def step_size(self, step: int) -> float:
         """Of inner step `step`, from 0."""

@@ -18,20 +18,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metarl.core.config import LearnerConfig
 from metarl.core.data import Episodes, Examples
 from metarl.core.errors import require
 from metarl.core.learner import ScoreName, Traits
 from metarl.fewshot.base.encoders import EncoderConfig, make_encoder
 from metarl.fewshot.base.examples import ExampleSpaces
-from metarl.fewshot.base.execution import EXECUTION_MODES, Execution, ExecutionMode
+from metarl.fewshot.base.execution import Execution, ExecutionMode
 from metarl.fewshot.base.networks import Network, Networks, Statistics
 
 State = TypeVar("State")
 
 
 @dataclass(frozen=True)
-class FewShotConfig(EncoderConfig, LearnerConfig):
+class FewShotConfig(EncoderConfig):
     """Settings that every few-shot learner has."""
 
     execution: ExecutionMode = "auto"
@@ -39,11 +38,6 @@ class FewShotConfig(EncoderConfig, LearnerConfig):
     operations. auto: loop for images on a CPU (batched convolutions are slow there), vmap for conv4-strided and
     everything else. compiled: as auto, with meta-gradients compiled by torch.compile, which takes a minute or two. On a
     GPU, convolutions then become matrix products."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        allowed = "one of " + ", ".join(map(repr, EXECUTION_MODES))
-        require(self.execution in EXECUTION_MODES, "agent.execution", self.execution, allowed)
 
 
 class ExampleBatch(NamedTuple):

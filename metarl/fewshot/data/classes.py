@@ -14,13 +14,14 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarl.core.bounds import AtLeast
 from metarl.core.data import Examples
 from metarl.core.errors import InputError, require
 from metarl.core.seeds import Seeds
@@ -89,17 +90,17 @@ class Classes:
 class ImageTasks(ExampleTaskDistribution[Classes]):
     """Settings of N-way K-shot tasks; a subclass says where the images come from."""
 
-    num_ways: int = 5
+    num_ways: Annotated[int, AtLeast(2)] = 5
     """Classes of a task."""
-    num_shots: int = 1
+    num_shots: Annotated[int, AtLeast(1)] = 1
     """Support examples of each class."""
-    num_queries: int = 15
+    num_queries: Annotated[int, AtLeast(1)] = 15
     """Query examples of each class."""
-    train_ways: int | None = None
+    train_ways: Annotated[int | None, AtLeast(2)] = None
     """Classes of a training task; None = num_ways. Metric learners gain from more."""
-    train_shots: int | None = None
+    train_shots: Annotated[int | None, AtLeast(1)] = None
     """Support examples of each class in training; None = num_shots."""
-    train_queries: int | None = None
+    train_queries: Annotated[int | None, AtLeast(1)] = None
     """Query examples of each class in training; None = num_queries."""
     train_split: Literal["train", "train+val"] = "train"
     """Classes to train on: validation classes too, once settings are chosen."""
@@ -115,11 +116,7 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
     leaving_out: ClassVar[str] = "leave such classes out"
 
     def __post_init__(self) -> None:
-        for name, least in (("num_ways", 2), ("num_shots", 1), ("num_queries", 1)):
-            require(getattr(self, name) >= least, f"task.{name}", getattr(self, name), f"an integer >= {least}")
-            train = name.replace("num", "train")
-            value = getattr(self, train)
-            require(value is None or value >= least, f"task.{train}", value, f"an integer >= {least}, or left out")
+        super().__post_init__()
         both = self.train_split == "train+val" and self.test_split == "val"
         require(not both, "task.test_split", self.test_split, "'test' where validation classes are trained on")
         if self.available():

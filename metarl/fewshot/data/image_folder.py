@@ -9,10 +9,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
+from metarl.core.bounds import AtLeast
 from metarl.core.errors import InputError, require
 from metarl.core.files import total_memory
 from metarl.fewshot.data.classes import SHARES, SPLITS, ImageSet, ImageTasks, require_shares, split_at_random
@@ -53,14 +55,14 @@ class ImageFolder(ImageTasks):
 
     root: Path | None = None
     """Folder that holds a folder for each class, or folders train, test and perhaps val that hold them."""
-    image_size: int = 84
+    image_size: Annotated[int, AtLeast(1)] = 84
     """Height and width that every image is resized to; proportions are not kept."""
     grey: bool = False
     """One channel of grey instead of three of colour."""
     shares: tuple[float, float, float] = SHARES
     """Shares of the classes to train on, for validation and to test on, drawn at random; left out where folders say
     which are which."""
-    split_seed: int = 0
+    split_seed: Annotated[int, AtLeast(0)] = 0
     """Seed of that draw."""
     skip_small_classes: bool = False
     """Leave out the classes that have fewer images than shots and queries need, instead of refusing them."""
@@ -68,9 +70,7 @@ class ImageFolder(ImageTasks):
     leaving_out = "set task.skip_small_classes"
 
     def __post_init__(self) -> None:
-        require(self.image_size >= 1, "task.image_size", self.image_size, "an integer >= 1")
-        require(self.split_seed >= 0, "task.split_seed", self.split_seed, "an integer >= 0")
-        require_shares(self.shares)
+        require_shares(self.shares)  # before the images are read
         super().__post_init__()
 
     def available(self) -> bool:

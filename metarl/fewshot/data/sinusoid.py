@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metarl.core.bounds import AtLeast
 from metarl.core.data import Examples
-from metarl.core.errors import require
 from metarl.core.seeds import Seeds
 from metarl.core.tasks import Split
 from metarl.fewshot.base.examples import ExampleSpaces, ExampleTaskDistribution
@@ -37,18 +38,14 @@ class Wave:
 class Sinusoid(ExampleTaskDistribution[Wave]):
     """Sine waves to be told from a few of their points."""
 
-    num_shots: int = 10
+    num_shots: Annotated[int, AtLeast(1)] = 10
     """Points of the support."""
-    num_queries: int = 100
+    num_queries: Annotated[int, AtLeast(1)] = 100
     """Points of the query in evaluation."""
-    train_queries: int = 10
+    train_queries: Annotated[int, AtLeast(1)] = 10
     """Points of the query in training; the paper takes as many as of the support."""
     reveal: bool = False
     """Give amplitude and phase as inputs beside x: a learner then is an oracle, which needs no support."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_shots", "num_queries", "train_queries"):
-            require(getattr(self, name) >= 1, f"task.{name}", getattr(self, name), "an integer >= 1")
 
     @property
     def caption(self) -> str:

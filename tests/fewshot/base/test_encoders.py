@@ -372,7 +372,7 @@ def test_dropout_that_drops_nothing_is_let_through() -> None:
         ({"encoder": "conv4"}, (5,), r"agent.encoder = 'conv4': must be 'mlp'"),
         ({"encoder": "conv4-strided"}, (5,), r"agent.encoder = 'conv4-strided': must be 'mlp'"),
         ({"num_filters": 0}, (5,), r"agent.num_filters = 0: must be an integer >= 1"),
-        ({"hidden_sizes": (4, 0)}, (5,), r"agent.hidden_sizes = \(4, 0\): must be positive integers"),
+        ({"hidden_sizes": (4, 0)}, (5,), r"agent.hidden_sizes = \(4, 0\): must be a list of integers >= 1"),
         ({"batch_norm": "eval"}, (5,), r"agent.batch_norm = 'eval': must be one of 'transductive', 'support'"),
         ({"encoder": "no.such.module:Net"}, (5,), r"agent.encoder = 'no.such.module:Net': .*No module named 'no'"),
         ({"encoder": "torch.nn:Nothing"}, (5,), r"agent.encoder = 'torch.nn:Nothing': .*Nothing"),
