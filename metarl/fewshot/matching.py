@@ -44,7 +44,7 @@ class MatchingConfig(MetricConfig):
     """Read-outs of each query with full-context embeddings."""
 
 
-class Matching(MetricLearner):
+class Matching(MetricLearner[Remembered]):
     """Attention over the support; its state holds the support's features and labels."""
 
     Config = MatchingConfig

@@ -31,7 +31,7 @@ class ProtoConfig(MetricConfig):
     """Factor on the cosine: from -1 to 1 alone, it would leave the softmax nearly flat."""
 
 
-class Proto(MetricLearner):
+class Proto(MetricLearner[Tensor]):
     """The nearest mean of a class's features; its state holds prototypes [N, W, D]."""
 
     Config = ProtoConfig

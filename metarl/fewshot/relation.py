@@ -39,7 +39,7 @@ class RelationConfig(MetricConfig):
     """Width of the relation module's hidden linear layer."""
 
 
-class Relation(MetricLearner):
+class Relation(MetricLearner[Tensor]):
     """A learned comparison; its state holds summed feature maps [N, W, C, H, X]."""
 
     Config = RelationConfig

@@ -27,7 +27,7 @@ class SiameseConfig(MetricConfig):
     """Settings of a Siamese network."""
 
 
-class Siamese(MetricLearner):
+class Siamese(MetricLearner[Remembered]):
     """Pairs of the same class or not; a class's score is the mean log-odds of "same" with its examples."""
 
     Config = SiameseConfig

@@ -31,7 +31,7 @@ class ZeroShotConfig(MetricConfig):
     (training itself uses the batch's); none = each example by its own (layer norm)."""
 
 
-class ZeroShotProto(MetricLearner):
+class ZeroShotProto(MetricLearner[Tensor]):
     """The nearest described class; its state holds prototypes [N, W, D]. For tasks whose support is descriptions."""
 
     Config = ZeroShotConfig

@@ -1,25 +1,31 @@
-"""Scores of a method that learns nothing, on the episodes of an evaluation."""
+"""The score of a method without training, on the episodes of an evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from metarl.core.seeds import EVALUATION_ITERATION, Purpose, Seeds, generator
 from metarl.core.statistics import bootstrap
+from metarl.core.tasks import Task
 from metarl.fewshot.base.examples import ExampleTaskDistribution
 
 
-def evaluate_baseline(
-    distribution: ExampleTaskDistribution[Any], tasks: Sequence[Any], *, seed: int = 0, batch_size: int = 20
-) -> dict[str, Any] | None:
-    """The score of the distribution's baseline on the test episodes of `evaluate`, or None where there is none.
+class BaselineScore(TypedDict):
+    """Mean score and its 95 % interval."""
 
-    Returns:
-        JSON-ready: `name`, `mean`, `ci_low`, `ci_high`.
-    """
+    name: str
+    mean: float
+    ci_low: float
+    ci_high: float
+
+
+def evaluate_baseline(
+    distribution: ExampleTaskDistribution[Task], tasks: Sequence[Task], *, seed: int = 0, batch_size: int = 20
+) -> BaselineScore | None:
+    """The score of the distribution's baseline on the test episodes of `evaluate`, or None if it has none."""
     scores = []
     for start in range(0, len(tasks), batch_size):
         batch = tasks[start : start + batch_size]

@@ -1,4 +1,4 @@
-"""Batch normalisation by statistics that are handed over instead of kept.
+"""Batch normalisation without running averages of its own: statistics come from the batch or from the caller.
 
 Shape legend: B examples, C channels.
 """
@@ -17,24 +17,25 @@ from metarl.core.errors import require
 Record = Literal["no", "constants", "differentiable"]
 
 EPSILON = 1e-5
-MOMENTUM = 0.1  # of running averages: the share of a batch
-LONG_SUM = 4096  # values of a channel; up to here torch's sums are within 2e-4 of a deviation, and faster
+MOMENTUM = 0.1  # the share of a new batch in running averages
+# Values of a channel. Up to this number torch's sums are within 2e-4 of a standard deviation, and faster.
+LONG_SUM = 4096
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation of [B, C, ...] by the batch's own statistics, or by those it is given.
+    """Batch normalisation of [B, C, ...] by the batch's own statistics, or by given ones.
 
     Attributes:
-        weight: [C], or None where nothing is scaled.
-        bias: [C], or None where nothing is shifted.
+        weight: [C], the scale; None = no scale.
+        bias: [C], the shift; None = no shift.
         epsilon: added to the variance.
-        momentum: share that a batch has in the running averages.
+        momentum: share of a new batch in the running averages.
         initial: [2, C], the running averages before any training.
         given: [2, C], mean and variance to normalise by; None = the batch's own.
-        elementary: normalise by elementary operations. From torch's own under `vmap`, a second derivative that is taken
-            outside it comes out wrong (LayerNorm and InstanceNorm have the same fault).
-        record: keep the batch's own in `used`, as constants (free) or differentiably.
-        used: [2, C], of the last batch.
+        elementary: use elementary operations. With torch's own batch norm under `vmap`, a second derivative taken
+            outside the `vmap` is wrong (LayerNorm and InstanceNorm have the same fault).
+        record: whether `used` keeps the batch's statistics, as constants (free) or differentiably.
+        used: [2, C], the statistics of the last batch.
     """
 
     def __init__(self, size: int) -> None:
@@ -69,7 +70,7 @@ class BatchNorm(nn.Module):
         return functional.batch_norm(inputs, None, None, self.weight, self.bias, training=True, eps=self.epsilon)
 
     def _normalised(self, inputs: Tensor) -> Tensor:
-        # Nothing of the inputs' size is negated or divided, here or in the derivatives.
+        # For speed, no tensor of the inputs' size is negated or divided, neither here nor in the derivatives.
         dims, shape = (0, *range(2, inputs.dim())), (1, -1, *(1,) * (inputs.dim() - 2))
         share = inputs.shape[1] / inputs.numel()
         centred = inputs + inputs.sum(dims, keepdim=True) * -share
@@ -80,10 +81,10 @@ class BatchNorm(nn.Module):
 
 
 class _BatchNormalised(torch.autograd.Function):
-    """torch's batch norm of a batch's own statistics, with these summed to full precision.
+    """Batch norm by the batch's own statistics, with sums that are more precise than torch's.
 
-    On a CPU torch sums the statistics of images with channels last one value after another in single precision: for 360
-    images of 28 by 28 a gradient of Proto's comes out 2 % off (`scripts/benchmark_fewshot.py`).
+    On a CPU, torch sums the statistics of channels-last images one value after another in single precision. For 360
+    images of 28 by 28, the gradient of Proto is then 2 % off (`scripts/benchmark_fewshot.py`).
     """
 
     generate_vmap_rule = True
@@ -100,7 +101,9 @@ class _BatchNormalised(torch.autograd.Function):
         return torch.addcmul(shift.view(shape), inputs, scale.view(shape)), mean, inverse_deviation
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, Tensor | None, Tensor | None, float], output: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
         values, weight, bias, ctx.epsilon = inputs
         ctx.has_bias = bias is not None
         ctx.mark_non_differentiable(*output[1:])
@@ -142,7 +145,12 @@ def with_own_batch_norm(module: nn.Module) -> nn.Module:
 
 
 def _exchanged(layer: _BatchNorm) -> BatchNorm:
-    require(layer.momentum is not None, "momentum of a batch norm", None, "a number: running averages move by it")
+    require(
+        layer.momentum is not None,
+        "momentum of a batch norm",
+        None,
+        "a number: the share of a new batch in running averages",
+    )
     own = BatchNorm(layer.num_features)
     own.weight, own.bias = layer.weight, layer.bias
     own.epsilon, own.momentum = layer.eps, float(layer.momentum or 0.0)

@@ -1,11 +1,11 @@
-"""A function of some tasks, traced once for each shape and device of its arguments and compiled by torch."""
+"""Compiles a function by torch.compile, once for each shape and device of its arguments."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,31 +16,34 @@ from metarl.core.errors import one_line
 
 _logger = logging.getLogger(__name__)
 
-Graph = Callable[[list[Tensor]], Any]
+Graph = Callable[[list[Tensor]], Sequence[Tensor]]
+Result = TypeVar("Result")
 
 
-class Compiled:
-    """`function` as one graph of tensor operations, its derivatives included, fused where a compiler is there.
+class Compiled(Generic[Result]):
+    """A function as one compiled graph of tensor operations, derivatives included.
 
-    Everything but the arguments is taken as it is when a shape first comes: a function that reads what changes must not
-    be compiled. Without a compiler the traced graph runs as it is, and one line says so.
+    The graph holds everything but the arguments as constants, so the function may read nothing else that changes.
+    Without a C++ compiler the graph runs uncompiled, and one line says so.
 
     Args:
         function: of trees of tensors; returns a tree of tensors. It may use `torch.func`.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Result]) -> None:
         self._function = function
-        self._graphs: dict[Any, tuple[Graph, TreeSpec]] = {}
+        self._graphs: dict[Hashable, tuple[Graph, TreeSpec]] = {}
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: object) -> Result:
+        """As the function, for arguments that `prepare` has seen the shapes of."""
         leaves, structure = tree_flatten(arguments)
         graph, result = self._graphs[_key(leaves, structure)]
         with torch.no_grad():
-            return tree_unflatten(list(graph(leaves)), result)
+            outputs: Result = tree_unflatten(list(graph(leaves)), result)
+        return outputs
 
-    def prepare(self, *arguments: Any) -> None:
-        """Compiles for arguments of these shapes, on one thread, as the tasks' own threads will run it."""
+    def prepare(self, *arguments: object) -> None:
+        """Compiles for arguments of these shapes, on one thread, since each task runs on one thread."""
         leaves, structure = tree_flatten(arguments)
         key = _key(leaves, structure)
         if key in self._graphs:
@@ -61,16 +64,16 @@ class Compiled:
             return outputs
 
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"torch\._inductor")  # advice to those who tune it
+            warnings.filterwarnings("ignore", module=r"torch\._inductor")  # hints for tuning
             traced = make_fx(flat)(leaves)
             compiled = torch.compile(traced, fullgraph=True, dynamic=False)
             try:
                 compiled(leaves)
-            except Exception as error:  # the compiler is foreign code: whatever stops it, the traced graph serves
+            except Exception as error:  # a compiler may raise anything; the traced graph gives the same numbers
                 _logger.warning("agent.execution = 'compiled': not compiled, the tasks run slower: %s", one_line(error))
                 return traced, results[0]
         return compiled, results[0]
 
 
-def _key(leaves: list[Tensor], structure: TreeSpec) -> Any:
+def _key(leaves: list[Tensor], structure: TreeSpec) -> Hashable:
     return (structure, *((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves))

@@ -1,4 +1,4 @@
-"""Encoders: what turns an input into features.
+"""Encoders: networks that turn an input into features.
 
 Shape legend: B examples, C channels, H height, X width, D features.
 """
@@ -28,16 +28,18 @@ class EncoderConfig(LearnerConfig):
     """Settings of the network that turns an input into features."""
 
     encoder: str = "auto"
-    """conv4 (four blocks of convolution, batch norm, max-pooling and ReLU: Vinyals et al. 2016), conv4-strided (stride
-    2 instead of pooling, and a mean over space: MAML's own for Omniglot), mlp, or module:Class of your own, which is
-    called with the input's shape and makes a module without dropout; auto = conv4 for images, else mlp."""
+    """conv4: four blocks of convolution, batch norm, max-pooling and ReLU (Vinyals et al. 2016). conv4-strided: with
+    stride 2 instead of pooling, and a mean over space (MAML's for Omniglot). mlp: a multilayer perceptron.
+    module:Class: your own, called with the input's shape; it returns a module without dropout. auto: conv4 for images,
+    else mlp."""
     num_filters: Annotated[int, AtLeast(1)] = 64
     """Channels of a convolutional encoder."""
     hidden_sizes: Annotated[tuple[int, ...], AtLeast(1)] = (40, 40)
     """Widths of the mlp encoder's layers, ReLU after each."""
     batch_norm: BatchNormMode = "transductive"
-    """Whose statistics normalise the query: transductive = the query batch's own; support = the support's; running =
-    averages over meta-training (training itself uses the batch's); none = each example by its own (layer norm)."""
+    """Statistics that normalise the query. transductive: the query's own, which raises accuracy. support: the
+    support's. running: averages over meta-training (training itself uses the batch's). none: layer normalisation of
+    each example instead."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,19 +49,19 @@ class EncoderConfig(LearnerConfig):
 
 
 class Convolution(nn.Conv2d):
-    """A convolution of square filters, which can be done as one matrix product.
+    """A convolution with square filters.
 
     Args:
         channels: of the inputs.
         filters: channels of the outputs.
-        size: of a filter's side.
+        size: height and width of a filter.
         stride: in both directions.
         padding: zeros on every side.
-        bias: whether a number is added to each output channel.
+        bias: add a learned number to each output channel.
 
     Attributes:
-        as_product: of the weights and every patch of the inputs, with no operation but products and copies. Tasks whose
-            weights differ then take one batched product under `vmap`, not a grouped convolution.
+        as_product: compute it as one matrix product of the weights and all patches of the inputs. Under `vmap`, tasks
+            with different weights then take one batched product instead of a grouped convolution.
     """
 
     as_product = False
@@ -84,9 +86,9 @@ class Convolution(nn.Conv2d):
 
 
 class ConvBlock(nn.Module):
-    """Convolution of 3 by 3, normalisation, ReLU; with max-pooling of 2 by 2 or stride 2, or neither.
+    """A 3 by 3 convolution, normalisation and ReLU, with 2 by 2 max-pooling, stride 2 or neither.
 
-    Pooling stands before the ReLU: the two commute, and the ReLU then has a quarter of the work.
+    Pooling comes before the ReLU. The order does not change the result, and the ReLU then has a quarter of the work.
     """
 
     def __init__(
@@ -108,10 +110,10 @@ class Conv4(nn.Module):
     Args:
         input_shape: (C, H, X).
         filters: of every block.
-        batch_norm: batch normalisation, else layer normalisation.
-        shrink: for each block, by what its output is smaller than its input.
-        spatial_mean: features are the mean over space, else all of it.
-        flat: features are a vector, else maps.
+        batch_norm: use batch normalisation, else layer normalisation.
+        shrink: how each block halves height and width, if it does.
+        spatial_mean: average the features over space.
+        flat: return features as a vector, else as maps.
         generator: draws the Xavier-uniform weights; biases are zero.
     """
 
@@ -133,7 +135,7 @@ class Conv4(nn.Module):
             for channels, by in zip(sizes, shrink, strict=False)
         )
         self.spatial_mean, self.flat = spatial_mean, flat
-        # The layout in which a CPU's convolutions and pooling are fast, where images are large.
+        # On a CPU, convolutions and pooling of large images are faster with channels last.
         self.channels_last = "pool" in shrink
         for block in self.blocks:
             assert isinstance(block, ConvBlock)
@@ -145,7 +147,7 @@ class Conv4(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = inputs
         if self.channels_last:
-            # A copy, since an image of one channel has both layouts at once and would be taken for one of the other.
+            # A copy: an image of one channel has both layouts at once, and torch would treat it as channels first.
             hidden = inputs.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
         for block in self.blocks:
             hidden = block(hidden)
@@ -154,12 +156,12 @@ class Conv4(nn.Module):
         return hidden.flatten(1) if self.flat else hidden
 
 
-# Layers whose second derivative is right where several tasks share their weights under `vmap`: those tested for it.
+# Layers that are tested to have a right second derivative when several tasks share their weights under `vmap`.
 SHAREABLE = (Conv4, ConvBlock, Convolution, BatchNorm, nn.Conv2d, nn.GroupNorm, nn.Linear, nn.ModuleList)
 
 
 class FeatureMLP(nn.Module):
-    """A multilayer perceptron whose last layer has a ReLU too."""
+    """A multilayer perceptron with a ReLU after every layer, the last one too."""
 
     def __init__(self, input_shape: Sequence[int], widths: Sequence[int], *, generator: torch.Generator) -> None:
         super().__init__()
@@ -192,11 +194,11 @@ ENCODERS: dict[str, Callable[[Sequence[int], EncoderConfig, torch.Generator], nn
 
 
 def make_encoder(config: EncoderConfig, input_shape: Sequence[int], *, generator: torch.Generator) -> nn.Module:
-    """The encoder that `config` names: [B, *input_shape] -> [B, D], or a feature map where it is your own.
+    """The encoder that `config` names: [B, *input_shape] -> [B, D]. A user's own may return feature maps.
 
     Raises:
-        InputError: the input's shape does not fit, or your own cannot be imported or made, or has batch norms where
-            there shall be none.
+        InputError: the input's shape does not fit; a user's own class cannot be imported or called, or has batch norms
+            although `batch_norm` is none.
     """
     name = config.encoder
     if name == "auto":
@@ -210,6 +212,6 @@ def make_encoder(config: EncoderConfig, input_shape: Sequence[int], *, generator
     if name == "conv4":
         fits = min(input_shape[1:]) >= 16
         require(
-            fits, "agent.encoder", name, f"another for images of {tuple(input_shape[1:])}: it halves them four times"
+            fits, "agent.encoder", name, f"another for images of {tuple(input_shape[1:])}: conv4 halves them four times"
         )
     return ENCODERS[name](input_shape, config, generator)

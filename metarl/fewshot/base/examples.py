@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic
 
 import torch
 from torch import Tensor
@@ -22,15 +22,15 @@ from metarl.core.tasks import Task, TaskDistribution, same_task
 
 @dataclass(frozen=True)
 class ExampleSpaces:
-    """What a few-shot learner must know of the tasks to build its networks.
+    """Shapes of the tasks, from which a few-shot learner builds its networks.
 
     Attributes:
         input_shape: of one input, such as (1, 28, 28).
         num_outputs: classes of a test task (its ways), or the length of a regression target.
-        discrete: whether targets are class numbers instead of vectors.
-        train_ways: classes of a training task; equal to `num_outputs` where that is not said otherwise.
-        train_classes: global numbers of the classes that training tasks are made of; empty for regression.
-        description_size: length of the vectors that describe classes, where these are the support (zero-shot), else 0.
+        discrete: targets are class numbers, else vectors.
+        train_ways: classes of a training task (its ways); 0 for regression.
+        train_classes: global numbers of all training classes; empty for regression.
+        description_size: length of the vectors that describe classes in zero-shot tasks; 0 if the support is examples.
     """
 
     input_shape: tuple[int, ...]
@@ -44,12 +44,12 @@ class ExampleSpaces:
 class ExampleTaskDistribution(TaskDistribution[Task]):
     """A distribution of supervised tasks: the input of every few-shot learner.
 
-    All random numbers come from `seeds`: a task's support and query are the same for every adaptation step and every
-    learner, and share no example. Whether training's or evaluation's sizes apply says `seeds.evaluation`.
+    All random numbers come from `seeds`, so a task's support and query are the same for every adaptation step and every
+    learner. They share no example. `seeds.evaluation` decides whether the sizes of training or of evaluation apply.
 
     Attributes:
-        caption: what a score on these tasks means, for people: "5-way 1-shot".
-        baseline_name: what `baseline` is called in a report.
+        caption: the protocol that a score belongs to, for people: "5-way 1-shot".
+        baseline_name: name of `baseline` in a report.
     """
 
     defaults: ClassVar[Tables] = {"evaluation": {"num_tasks": 600, "num_adaptation_steps": 1, "controls": False}}
@@ -62,36 +62,36 @@ class ExampleTaskDistribution(TaskDistribution[Task]):
     @property
     @abstractmethod
     def spaces(self) -> ExampleSpaces:
-        """What inputs and targets look like."""
+        """Shapes of inputs and targets."""
 
     @abstractmethod
     def support(
         self, tasks: Sequence[Task], seeds: Seeds, *, shot: int | None = None, device: torch.device | str = "cpu"
     ) -> Examples:
-        """What may be learned of each task.
+        """The support examples of each task.
 
         Args:
             tasks: one per slot of `seeds`.
             seeds: of the episode.
-            shot: only the example of this number, from 0, of every class; None for all of them.
-            device: where the examples are wanted.
+            shot: number, from 0, of the one example of every class to return; None = all examples.
+            device: where to put the examples.
         """
 
     @abstractmethod
     def query(self, tasks: Sequence[Task], seeds: Seeds, *, device: torch.device | str = "cpu") -> Examples:
-        """What is asked of each task."""
+        """The query examples of each task."""
 
     def for_validation(self) -> ExampleTaskDistribution[Task]:
         """The distribution for validation: its training tasks have as many classes as test tasks."""
         return self
 
     def baseline(self, support: Examples, query: Examples) -> Tensor | None:
-        """[num_tasks]: the score of a method that learns nothing, for comparison; None where there is none."""
+        """[num_tasks]: the score of a method without training, for comparison; None if the family has none."""
         return None
 
 
-class ExampleCollector:
-    """Hands a learner the examples of its tasks.
+class ExampleCollector(Generic[Task]):
+    """Gives a learner the examples of its tasks.
 
     Every step gets the whole support. In an evaluation of a learner with the trait `support="shot"`, step k gets the
     k-th example of every class.
@@ -103,10 +103,10 @@ class ExampleCollector:
 
     acts = False
 
-    def __init__(self, tasks: ExampleTaskDistribution[Any], *, device: torch.device | str = "cpu") -> None:
+    def __init__(self, tasks: ExampleTaskDistribution[Task], *, device: torch.device | str = "cpu") -> None:
         self.tasks = tasks
         self.device = torch.device(device)
-        self._last: tuple[Seeds, int | None, list[Any], Examples] | None = None
+        self._last: tuple[Seeds, int | None, list[Task], Examples] | None = None
 
     @property
     def spaces(self) -> ExampleSpaces:
@@ -114,7 +114,7 @@ class ExampleCollector:
         return self.tasks.spaces
 
     def support(
-        self, tasks: Sequence[Any], learner: Learner[Any, Any, Any], state: Any, seeds: Seeds, *, step: int
+        self, tasks: Sequence[Task], learner: Learner[Any, Any, Any], state: object, seeds: Seeds, *, step: int
     ) -> Examples:
         """As in `metarl.core.episode.Collector`."""
         require_slots(tasks, seeds)
@@ -126,7 +126,7 @@ class ExampleCollector:
             self._last = (*wanted, list(tasks), _require_examples(examples, "support"))
         return self._last[3]
 
-    def query(self, tasks: Sequence[Any], learner: Any, state: Any, seeds: Seeds) -> Examples:
+    def query(self, tasks: Sequence[Task], learner: object, state: object, seeds: Seeds) -> Examples:
         """As in `metarl.core.episode.Collector`."""
         require_slots(tasks, seeds)
         with users_code("query"):
@@ -134,7 +134,7 @@ class ExampleCollector:
         return _require_examples(examples, "query")
 
 
-def _require_examples(examples: Any, method: str) -> Examples:
+def _require_examples(examples: object, method: str) -> Examples:
     if not isinstance(examples, Examples):
         what = f"{method} returned {text_of(examples, repr):.80}: must be a metarl.Examples"
         raise environment_fault(what, task=None, seed=None, step=None, whose=DISTRIBUTION)

@@ -11,7 +11,7 @@ import logging
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -83,7 +83,7 @@ class Execution:
         fits = not self.compiles or torch.device(device).type in ("cpu", "cuda")
         require(fits, "agent.execution", self._mode, f"'auto', 'loop' or 'vmap' on {device}")
 
-    def over_tasks(self, function: Callable[..., Result], *arguments: Any) -> Result:
+    def over_tasks(self, function: Callable[..., Result], *arguments: object) -> Result:
         """What `function`, written for one task, returns for all tasks.
 
         Args:
@@ -93,7 +93,7 @@ class Execution:
         result: Result = rejoined(self.by_chunks(lifted(function), *arguments))
         return result
 
-    def by_chunks(self, function: Callable[..., Result], *arguments: Any) -> list[Result]:
+    def by_chunks(self, function: Callable[..., Result], *arguments: object) -> list[Result]:
         """What `function`, written for several tasks, returns for each chunk of tasks."""
         num_tasks = num_tasks_of(arguments)
         with self._foreign_code():
@@ -101,7 +101,7 @@ class Execution:
                 return chunkwise(function, *arguments, chunk_size=self._tasks_at_once(num_tasks))
             return [function(*take(arguments, slice(i, i + 1))) for i in range(num_tasks)]
 
-    def compile(self, function: Compiled, parameters: Parameters, *data: Any) -> None:
+    def compile(self, function: Compiled[Result], parameters: Parameters, *data: object) -> None:
         """Compiles `function` for `parameters` and for as many tasks of `data` as will be computed at once."""
         num_tasks = num_tasks_of(data)
         at_once = slice(chunk_length(num_tasks, self._tasks_at_once(num_tasks)))
@@ -147,12 +147,12 @@ class Execution:
 
 
 class MetaGradient(Generic[Result]):
-    """The mean over a meta-batch of the gradient of a loss.
+    """The gradient of a loss, averaged over a meta-batch.
 
     Args:
-        function: of parameters and data of some tasks, task axis leading in the data. It returns the gradient, summed
-            over these tasks, and a tree of what else is wanted of each. With "compiled" it may read only its arguments
-            and what never changes.
+        function: of parameters and the data of some tasks, task axis leading in the data. It returns the gradient,
+            summed over these tasks, and a tree with other results for each of them. Besides its arguments, it may read
+            only what does not change.
         execution: how tasks are computed.
     """
 
@@ -160,12 +160,11 @@ class MetaGradient(Generic[Result]):
         self._function, self._execution = function, execution
         self._compiled = Compiled(function)
 
-    def __call__(self, parameters: Parameters, *data: Any) -> tuple[Parameters, Result]:
-        """The mean gradient, and the rest, task axis leading."""
-        function: Callable[..., tuple[Parameters, Result]] = self._function
+    def __call__(self, parameters: Parameters, *data: object) -> tuple[Parameters, Result]:
+        """The mean gradient, and the other results, task axis leading."""
         if self._execution.compiles:
-            function = self._compiled
             self._execution.compile(self._compiled, parameters, *data)
+        function = self._compiled if self._execution.compiles else self._function
         parts = self._execution.by_chunks(partial(function, parameters), *data)
         total = tree_zip(partial(reduce, operator.add), [part for part, _ in parts])
         rest: Result = rejoined([rest for _, rest in parts])
@@ -173,5 +172,5 @@ class MetaGradient(Generic[Result]):
         return {name: value / num_tasks for name, value in total.items()}, tree_map(Tensor.detach, rest)
 
     def forget_graphs(self) -> None:
-        """To be called after a change of what compiled graphs hold as constants: the networks' buffers."""
+        """Drops compiled graphs, which hold the networks' buffers as constants. Call it after buffers have changed."""
         self._compiled = Compiled(self._function)

@@ -105,7 +105,7 @@ def _make(name: str, input_shape: tuple[int, ...]) -> nn.Module:
 def _require_function(module: nn.Module, inputs: Tensor) -> None:
     """Calls a module a few times, and refuses it if it is not a function of parameters and inputs.
 
-    Its random numbers would depend on the number of threads, and its stored values would be in no checkpoint.
+    Random numbers in it would depend on the number of threads. Values that it stores would be in no checkpoint.
     """
     given, buffers = inputs.clone(), {place: value.clone() for place, value in module.named_buffers()}
     with torch.no_grad():
@@ -122,7 +122,7 @@ def _require_function(module: nn.Module, inputs: Tensor) -> None:
     moved = [place for place, value in module.named_buffers() if not torch.equal(value, buffers[place])]
     advice = "; call .eval() on such a part in the constructor"
     _refuse(bool(moved), f"a module whose calls change no buffer; they change {', '.join(moved)}{advice}")
-    # With its parameters constant, only what it does not register can make its features depend on a parameter.
+    # All registered parameters are constants here, so a gradient comes from a parameter that is not registered.
     constants = {place: value.detach() for place, value in module.named_parameters()}
     with torch.enable_grad():
         unknown = torch.func.functional_call(module, constants, inputs).requires_grad
@@ -163,7 +163,7 @@ class Trial:
         self._parameters = {name: value.expand(NUM_TASKS, *value.shape) for name, value in parameters.items()}
 
         def loss(parameters: Parameters, inputs: Tensor) -> Tensor:
-            return encoder(parameters, inputs).sin().sum()  # not flat where features are zero, or sum to zero
+            return encoder(parameters, inputs).sin().sum()  # has a slope even if features are zero, or sum to zero
 
         def slope(parameters: Parameters, inputs: Tensor) -> Tensor:
             gradients = torch.func.grad(loss)(parameters, inputs)
@@ -173,19 +173,19 @@ class Trial:
         self._derivative = torch.func.grad(slope if twice else loss)
 
     def fault(self, *, batched: bool = False, traced: bool = False) -> str:
-        """Why these derivatives cannot be taken, in one line; empty if they can.
+        """The reason why these derivatives cannot be taken, in one line; empty if they can.
 
         Args:
-            batched: of several tasks in batched operations, else of one task.
-            traced: as a graph of tensor operations.
+            batched: take them for several tasks in batched operations, else for one task.
+            traced: take them in a graph of tensor operations.
         """
         number = NUM_TASKS if batched else 1
-        arguments: tuple[Any, ...] = ({name: v[:number] for name, v in self._parameters.items()}, self._inputs[:number])
+        arguments = ({name: v[:number] for name, v in self._parameters.items()}, self._inputs[:number])
         derivative = lifted(self._derivative)
         function: Callable[..., Any] = make_fx(derivative) if traced else derivative
         try:
             with plain_attention() if self._twice or batched else contextlib.nullcontext(), torch.no_grad():
-                lifted(self._encoder)(*arguments)  # some layers run other code if nothing is differentiated
+                lifted(self._encoder)(*arguments)  # some layers run other code without derivatives
                 derivatives = function(*arguments)
         except KeyboardInterrupt:
             raise

@@ -48,7 +48,7 @@ class Adapted(NamedTuple):
 
     Attributes:
         parameters: of every task.
-        statistics: of the support under these parameters, where the query is normalised by them; else empty.
+        statistics: of the support under these parameters, if they normalise the query; else empty.
     """
 
     parameters: Parameters
@@ -131,14 +131,14 @@ class SteppingLearner(FewShotLearner[Adapted]):
         return gradient_step(self.test_loss, parameters, batch, self.step_size(step))
 
     def _support_statistics(self, parameters: Parameters, support: ExampleBatch) -> Statistics:
-        """Of ONE task's support, where the query is normalised by them; else empty."""
+        """Of ONE task's support, if they normalise the query; else empty."""
         if self.config.batch_norm != "support":
             return {}
         return self.encoder.recorded(parameters, support.inputs, differentiable=True)[1]
 
 
 class GradientLearner(SteppingLearner, EpisodicLearner[Adapted]):
-    """A learner without an `episode_loss`: it takes inner steps in meta-training too."""
+    """A learner that takes inner steps in meta-training too. Subclasses define its `episode_loss`."""
 
     config: GradientConfig
 

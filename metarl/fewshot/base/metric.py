@@ -1,6 +1,6 @@
-"""Learners that adapt by remembering the support: what prototypes, matching, relation and Siamese networks share.
+"""Learners that compare the query with the support: prototypical, matching, relation and Siamese networks.
 
-Their unit is the shot: the adaptation curve says how accurate they are after one, two, ... examples of every class.
+The x axis of their adaptation curve is examples per class (shots).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from metarl.fewshot.base.learner import ExampleBatch, Outcome, joined, loss_of, 
 from metarl.fewshot.base.networks import Statistics, expanded
 from metarl.gradients.adaptation import Parameters
 
+Memory = TypeVar("Memory")
+
 
 @dataclass(frozen=True)
 class MetricConfig(EpisodicConfig):
@@ -29,24 +31,24 @@ class MetricConfig(EpisodicConfig):
     batch_norm: BatchNormMode = "running"
 
 
-class Known(NamedTuple):
+class Known(NamedTuple, Generic[Memory]):
     """The adapted state, task axis leading.
 
     Attributes:
         parameters: of the networks.
         support: every example so far.
-        memory: what the learner makes of them.
-        statistics: of the support, where the query is normalised by them; else empty.
+        memory: what `remember` returns for them; empty before any support.
+        statistics: of the support, if they normalise the query; else empty.
     """
 
     parameters: Parameters
     support: ExampleBatch
-    memory: Any
+    memory: Memory | tuple[()]
     statistics: Statistics
 
 
 class Remembered(NamedTuple):
-    """What is kept of ONE task by learners that compare with every example of it.
+    """Memory of ONE task, for learners that compare the query with every support example.
 
     Attributes:
         features: [E, D].
@@ -57,8 +59,8 @@ class Remembered(NamedTuple):
     labels: Tensor
 
 
-class MetricLearner(EpisodicLearner[Known]):
-    """A learner but for what it remembers of features, and how it compares others with it."""
+class MetricLearner(EpisodicLearner[Known[Memory]]):
+    """A learner that compares features. Subclasses define `remember` and `compare`, both for ONE task."""
 
     traits = Traits(
         unit="shots",
@@ -74,19 +76,21 @@ class MetricLearner(EpisodicLearner[Known]):
         require(self.spaces.discrete, "agent", type(self).__name__, allowed)
 
     @abstractmethod
-    def remember(self, parameters: Parameters, features: Tensor, targets: Tensor, num_ways: int) -> Any:
-        """What is kept of ONE task's support features [E, D] with labels [E]: a tree of tensors."""
+    def remember(self, parameters: Parameters, features: Tensor, targets: Tensor, num_ways: int) -> Memory:
+        """The memory of support features [E, D] with labels [E]: a tree of tensors."""
 
     @abstractmethod
-    def compare(self, parameters: Parameters, memory: Any, features: Tensor, statistics: Statistics | None) -> Tensor:
-        """[E, W]: log-probabilities, up to a constant for each example, of the classes for query features [E, D]."""
+    def compare(
+        self, parameters: Parameters, memory: Memory, features: Tensor, statistics: Statistics | None
+    ) -> Tensor:
+        """Log-probabilities [E, W] of the classes for query features [E, D], up to a constant for each example."""
 
-    def comparison_statistics(self, parameters: Parameters, memory: Any, features: Tensor) -> Statistics:
-        """Of the batch norms that `compare` has, for support or training features; most have none."""
+    def comparison_statistics(self, parameters: Parameters, memory: Memory, features: Tensor) -> Statistics:
+        """Statistics of the batch norms in `compare`, for support or training features; empty if it has none."""
         return {}
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Of ONE task's query."""
+        """The loss of ONE task's query."""
         return loss_of(logits, targets)
 
     def episode_loss(
@@ -107,15 +111,17 @@ class MetricLearner(EpisodicLearner[Known]):
         """Features of ONE task's support at test time."""
         return self.encoder(parameters, inputs, statistics=statistics)
 
-    def begin(self, num_tasks: int, *, parameters: Mapping[str, Tensor] | None = None) -> Known:
+    def begin(self, num_tasks: int, *, parameters: Mapping[str, Tensor] | None = None) -> Known[Memory]:
         source = self.parameters if parameters is None else parameters
         shape = (self.spaces.description_size,) if self.spaces.description_size else self.spaces.input_shape
         nothing = torch.zeros(num_tasks, 0, *shape, device=self.device)
         none = torch.zeros(num_tasks, 0, dtype=torch.int64, device=self.device)
         return Known(expanded(source, num_tasks), ExampleBatch(nothing, none, none), (), {})
 
-    def adapt(self, state: Known, support: ExampleBatch, *, step: int, differentiable: bool = False) -> Known:
-        def one_task(parameters: Parameters, batch: ExampleBatch) -> tuple[Any, Statistics]:
+    def adapt(
+        self, state: Known[Memory], support: ExampleBatch, *, step: int, differentiable: bool = False
+    ) -> Known[Memory]:
+        def one_task(parameters: Parameters, batch: ExampleBatch) -> tuple[Memory, Statistics]:
             used: Statistics = {}
             if self.config.batch_norm == "support":
                 features, used = self.encoder.recorded(parameters, batch.inputs, differentiable=True)
@@ -133,11 +139,11 @@ class MetricLearner(EpisodicLearner[Known]):
             memory, statistics = self.execution.over_tasks(one_task, state.parameters, known)
         return Known(state.parameters, known, memory, statistics)
 
-    def predict(self, state: Known, inputs: Tensor) -> Tensor:
+    def predict(self, state: Known[Memory], inputs: Tensor) -> Tensor:
         if state.support.targets.shape[1] == 0:  # before any support, all classes are equally likely
             return torch.zeros(*inputs.shape[:2], self.spaces.num_outputs, device=inputs.device)
 
-        def one_task(parameters: Parameters, memory: Any, statistics: Statistics, inputs: Tensor) -> Tensor:
+        def one_task(parameters: Parameters, memory: Memory, statistics: Statistics, inputs: Tensor) -> Tensor:
             given = self._test_statistics() or statistics or None
             features = self.encoder(parameters, inputs, statistics=given)
             return self.compare(parameters, memory, features, given)
@@ -147,7 +153,11 @@ class MetricLearner(EpisodicLearner[Known]):
     def _encode_both(
         self, parameters: Parameters, support: Tensor, query: Tensor
     ) -> tuple[Tensor, Tensor, Statistics | None, Statistics]:
-        """In training: both features, the statistics that normalise the query, and those to keep averages of."""
+        """Features of support and query in training.
+
+        Returns:
+            Both features, the statistics that normalise the query (None = its own), and those to average over training.
+        """
         mode = self.config.batch_norm
         if mode in ("running", "none"):
             both, seen = self.encoder.recorded(parameters, torch.cat([support, query]))

@@ -1,4 +1,4 @@
-"""A learner's networks as functions of parameters and batch statistics, with everything that they hold."""
+"""A learner's networks: functions of parameters and batch statistics."""
 
 from __future__ import annotations
 
@@ -19,28 +19,34 @@ from metarl.gradients.adaptation import Parameters
 Statistics = dict[str, Tensor]
 
 
+class _Copy(threading.local):
+    """A copy of a module for each thread: Python calls the constructor again in every thread that reads it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = copy.deepcopy(module)
+
+
 class Network:
     """A module as a function of parameters and batch statistics, for ONE task.
 
-    Every thread works on a copy of its own: parameters are exchanged while the module runs.
+    A call puts the parameters into the module. So each thread has its own copy of it.
 
     Args:
         module: the network.
-        name: stands before the names of its parameters and batch norms: "encoder.blocks.0.norm".
+        name: prefix of the names of its parameters and batch norms: "encoder.blocks.0.norm".
 
     Attributes:
-        parameters: the module's initial parameters by name; one that stands in two places has one name.
-        buffers: what is constant, by name: the module's buffers, and parameters that require no gradient.
-        statistics: [2, C] for every batch norm by name: the running averages before any training.
-        momenta: of these averages.
-        can_share: the module is of layers whose second derivative outside `vmap` is known to be right.
-        shares: this is what it is used for.
-        multiplies: MetaRL's own convolutions are done as matrix products.
+        parameters: the module's initial parameters by name. A parameter that is used twice has one name.
+        buffers: constants by name: the module's buffers, and parameters that require no gradient.
+        statistics: [2, C] for every batch norm by name: mean and variance before any training.
+        momenta: share of a new batch in the running average of each batch norm, by name.
+        can_share: all layers have a right second derivative when several tasks share their weights under `vmap`.
+        shares: several tasks share the weights under `vmap`.
+        multiplies: MetaRL's own convolutions are computed as matrix products.
     """
 
     def __init__(self, module: nn.Module, *, name: str) -> None:
-        self._module = module
-        self._local = threading.local()
+        self._copy = _Copy(module)
         self._norms: dict[str, str] = {}
         self._names: dict[str, str] = {}
         self.parameters: Parameters = {}
@@ -67,7 +73,7 @@ class Network:
         """The module's output.
 
         Args:
-            parameters: by their names; others are left out.
+            parameters: by name; those of other networks are ignored.
             *inputs: of the module.
             statistics: [2, C] for every batch norm; None = the batch's own.
         """
@@ -76,27 +82,31 @@ class Network:
     def recorded(
         self, parameters: Mapping[str, Tensor], *inputs: Tensor, differentiable: bool = False
     ) -> tuple[Tensor, Statistics]:
-        """The module's output by the batch's own statistics, and those, as constants unless `differentiable`."""
+        """The module's output, normalised by the batch's own statistics, and these statistics.
+
+        The statistics are constants unless `differentiable`.
+        """
         return self._run(parameters, inputs, None, record="differentiable" if differentiable else "constants")
 
     def _run(
         self, parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...], given: Statistics | None, *, record: Record
     ) -> tuple[Tensor, Statistics]:
-        if not hasattr(self._local, "module"):
-            self._local.module = copy.deepcopy(self._module)
-        norms: dict[str, BatchNorm] = {
-            name: self._local.module.get_submodule(place) for name, place in self._norms.items()
+        module = self._copy.module
+        norms = {
+            name: norm
+            for name, place in self._norms.items()
+            if isinstance(norm := module.get_submodule(place), BatchNorm)
         }
         for name, norm in norms.items():
             norm.given, norm.record = None if given is None else given[name], record
             norm.elementary = self.shares
-        for part in self._local.module.modules():
+        for part in module.modules():
             if isinstance(part, Convolution):
                 part.as_product = self.multiplies
         values = {**parameters, **self.buffers}
         own = {place: values[name] for place, name in self._names.items()}
-        output: Tensor = torch.func.functional_call(self._local.module, own, inputs, tie_weights=False)
-        output = output.to(inputs[0].dtype)  # of a module that calculates in another precision
+        output: Tensor = torch.func.functional_call(module, own, inputs, tie_weights=False)
+        output = output.to(inputs[0].dtype)  # a user's module may compute in another precision
         used = {name: norm.used for name, norm in norms.items() if norm.used is not None}
         for norm in norms.values():
             norm.given = norm.used = None

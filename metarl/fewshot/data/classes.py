@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -325,5 +325,5 @@ def split_at_random(num_classes: int, shares: tuple[float, float], seed: int) ->
     order = np.random.default_rng(seed).permutation(num_classes)
     first = round(shares[0] * num_classes)
     second = first + round(shares[1] * num_classes)
-    parts: dict[str, Any] = {"train": order[:first], "val": order[first:second], "test": order[second:]}
+    parts: dict[str, NDArray[np.int64]] = {"train": order[:first], "val": order[first:second], "test": order[second:]}
     return {name: np.sort(part) for name, part in parts.items()}

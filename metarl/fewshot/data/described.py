@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ class DescribedTasks(ExampleTaskDistribution[Classes]):
         descriptions: [num_classes, description_size], by class number, such as attributes.
     """
 
-    def __init__(self, images: ImageTasks, descriptions: NDArray[Any]) -> None:
+    def __init__(self, images: ImageTasks, descriptions: NDArray[np.generic]) -> None:
         if len(descriptions) != len(images.data.counts):
             raise ValueError(f"{len(descriptions)} descriptions do not fit {len(images.data.counts)} classes")
         self.images = images
