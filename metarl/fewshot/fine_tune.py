@@ -1,12 +1,14 @@
-"""Fine-tuning: the transfer baseline. Train one network on all training classes, then tune it on the support.
+"""Fine-tuning, the transfer baseline: train one network on all training classes, then tune it on the support.
 
-For classification the encoder is trained with one output per training class; at test time it stays as it is, and a new
-linear layer, from zero, takes gradient steps on the support: Wei-Yu Chen, Yen-Cheng Liu, Zsolt Kira, Yu-Chiang Wang,
-Jia-Bin Huang: A Closer Look at Few-shot Classification. ICLR 2019, arXiv:1904.04232 (`head = "cosine"` is its
-Baseline++). For regression the network is trained on the points of all tasks together and tuned as a whole: the
-"pretrained" baseline of Finn et al. 2017, arXiv:1703.03400.
+Wei-Yu Chen, Yen-Cheng Liu, Zsolt Kira, Yu-Chiang Wang, Jia-Bin Huang: A Closer Look at Few-shot Classification. ICLR
+2019, arXiv:1904.04232. For classification, the encoder is trained with one output per training class. At test time it
+stays as it is, and a new linear layer, from zero, takes gradient steps on the support. `head = "cosine"` is the paper's
+Baseline++.
 
-Differs from the paper: plain gradient descent at test time; batches are those of episodes, support and query together.
+For regression, the network is trained on the points of all tasks together. All of it takes gradient steps at test time:
+the "pretrained" baseline of Finn et al. 2017, arXiv:1703.03400.
+
+Differs from the paper: plain gradient descent at test time. Training batches are episodes, support and query together.
 """
 
 from __future__ import annotations
@@ -41,13 +43,14 @@ class FineTuneConfig(EpisodicConfig):
     cosine_scale: Annotated[float, Positive] = 10.0
     """Factor on the cosine."""
     tuned: Literal["auto", "head", "all"] = "auto"
-    """What takes steps at test time; auto = the last layer of a classifier, all of a network for values."""
+    """Layers that take gradient steps at test time. auto: the last layer for classification, all for regression."""
 
 
 class FineTune(SteppingLearner, EpisodicLearner[Adapted]):
     """Joint training, then gradient steps on the support.
 
-    The parameters "classes" hold a row per training class, "head" the new layer, which meta-training leaves at zero.
+    The parameters `classes` hold a row per training class. The parameters `head` are the new layer's, which
+    meta-training leaves as they start.
     """
 
     Config = FineTuneConfig
@@ -61,7 +64,7 @@ class FineTune(SteppingLearner, EpisodicLearner[Adapted]):
     def _require_fit(self) -> None:
         super()._require_fit()
         fits = self.config.head == "linear" or self.spaces.discrete
-        require(fits, "agent.head", self.config.head, "'linear' for a task of values")
+        require(fits, "agent.head", self.config.head, "'linear' for regression")
 
     def _add_networks(self, generator: torch.Generator) -> None:
         super()._add_networks(generator)
@@ -71,7 +74,7 @@ class FineTune(SteppingLearner, EpisodicLearner[Adapted]):
         for name in self.head.parameters:
             self.networks.parameters[name] = torch.zeros_like(self.parameters[name])
         if self.config.head == "cosine":
-            # At zero a cosine has no gradient; that of any other start is of the same size for all of them.
+            # A cosine has no gradient at weights of zero, so these start at random.
             weight = self.parameters["head.weight"]
             self.networks.parameters["head.weight"] = nn.init.xavier_uniform_(weight.clone(), generator=generator)
         classes = nn.Linear(math.prod(self.feature_shape), len(self.spaces.train_classes))
@@ -88,7 +91,7 @@ class FineTune(SteppingLearner, EpisodicLearner[Adapted]):
     def episode_loss(
         self, parameters: Parameters, support: tuple[ExampleBatch, ...], query: ExampleBatch
     ) -> tuple[Tensor, Outcome]:
-        """Joint training: all examples of the episode are one batch, and the loss is that of the training classes."""
+        """The loss of joint training: all examples of the episode are one batch, labelled by training class."""
         batch = joined([support[-1], query])
         features, seen = self.encoder.recorded(parameters, batch.inputs)
         features = features.flatten(1)
@@ -101,7 +104,7 @@ class FineTune(SteppingLearner, EpisodicLearner[Adapted]):
         return loss, Outcome(loss, score.detach(), seen if self.config.batch_norm == "running" else {})
 
     def class_loss(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and accuracy on training classes: logits [E, num_train_classes], and each example's column [E]."""
+        """Loss and accuracy on training classes, for logits [E, num_train_classes] and each example's column [E]."""
         return functional.cross_entropy(logits, rows), score_of(logits, rows)
 
     def step_size(self, step: int) -> StepSize:

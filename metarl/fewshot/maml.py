@@ -1,13 +1,15 @@
-"""MAML for examples: weights from which a few gradient steps on the support lead far.
+"""MAML for examples: initial weights from which a few gradient steps on the support learn a task.
 
 Chelsea Finn, Pieter Abbeel, Sergey Levine: Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks.
 ICML 2017, arXiv:1703.03400. The inner step is that of the RL agents (`metarl.gradients.adaptation.gradient_step`) on a
-supervised loss; the meta-step is Adam on the mean query loss, through all inner steps.
+supervised loss. The meta-step is Adam on the mean query loss, through all inner steps.
 
-Differs from the authors' code: the last layer starts Xavier-uniform instead of from N(0, 1); stride 2 pads both sides
-of an image, TensorFlow's one; batch norms have a scale, and it and the shift are adapted with all weights, where theirs
-have a shift alone that no inner step changes; the loss is the mean over examples, theirs the sum divided by the shots,
-so that their inner step size of 0.4 in N ways is 0.4 N here.
+Differs from the authors' code:
+- The last layer starts Xavier-uniform, theirs from N(0, 1).
+- Convolutions with stride 2 pad both sides of an image; TensorFlow pads one.
+- Batch norms have a scale and a shift, and inner steps change both. Theirs have only a shift, which stays as it is.
+- The loss is the mean over examples. Theirs is the sum divided by the shots, so their inner step size of 0.4 in N ways
+  is 0.4 N here.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ class MAMLConfig(GradientConfig):
 
 
 class MAML(GradientLearner):
-    """Gradient steps on the support, from weights that were learned for it."""
+    """Gradient steps on the support, from meta-learned weights."""
 
     Config = MAMLConfig
     traits = replace(

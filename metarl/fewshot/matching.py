@@ -1,13 +1,15 @@
-"""Matching networks: a class's probability is the attention that its examples get.
+"""Matching networks: the probability of a class is the attention to its examples.
 
 Oriol Vinyals, Charles Blundell, Timothy Lillicrap, Koray Kavukcuoglu, Daan Wierstra: Matching Networks for One Shot
-Learning. NeurIPS 2016, arXiv:1606.04080. Attention is a softmax, over all support examples, of the cosine between
-features; full-context embeddings let the support's features depend on each other (a bidirectional LSTM) and the query's
-on the support (an LSTM with read-outs by attention).
+Learning. NeurIPS 2016, arXiv:1606.04080. Attention is a softmax of the cosine between features, over all support
+examples. With full-context embeddings, a bidirectional LSTM makes the support's features depend on each other. An LSTM
+that reads the support by attention makes the query's features depend on the support.
 
-Differs from the paper: the cosine has a factor, `scale`, without which the softmax is nearly flat (from -1 to 1, the
-best possible probability of 5 classes is 0.65); the LSTM over the support sees it in an order of chance; the
-first read-out is zero, where equation 5 with a hidden state of zero would give the support's mean.
+Differs from the paper:
+- The cosine has a factor, `scale`. Without it the softmax is nearly flat: with 5 classes and cosines from -1 to 1, no
+  probability exceeds 0.65.
+- The LSTM over the support gets it in a random order.
+- The first read-out is zero. Equation 5 with a hidden state of zero would give the support's mean.
 """
 
 from __future__ import annotations
@@ -34,18 +36,18 @@ class MatchingConfig(MetricConfig):
     """Settings of a matching network."""
 
     scale: Annotated[float, Positive] = 30.0
-    """Factor on the cosine; the inverse of the softmax's temperature. On Omniglot's validation classes 1,000 episodes
-    gave 92.9 % in 5-way 1-shot with 10, 93.8 % where it was learned from 10 on, 95.0 % with 30 and 94.8 % with 100."""
+    """Factor on the cosine, the inverse of the softmax's temperature. Accuracy on Omniglot's validation classes (5-way
+    1-shot, 1,000 episodes): 92.9 % with 10, 93.8 % learned from 10, 95.0 % with 30, 94.8 % with 100."""
     learn_scale: bool = False
-    """Meta-learn the factor too, from `scale` on."""
+    """Meta-learn the factor too; it starts at `scale`."""
     full_context: bool = False
     """Full-context embeddings (FCE)."""
     processing_steps: Annotated[int, AtLeast(1)] = 5
-    """Read-outs of each query with full-context embeddings."""
+    """Read-outs of the support for each query, with full-context embeddings."""
 
 
 class Matching(MetricLearner[Remembered]):
-    """Attention over the support; its state holds the support's features and labels."""
+    """Attention over the support. Its state holds the support's features and labels."""
 
     Config = MatchingConfig
     config: MatchingConfig
@@ -78,9 +80,9 @@ class Matching(MetricLearner[Remembered]):
 
 
 class LSTMCell(nn.Module):
-    """One step of an LSTM (Hochreiter, Schmidhuber 1997), of plain products: torch's own cannot be batched over tasks.
+    """One step of an LSTM (Hochreiter, Schmidhuber 1997) by plain products, since `vmap` cannot batch torch's own.
 
-    Weights are Xavier-uniform, biases zero but for the forget gate's, which are one.
+    Weights are Xavier-uniform. Biases are zero; those of the forget gate are one.
     """
 
     def __init__(self, input_size: int, size: int, *, generator: torch.Generator) -> None:

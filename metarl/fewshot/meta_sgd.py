@@ -1,8 +1,8 @@
 """Meta-SGD for examples: MAML with a learned step size for every weight.
 
 Zhenguo Li, Fengwei Zhou, Fei Chen, Hang Li: Meta-SGD: Learning to Learn Quickly for Few-Shot Learning. 2017,
-arXiv:1707.09835. The inner step is theta' = theta - alpha * gradient, elementwise; theta and alpha are meta-learned
-together. As in the paper nothing bounds alpha: where an element turns negative, the inner step ascends along it.
+arXiv:1707.09835. The inner step is theta' = theta - alpha * gradient, elementwise. Theta and alpha are meta-learned
+together. As in the paper, alpha has no bounds: an element may become negative, and the inner step then ascends.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class MetaSGDConfig(MAMLConfig):
     inner_lr: Annotated[float, Positive] = 1.0
     """Factor on all learned step sizes."""
     initial_step_sizes: Annotated[tuple[float, float], Finite] = (0.005, 0.1)
-    """Bounds of the uniform distribution that the step sizes start from, one number for each weight tensor."""
+    """Step sizes start uniformly distributed between these two numbers, with one draw for each weight tensor."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,8 +1,8 @@
 """Multi-task learning with hard parameter sharing, then a new head: a baseline.
 
-Rich Caruana: Multitask Learning. Machine Learning 28, 1997. The training classes make fixed tasks of `num_ways` classes
-each, cut from their list in order; all tasks share the encoder, each has an output layer of its own, which tells only
-its own classes apart. A test task gets a new output layer, as in fine-tuning.
+Rich Caruana: Multitask Learning. Machine Learning 28, 1997. The list of training classes is cut into fixed tasks of
+`num_ways` classes. All tasks share the encoder. Each task has an output layer of its own, for its own classes. A test
+task gets a new output layer, as in fine-tuning.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class MultiTask(FineTune):
 
     def _require_fit(self) -> None:
         super()._require_fit()
-        require(self.spaces.discrete, "agent", "multi-task", "a learner for values: this one needs classes")
+        require(self.spaces.discrete, "agent", "multi-task", "a learner for regression: this one needs classes")
 
     def class_loss(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and accuracy within each example's own task."""

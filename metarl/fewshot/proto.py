@@ -3,7 +3,7 @@
 Jake Snell, Kevin Swersky, Richard Zemel: Prototypical Networks for Few-shot Learning. NeurIPS 2017, arXiv:1703.05175.
 Probabilities are a softmax over negative squared Euclidean distances to the prototypes.
 
-Differs from the paper: episodes of a meta-batch are averaged, two by default, where the paper updates after each.
+Differs from the paper: an update averages the episodes of a meta-batch, two by default. The paper updates after each.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class ProtoConfig(MetricConfig):
     """Settings of a prototypical network."""
 
     distance: Literal["euclidean", "cosine"] = "euclidean"
-    """euclidean = squared Euclidean, the paper's better one; cosine = `cosine_scale` times the cosine."""
+    """euclidean: squared Euclidean, the better one in the paper. cosine: `cosine_scale` times the cosine."""
     cosine_scale: Annotated[float, Positive] = 10.0
-    """Factor on the cosine: from -1 to 1 alone, it would leave the softmax nearly flat."""
+    """Factor on the cosine. Without it the softmax would be nearly flat, since a cosine lies between -1 and 1."""
 
 
 class Proto(MetricLearner[Tensor]):
-    """The nearest mean of a class's features; its state holds prototypes [N, W, D]."""
+    """The class with the nearest mean of features. Its state holds prototypes [N, W, D]."""
 
     Config = ProtoConfig
     config: ProtoConfig
@@ -50,7 +50,7 @@ class Proto(MetricLearner[Tensor]):
 
 
 def class_means(features: Tensor, targets: Tensor, num_ways: int) -> Tensor:
-    """[W, D]: the mean of features [E, D] for each label 0..W-1; zero where a label has none."""
+    """[W, D]: the mean of features [E, D] for each label from 0 to W - 1; zero for a label without examples."""
     members = one_hot(targets, num_ways).to(features.dtype)
     return (members.mT @ features) / members.sum(0).clamp_min(1.0).unsqueeze(-1)
 

@@ -1,11 +1,11 @@
 """Relation networks: a learned comparison of feature maps.
 
 Flood Sung, Yongxin Yang, Li Zhang, Tao Xiang, Philip Torr, Timothy Hospedales: Learning to Compare: Relation Network
-for Few-Shot Learning. CVPR 2018, arXiv:1711.06025. A class is the sum of its examples' feature maps; a small
+for Few-Shot Learning. CVPR 2018, arXiv:1711.06025. A class is the sum of its examples' feature maps. A small
 convolutional network scores each pair of class and query from 0 to 1.
 
-Differs from the paper: all convolutions keep the size (padding 1) where the authors' first two do not;
-cross-entropy is that of the scores before the sigmoid.
+Differs from the paper: all convolutions keep the size (padding 1); the authors' first two do not. Cross-entropy is
+taken of the scores before the sigmoid.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class RelationConfig(MetricConfig):
 
     batch_norm: BatchNormMode = "transductive"
     loss: Literal["mse", "cross-entropy"] = "mse"
-    """mse = squared error of the scores to 1 and 0, the paper's; cross-entropy = softmax over the classes, the better
+    """mse: squared error of the scores to 1 and 0, as in the paper. cross-entropy: softmax over the classes, the better
     one for many classes."""
     relation_size: Annotated[int, AtLeast(1)] = 8
     """Width of the relation module's hidden linear layer."""
 
 
 class Relation(MetricLearner[Tensor]):
-    """A learned comparison; its state holds summed feature maps [N, W, C, H, X]."""
+    """A learned comparison. Its state holds summed feature maps [N, W, C, H, X]."""
 
     Config = RelationConfig
     config: RelationConfig
@@ -57,7 +57,7 @@ class Relation(MetricLearner[Tensor]):
         norm = self.config.batch_norm != "none"
         if len(self.feature_shape) == 3:
             sides = self.feature_shape[1:]
-            allowed = f"another: feature maps of {sides} are too small, the relation module halves them twice"
+            allowed = f"another: feature maps of {sides} are too small; the relation module halves them twice"
             require(min(sides) >= 4, "agent.encoder", self.config.encoder, allowed)
             module: nn.Module = RelationModule(self.feature_shape, self.config, batch_norm=norm, generator=generator)
         else:
@@ -132,7 +132,7 @@ class FlatScore(nn.Module):
 
 
 class FlatRelation(FlatScore):
-    """The relation of features of `size` numbers, vectors or not: [B, 2 C, ...] -> [B, 1]."""
+    """The relation of features with `size` numbers, as vectors or maps: [B, 2 C, ...] -> [B, 1]."""
 
     def __init__(self, size: int, hidden_size: int, *, generator: torch.Generator) -> None:
         super().__init__(2 * size, hidden_size, generator=generator)

@@ -1,12 +1,14 @@
-"""Reptile for examples: train on a task for a few mini-batches, then move towards where that led.
+"""Reptile for examples: train on a task for a few mini-batches, then move the weights towards the trained ones.
 
 Alex Nichol, Joshua Achiam, John Schulman: On First-Order Meta-Learning Algorithms. 2018, arXiv:1803.02999. The inner
-optimiser is Adam without momentum. The support alone is trained on; the paper's has more examples of each class in
+optimiser is Adam without momentum. Only the support is trained on. In the paper, it has more examples of each class in
 training (`task.train_shots`) than in testing.
 
-Differs from the paper: the tasks of a meta-batch train side by side, where the authors' code trains one after another:
-Adam's second moments, which that code carries from task to task, are carried as the mean over the tasks. Their test
-without transduction normalises each query by the support and itself; `batch_norm = "support"` by the support alone.
+Differs from the paper:
+- The tasks of a meta-batch are trained independently; the authors' code trains one after another. It carries Adam's
+  second moments from task to task. Here, their mean over the tasks is carried to the next meta-batch.
+- Their test without transduction normalises each query by the support and itself. `batch_norm = "support"` normalises
+  by the support alone.
 """
 
 from __future__ import annotations
@@ -37,17 +39,17 @@ class ReptileConfig(InnerLoopConfig):
     inner_lr: Annotated[float, Positive] = 1e-3
     """Step size of the inner Adam."""
     num_adaptation_steps: Annotated[int, AtLeast(1)] = 5
-    """Mini-batches per task in meta-training; with 1, meta-training is joint training."""
+    """Mini-batches per task in meta-training; 1 = joint training."""
     inner_batch_size: Annotated[int, AtLeast(1)] = 10
-    """Examples of a mini-batch; the support is gone through in order, round and round."""
+    """Examples of a mini-batch. Mini-batches go through the support in order and start again at its end."""
     test_batch_size: Annotated[int | None, AtLeast(1)] = 5
-    """Examples of a mini-batch beyond meta-training's steps and at test time; None = inner_batch_size."""
+    """Examples of a mini-batch at test time; None = inner_batch_size."""
     reset_moments: bool = False
-    """Start every task with Adam's second moments at zero, instead of the mean of those the last tasks ended with."""
+    """Start every task with Adam's second moments at zero, instead of their mean after the last meta-batch."""
     meta_step_size: Annotated[float, Positive] = 1.0
-    """Share of the way to the mean of the trained weights that the weights go, at the first iteration."""
+    """Size of the step towards the mean of the trained weights, at the first iteration; 1 = the whole way."""
     schedule_iterations: Annotated[int | None, AtLeast(1)] = None
-    """Iterations in which meta_step_size falls linearly to zero; None = it does not fall."""
+    """Iterations in which meta_step_size falls linearly to zero; None = it stays."""
     execution: Literal["auto", "loop", "vmap"] = "auto"
     """How the tasks of a meta-batch are computed. loop: one by one, side by side on a CPU's cores. vmap: in batched
     operations. auto: loop for images on a CPU (batched convolutions are slow there), vmap for conv4-strided and
@@ -55,9 +57,9 @@ class ReptileConfig(InnerLoopConfig):
 
 
 class Reptile(SteppingLearner):
-    """A few steps of Adam per task, then a move towards where they led.
+    """A few steps of Adam per task, then a step towards the mean of the trained weights.
 
-    The adapted parameters have Adam's state beside them: `num_steps` and `second.<name>`.
+    The adapted state holds Adam's state beside the parameters: `num_steps` and `second.<name>`.
     """
 
     Config = ReptileConfig
@@ -94,7 +96,7 @@ class Reptile(SteppingLearner):
         return super().begin(num_tasks, parameters={**source, **self._carried})
 
     def meta_update(self, episodes: Episodes[Adapted, ExampleBatch]) -> dict[str, float]:
-        """Trains on each task, then moves towards the mean of the trained weights."""
+        """Trains on each task, then steps towards the mean of the trained weights."""
         state = self.begin(len(episodes.tasks)).parameters
         with torch.no_grad():
             trained, outcome = self.execution.over_tasks(self._train, state, episodes.support, episodes.query)
@@ -133,7 +135,7 @@ class Reptile(SteppingLearner):
 
 
 def mini_batch(batch: ExampleBatch, number: int, size: int) -> ExampleBatch:
-    """The `number`-th mini-batch of ONE task's examples, counting from 0; it starts again where they end."""
+    """Mini-batch `number`, from 0, of ONE task's examples. After the last example come the first ones again."""
     count = len(batch.targets)
     places = (torch.arange(min(size, count), device=batch.targets.device) + number * size) % count
     return ExampleBatch(*(part[places] for part in batch))

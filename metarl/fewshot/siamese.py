@@ -1,10 +1,12 @@
-"""Siamese networks: learn to tell whether two examples are of one class, then ask which support example is like.
+"""Siamese networks: learn whether two examples are of one class, then compare the query with every support example.
 
 Gregory Koch, Richard Zemel, Ruslan Salakhutdinov: Siamese Neural Networks for One-shot Image Recognition. ICML Deep
 Learning Workshop 2015. The probability of "same" is a logistic function of a learned, weighted L1 distance of features.
 
-Differs from the paper: every pair of an episode counts, those of one class together as much as all others together,
-where the paper draws pairs, half of them of one class; the encoder is that of the other learners and not Koch's own.
+Differs from the paper:
+- The loss is over all pairs of an episode. The pairs of one class weigh as much, together, as all other pairs.
+  The paper draws pairs, half of them of one class.
+- The encoder is that of the other learners, not the paper's.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ class SiameseConfig(MetricConfig):
 
 
 class Siamese(MetricLearner[Remembered]):
-    """Pairs of the same class or not; a class's score is the mean log-odds of "same" with its examples."""
+    """The log-odds of "same class" for pairs. A class's score is their mean over its examples."""
 
     Config = SiameseConfig
     config: SiameseConfig
@@ -36,7 +38,7 @@ class Siamese(MetricLearner[Remembered]):
     def _add_networks(self, generator: torch.Generator) -> None:
         size = math.prod(self.feature_shape)
         layer = nn.Linear(size, 1)
-        # Further apart means less likely the same.
+        # Negative weights: the further apart, the less likely the same class.
         nn.init.constant_(layer.weight, -1.0 / size)
         nn.init.zeros_(layer.bias)
         self.verdict = self.networks.add(Network(layer, name="verdict"))
@@ -69,8 +71,10 @@ class Siamese(MetricLearner[Remembered]):
 
 
 def pair_loss(odds: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy of log-odds of "same" [E, E], over all pairs of two different examples; the pairs of one
-    class weigh as much as all others."""
+    """Binary cross-entropy of log-odds of "same class" [E, E], over all pairs of two different examples.
+
+    The pairs of one class weigh as much, together, as all other pairs.
+    """
     same = (targets.unsqueeze(0) == targets.unsqueeze(1)).to(odds.dtype)
     apart = 1.0 - same
     same = same * (1.0 - torch.eye(len(targets), dtype=odds.dtype, device=odds.device))

@@ -1,8 +1,8 @@
 """Zero-shot prototypical networks: a class's prototype is made from a description of the class.
 
 Jake Snell, Kevin Swersky, Richard Zemel: Prototypical Networks for Few-shot Learning. NeurIPS 2017, arXiv:1703.05175,
-section 2.7. The support holds one vector of attributes for every class; a linear map of it, normalised to length one
-since it comes from another domain than the features, is the prototype.
+section 2.7. The support holds one vector of attributes for every class. The prototype is a linear map of this vector,
+normalised to length one, since attributes come from another domain than features.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ class ZeroShotConfig(MetricConfig):
     """Settings of a zero-shot prototypical network."""
 
     batch_norm: Literal["transductive", "running", "none"] = "running"
-    """Whose statistics normalise the query: transductive = the query batch's own; running = averages over meta-training
-    (training itself uses the batch's); none = each example by its own (layer norm)."""
+    """Statistics that normalise the query. transductive: the query's own, which raises accuracy. running: averages over
+    meta-training (training itself uses the batch's). none: layer normalisation of each example instead."""
 
 
 class ZeroShotProto(MetricLearner[Tensor]):
-    """The nearest described class; its state holds prototypes [N, W, D]. For tasks whose support is descriptions."""
+    """The class with the nearest prototype. Its state holds prototypes [N, W, D]. The support must be descriptions."""
 
     Config = ZeroShotConfig
     config: ZeroShotConfig
-    # There is one description of each class: further steps bring nothing new.
+    # One step, since there is one description of each class.
     traits = replace(
         MetricLearner.traits,
         defaults={"trainer": {"meta_batch_size": 2}, "evaluation": {"num_adaptation_steps": 1}},
@@ -45,7 +45,7 @@ class ZeroShotProto(MetricLearner[Tensor]):
 
     def _require_fit(self) -> None:
         super()._require_fit()
-        allowed = "a learner for tasks whose support are examples: this one needs descriptions of the classes"
+        allowed = "a learner for tasks whose support is examples: this one needs descriptions of the classes"
         require(self.spaces.description_size > 0, "agent", "proto-zero-shot", allowed)
 
     def _add_networks(self, generator: torch.Generator) -> None:

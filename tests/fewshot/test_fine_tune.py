@@ -218,7 +218,7 @@ def test_joint_training_has_no_inner_steps_to_set(setting: str) -> None:
 
 
 def test_misfits_are_refused(new_learner: Any) -> None:
-    with pytest.raises(InputError, match=r"^agent.head = 'cosine': must be 'linear' for a task of values$"):
+    with pytest.raises(InputError, match=r"^agent.head = 'cosine': must be 'linear' for regression$"):
         make(new_learner, spaces=VALUES, head="cosine")
     with pytest.raises(InputError, match=r"^agent = 'multi-task': .*this one needs classes$"):
         make(new_learner, MultiTask, VALUES)

@@ -151,7 +151,9 @@ def test_misfits_are_refused(new_learner: Any) -> None:
         ProtoConfig(distance="manhattan")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"^agent.cosine_scale = 0.0: must be a positive number$"):
         ProtoConfig(cosine_scale=0.0)
-    with pytest.raises(InputError, match=r"^agent = 'Proto': must be a learner for values: this one needs classes$"):
+    with pytest.raises(
+        InputError, match=r"^agent = 'Proto': must be a learner for regression: this one needs classes$"
+    ):
         new_learner(Proto, ExampleSpaces((1,), 1, False))
     with pytest.raises(InputError, match=r"^agent.encoder = 'torch.nn:Identity': must be one that has parameters"):
         new_learner(Proto, PLANE, encoder="torch.nn:Identity")

@@ -72,7 +72,7 @@ class MetricLearner(EpisodicLearner[Known[Memory]]):
 
     def _require_fit(self) -> None:
         super()._require_fit()
-        allowed = "a learner for values: this one needs classes"
+        allowed = "a learner for regression: this one needs classes"
         require(self.spaces.discrete, "agent", type(self).__name__, allowed)
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Images or vectors of your own that are in memory already."""
+"""Tasks from images or vectors of your own that are in memory."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ def from_arrays(
 
     Args:
         x: images [num_images, H, X] or [num_images, C, H, X], or vectors [num_images, D]. Bytes (uint8) are divided by
-            255; bools become 0 and 1; floats are taken as they are, so scale them before. Other integers are refused.
+            255. Bools become 0 and 1. Floats are used as they are, so scale them before. Other integers are refused.
         y: [num_images], the class of each: integers, bools or strings.
-        splits: labels of the classes of "train", "test" and perhaps "val" (classes in none are left out), or shares of
-            the classes for train, val and test, drawn at random.
+        splits: class labels of "train", "test" and perhaps "val" (other classes are left out); or shares of the classes
+            for train, val and test, drawn at random.
         split_seed: of that draw.
-        settings: those of `ImageTasks`: num_ways, num_shots, num_queries, ...
+        settings: of `ImageTasks`: num_ways, num_shots, num_queries, ...
 
     Raises:
-        InputError: shapes, values or labels that cannot be used, an unknown setting, or one that asks for more classes
-            or images than there are.
+        InputError: shapes, values or labels cannot be used; a setting is unknown, or needs more classes or images than
+            there are.
     """
     examples, maximum = _examples(_array(x, "x"))
     labels = _labels(y)
@@ -66,7 +66,7 @@ def from_arrays(
         maximum=maximum,
     )
 
-    # A class of its own, so that the arrays are no setting: `config.json` of a run holds settings.
+    # The arrays are no setting, since `config.json` of a run holds the settings. So this class holds them.
     @dataclass(frozen=True)
     class ArrayTasks(ImageTasks):
         """Examples that were given as arrays."""
@@ -97,7 +97,7 @@ def _array(values: ArrayLike, name: str) -> NDArray[Any]:
 def _labels(y: ArrayLike) -> NDArray[Any]:
     """`y` as an array of integers, bools or strings."""
     if isinstance(y, list | tuple):
-        # As objects: an array of strings would turn None into "None" and nan into "nan".
+        # An array of objects: one of strings would turn None into "None" and nan into "nan".
         given = np.empty(len(y), object)
         given[:] = y
     else:
@@ -132,7 +132,7 @@ def _examples(x: NDArray[Any]) -> tuple[NDArray[np.uint8] | NDArray[np.float32],
         return shaped.astype(np.uint8), 1
     if x.dtype.kind != "f":
         raise InputError(f"x is {x.dtype}: must be uint8 (divided by 255), bool or floats (taken as they are)")
-    with np.errstate(over="ignore"):  # what is beyond float32 is refused below
+    with np.errstate(over="ignore"):  # numbers beyond float32 are refused below
         floats = shaped.astype(np.float32)
     finite = np.isfinite(floats.reshape(len(x), -1)).all(1)
     if not finite.all():
@@ -149,7 +149,7 @@ def _splits(
         require_shares(tuple(splits), "splits")
         return split_at_random(len(names), splits[:2], seed)
     if seed:
-        raise InputError(f"split_seed = {seed}: must be left out where splits names the classes")
+        raise InputError(f"split_seed = {seed}: must be left out, since splits names the classes")
     places = {name: place for place, name in enumerate(names)}
     taken: dict[Any, str] = {}
     for split, labels in splits.items():

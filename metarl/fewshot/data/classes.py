@@ -1,8 +1,8 @@
 """N-way K-shot tasks from images (or vectors) that are sorted into classes.
 
-An episode is made by index: the images lie on the learner's device once, and a meta-batch is gathered from them.
-Support and query share one random order of each class's images, of which the query takes the front and the support
-what follows; so they are disjoint for any number of shots, and more shots change no query.
+The images lie on the learner's device once; a meta-batch gathers its episodes from them by index. Support and query
+share one random order of each class's images. The query takes the first images, and the support takes the next ones.
+So they are disjoint for any number of shots, and more shots change no query.
 
 Shape legend: N num_tasks, W ways, E examples of a task, C channels, H height, X width.
 """
@@ -37,15 +37,15 @@ NUM_NAMED = 8  # of the classes with too few images
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images sorted by class; vectors or other arrays serve as well.
+    """Images, vectors or other arrays, sorted by class.
 
     Attributes:
         images: [num_images, C, H, X] or [num_images, ...], uint8 or float32, the images of a class one after another,
             the classes in order.
         counts: images of each class.
-        names: of the classes, for people.
+        names: of the classes, for messages.
         splits: class numbers of "train", "val" and "test"; no class is in two of them.
-        maximum: the value that becomes 1.0: 255 for images of bytes, 1 for one-bit images and for floats.
+        maximum: the value that becomes 1.0: 255 for bytes, 1 for one-bit images and for floats.
     """
 
     images: NDArray[np.uint8] | NDArray[np.float32]
@@ -76,11 +76,11 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Classes:
-    """A task: tell these classes apart.
+    """A task: classify among these classes.
 
     Attributes:
-        ids: global class numbers; a class's place here is its label. Of n classes, c + k n is class c turned by k
-            quarters.
+        ids: global class numbers. The place of a class here is its label. With n classes in all, number c + k n is
+            class c turned by k quarters.
     """
 
     ids: tuple[int, ...]
@@ -88,7 +88,7 @@ class Classes:
 
 @dataclass(frozen=True)
 class ImageTasks(ExampleTaskDistribution[Classes]):
-    """Settings of N-way K-shot tasks; a subclass says where the images come from."""
+    """Settings of N-way K-shot tasks. A subclass loads the images."""
 
     num_ways: Annotated[int, AtLeast(2)] = 5
     """Classes of a task."""
@@ -97,17 +97,17 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
     num_queries: Annotated[int, AtLeast(1)] = 15
     """Query examples of each class."""
     train_ways: Annotated[int | None, AtLeast(2)] = None
-    """Classes of a training task; None = num_ways. Metric learners gain from more."""
+    """Classes of a training task; None = num_ways. More are better for metric learners."""
     train_shots: Annotated[int | None, AtLeast(1)] = None
     """Support examples of each class in training; None = num_shots."""
     train_queries: Annotated[int | None, AtLeast(1)] = None
     """Query examples of each class in training; None = num_queries."""
     train_split: Literal["train", "train+val"] = "train"
-    """Classes to train on: validation classes too, once settings are chosen."""
+    """Classes to train on. train+val is for the last run, after settings have been chosen on validation classes."""
     test_split: Literal["test", "val"] = "test"
-    """Classes to test on: validation classes, while settings are chosen."""
+    """Classes to test on. val is for choosing settings."""
     train_rotations: bool = False
-    """Count every training class turned by 90, 180 and 270 degrees as a class of its own."""
+    """Add every training class turned by 90, 180 and 270 degrees, as classes of their own."""
     test_rotations: bool = False
     """The same for test classes."""
 
@@ -118,12 +118,17 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
     def __post_init__(self) -> None:
         super().__post_init__()
         both = self.train_split == "train+val" and self.test_split == "val"
-        require(not both, "task.test_split", self.test_split, "'test' where validation classes are trained on")
+        require(
+            not both,
+            "task.test_split",
+            self.test_split,
+            "'test', since task.train_split = 'train+val' trains on validation classes",
+        )
         if self.available():
             self._require_enough()
 
     def available(self) -> bool:
-        """Whether it is known where the images are; then they are read and counted at once."""
+        """Whether the images' place is known. They are then read and counted at once."""
         return True
 
     @abstractmethod
@@ -131,7 +136,7 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
         """Reads the images.
 
         Raises:
-            InputError: they are not there, or damaged; names the files wanted.
+            InputError: they are missing or damaged; names the files that are needed.
         """
 
     @cached_property
@@ -141,18 +146,18 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
 
     @cached_property
     def _tensors(self) -> dict[torch.device, Tensor]:
-        """The images on each device that has asked for some."""
+        """The images on each device that needs them."""
         return {}
 
     def classes(self, split: Split) -> NDArray[np.int64]:
-        """The global numbers of all classes of `split`, turned ones included."""
+        """The global numbers of all classes of `split`, with turned ones."""
         chosen = self.train_split if split == "train" else self.test_split
         plain = np.concatenate([self.data.splits.get(part, np.zeros(0, np.int64)) for part in chosen.split("+")])
         turns = QUARTER_TURNS if (self.train_rotations if split == "train" else self.test_rotations) else 1
         return np.concatenate([plain + turn * len(self.data.counts) for turn in range(turns)])
 
     def class_name(self, number: int) -> str:
-        """For people: "Hebrew/U+05D0, turned by 90 degrees"."""
+        """The name of class `number` for messages: "Hebrew/U+05D0, turned by 90 degrees"."""
         turns, plain = divmod(number, len(self.data.counts))
         return self.data.names[plain] + (f", turned by {90 * turns} degrees" if turns else "")
 
@@ -173,7 +178,7 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
         )
 
     def sample(self, num_tasks: int, rng: np.random.Generator, *, split: Split = "train") -> list[Classes]:
-        """Classes without replacement, in an order, and so with labels, of chance."""
+        """Draws classes without replacement. Their order, and so their labels, are random."""
         pool, ways = self.classes(split), self._sizes(split)[0]
         return [Classes(tuple(rng.choice(pool, ways, replace=False).tolist())) for _ in range(num_tasks)]
 
@@ -189,7 +194,7 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
         return self._examples(tasks, seeds, range(queries), shuffled_by=seeds.query(), device=device)
 
     def for_validation(self) -> Self:
-        """These tasks with `num_ways` classes in training too, if there are enough. The images are shared."""
+        """The same tasks with `num_ways` classes in training, if there are enough. The images are shared."""
         if len(self.classes("train")) < self.num_ways:
             return self
         tasks = copy.copy(self)
@@ -209,7 +214,7 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
         return ways, shots, queries
 
     def _require_enough(self) -> None:
-        """Refuses what the images cannot give, with the numbers."""
+        """Refuses settings that need more images or classes than there are."""
         shape = self.data.images.shape[1:]
         square = len(shape) == 3 and shape[1] == shape[2]
         for name in ("train_rotations", "test_rotations"):
@@ -249,7 +254,7 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
         shuffled_by: Sequence[np.random.Generator],
         device: torch.device | str,
     ) -> Examples:
-        """Of every class the images that stand in `columns` of its order in this episode, in an order of chance."""
+        """The images at places `columns` in each class's order for this episode, shuffled."""
         count = len(columns)
         places, labels, classes = [], [], []
         plains = [np.asarray(task.ids) % len(self.data.counts) for task in tasks]
@@ -274,13 +279,13 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
         )
 
     def _inputs(self, places: Tensor, classes: Tensor, device: torch.device) -> Tensor:
-        """[N, E, C, H, X] float32, each image turned as its class is."""
+        """[N, E, C, H, X] float32, each image turned if its class is a turned one."""
         if device not in self._tensors:
             self._tensors[device] = torch.from_numpy(self.data.images).to(device)
         images = self._tensors[device].index_select(0, places.flatten().to(device))  # copies row by row
         turns = (classes // len(self.data.counts)).flatten()
         for turn in range(1, QUARTER_TURNS):
-            # Counted where the classes are: counting on the device would make the CPU wait for it.
+            # Counted on the classes' own device: counting on a GPU would make the CPU wait for it.
             where = (turns == turn).nonzero().flatten()
             if len(where):
                 where = where.to(device)
@@ -292,10 +297,16 @@ def _split(seeds: Seeds) -> Split:
     return "test" if seeds.evaluation else "train"
 
 
-@lru_cache(maxsize=1)  # an episode's support and query ask for the same
+@lru_cache(maxsize=1)  # an episode's support and query use the same orders
 def _orders(counts: tuple[tuple[int, ...], ...], seeds: Seeds) -> tuple[NDArray[np.int64], ...]:
-    """Of each task, whose classes have `counts` images, a random order of each class's images, one row per class; what
-    is beyond a class's number comes last."""
+    """A random order of the images of each class, one row per class, for each task.
+
+    Rows have one length. In the row of a class with fewer images, places beyond its last image come last.
+
+    Args:
+        counts: images of each class of each task.
+        seeds: of the episode.
+    """
     orders = []
     for numbers, rng in zip(counts, seeds.support(0), strict=True):
         keys = rng.random((len(numbers), max(numbers)))
@@ -305,7 +316,7 @@ def _orders(counts: tuple[tuple[int, ...], ...], seeds: Seeds) -> tuple[NDArray[
 
 
 def pixel_prototypes(support: Examples, query: Examples) -> Tensor:
-    """[N]: accuracy of comparing pixels: cosine to the mean of the normalised support images of each class."""
+    """[N]: accuracy of comparing pixels, by the cosine to the mean of each class's normalised support images."""
     ways = int(max(support.targets.max(), query.targets.max())) + 1
     known, asked = (torch.nn.functional.normalize(data.inputs.flatten(2), dim=-1).double() for data in (support, query))
     members = (support.targets.unsqueeze(-1) == torch.arange(ways, device=known.device)).double()
@@ -321,7 +332,7 @@ def require_shares(shares: tuple[float, ...], field: str = "task.shares") -> Non
 
 
 def split_at_random(num_classes: int, shares: tuple[float, float], seed: int) -> dict[str, NDArray[np.int64]]:
-    """Class numbers of train, val and test: a random order of `seed`, cut after the given shares of train and val."""
+    """Class numbers of train, val and test: a random order, cut after the shares of train and val."""
     order = np.random.default_rng(seed).permutation(num_classes)
     first = round(shares[0] * num_classes)
     second = first + round(shares[1] * num_classes)

@@ -1,4 +1,4 @@
-"""Zero-shot tasks: the support of an image task is exchanged for a description of its classes."""
+"""Zero-shot tasks: the support of an image task is replaced by a description of each class."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from metarl.fewshot.data.classes import Classes, ImageTasks
 
 
 class DescribedTasks(ExampleTaskDistribution[Classes]):
-    """Tasks that are told what their classes are like instead of being shown examples.
+    """Image tasks whose support holds descriptions of the classes instead of images.
 
     Args:
-        images: the tasks whose queries are asked.
-        descriptions: [num_classes, description_size], by class number, such as attributes.
+        images: the tasks that give the queries.
+        descriptions: [num_classes, description_size], such as attributes, in the order of the class numbers.
     """
 
     def __init__(self, images: ImageTasks, descriptions: NDArray[np.generic]) -> None:
@@ -47,7 +47,7 @@ class DescribedTasks(ExampleTaskDistribution[Classes]):
     def support(
         self, tasks: Sequence[Classes], seeds: Seeds, *, shot: int | None = None, device: torch.device | str = "cpu"
     ) -> Examples:
-        """One description of every class, in an order of chance."""
+        """One description of every class, in random order."""
         order = np.stack([rng.permutation(len(t.ids)) for t, rng in zip(tasks, seeds.support(0), strict=True)])
         classes = torch.from_numpy(np.take_along_axis(np.array([task.ids for task in tasks]), order, axis=1))
         described = self._descriptions[classes % len(self._descriptions)]

@@ -30,7 +30,7 @@ from metarl.fewshot.data.pictures import (
 )
 
 LAYOUT = "a folder for each class, or folders train, test and perhaps val that hold them"
-# What a folder that holds the classes of a split may be called, in any capitals.
+# Names of the folders that hold the classes of a split, in any capitals.
 NAMES_OF_SPLITS = {
     "train": "train",
     "training": "train",
@@ -47,25 +47,25 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageFolder(ImageTasks):
-    """Images of your own, a folder for each class; all are read into memory, as bytes, once.
+    """Images of your own, in a folder for each class. All are read into memory once, as bytes.
 
     Classes and images are ordered by name. Hidden files, files without a picture's suffix, empty folders, and folders
-    inside class folders are left out. One line names them.
+    inside class folders are left out, and one line names them.
     """
 
     root: Path | None = None
     """Folder that holds a folder for each class, or folders train, test and perhaps val that hold them."""
     image_size: Annotated[int, AtLeast(1)] = 84
-    """Height and width that every image is resized to; proportions are not kept."""
+    """Height and width to which every image is resized. Proportions are not kept."""
     grey: bool = False
     """One channel of grey instead of three of colour."""
     shares: tuple[float, float, float] = SHARES
-    """Shares of the classes to train on, for validation and to test on, drawn at random; left out where folders say
-    which are which."""
+    """Shares of the classes for training, validation and test, drawn at random. Leave it out if folders train and test
+    exist."""
     split_seed: Annotated[int, AtLeast(0)] = 0
     """Seed of that draw."""
     skip_small_classes: bool = False
-    """Leave out the classes that have fewer images than shots and queries need, instead of refusing them."""
+    """Leave out classes that have fewer images than shots and queries need. Otherwise they are an error."""
 
     leaving_out = "set task.skip_small_classes"
 
@@ -108,7 +108,7 @@ class ImageFolder(ImageTasks):
         splits = _splits_of(root, found)
         if not splits:
             return [path for path in found if entries(path)]
-        left_out = "left out where the folders train and test say what is for training"
+        left_out = "left out: the folders train and test decide which classes are for training"
         require(self.shares == SHARES, "task.shares", self.shares, left_out)
         require(self.split_seed == 0, "task.split_seed", self.split_seed, left_out)
         seen: dict[str, Path] = {}
@@ -160,7 +160,7 @@ def _require_pictures(folders: Mapping[Path, Sequence[Path]]) -> None:
         raise InputError(f"{named}{more}: {holds} no pictures ({', '.join(sorted(SUFFIXES))}){inside}; {advice}")
 
 
-@functools.lru_cache(maxsize=1)  # once, however often a run makes its tasks
+@functools.lru_cache(maxsize=1)  # once, although a run makes its tasks several times
 def _say_what_is_left_out(root: Path, used: frozenset[Path]) -> None:
     """Warns of entries of `root` and of its split and class folders that are not used."""
     folders = {root, *(path for path in used if path.is_dir())}

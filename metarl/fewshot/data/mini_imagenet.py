@@ -39,15 +39,15 @@ Listing = Mapping[str, Mapping[str, list[Path]]]
 
 @dataclass(frozen=True)
 class MiniImageNet(ImageTasks):
-    """Natural images of 84 by 84 of 100 classes of ImageNet; the files are yours to bring.
+    """Natural images of 84 by 84 of 100 classes of ImageNet. You bring the files.
 
-    The first use decodes all images into one file of 1.27 GB, `mini-imagenet-84-<fingerprint>.npy`, which later runs
-    map into memory; it is made again when a file of the images changes, and can be deleted at any time.
+    The first use decodes all images into one file of 1.27 GB, `mini-imagenet-84-<fingerprint>.npy`. Later runs map it
+    into memory. It is made again when an image file changes, and can be deleted at any time.
     """
 
     root: Path | None = None
     """Folder that holds train.csv, val.csv and test.csv (Ravi's: filename,label) and the folder images, or the folders
-    train, val and test with a folder of images for each class; None = mini-imagenet in the folder METARL_DATA names."""
+    train, val and test with a folder of images for each class. None = mini-imagenet in the folder METARL_DATA."""
     cache: Path | None = None
     """Folder for the file of decoded images; None = root."""
 
@@ -77,10 +77,10 @@ class MiniImageNet(ImageTasks):
 
 
 def _listing(root: Path) -> Listing:
-    """The files of every class, from whichever form `root` has.
+    """The files of every class, from either form of `root`.
 
     Raises:
-        InputError: it has none, or not all of it; says what is missing.
+        InputError: files are missing; says which.
     """
     require(root.is_dir(), "task.root", str(root), f"a folder that holds {WANTED}")
     tables = {split: root / f"{split}.csv" for split in SPLITS}

@@ -30,36 +30,36 @@ PACKED = "omniglot28.npz"
 SUBSETS = ("images_background", "images_evaluation")
 FOLDERS = (".", "omniglot-py", "omniglot")
 DRAWINGS = 20
-# Finn et al. 2017 train on 1,200 characters; the usual split keeps 100 of these for validation.
+# Finn et al. 2017 train on 1,200 characters. The usual split keeps 100 of these for validation.
 RANDOM_SHARES = (1100 / 1623, 100 / 1623)
-# Grey from which on a pixel of the smaller picture is ink. A stroke is three pixels of 105 wide, less than one of 28:
-# half of 255 would break it where it falls between two pixels.
+# Pixels of at least this grey are ink in the smaller picture. A stroke is three of 105 pixels wide, so less than one of
+# 28. With half of 255, a stroke between two pixels would break.
 INK = 102
 
 
 @dataclass(frozen=True)
 class Omniglot(ImageTasks):
-    """Handwritten characters of 50 alphabets, 20 drawings each; the files are yours to bring.
+    """Handwritten characters of 50 alphabets, 20 drawings each. You bring the files.
 
-    Every form of the files gives one-bit pictures of 28 by 28, ink 1 on 0, and the same class numbers.
+    All forms of the files give the same class numbers and one-bit pictures of 28 by 28, with ink 1 on 0.
     """
 
     root: Path | None = None
-    """Folder that holds images_background and images_evaluation (folders, or the official zips as they are; perhaps
-    under omniglot-py, where torchvision puts them) or omniglot28.npz, or that file; None = what METARL_DATA names."""
+    """Folder with images_background and images_evaluation (folders, or the official zip files; also under omniglot-py,
+    where torchvision puts them) or with omniglot28.npz; or that file. None = the folder METARL_DATA."""
     protocol: Literal["vinyals", "lake", "random"] = "vinyals"
-    """Which characters are held out. vinyals (Vinyals et al. 2016): 1028 to train, 172 for validation, 423 to test,
-    mostly by alphabet; lake (Lake et al. 2015): the background alphabets, of which Vinyals' five are for validation
-    (792 and 172), and the evaluation alphabets (659); random: 1100, 100 and 423 of all."""
+    """Numbers of characters for training, validation and test. vinyals (Vinyals et al. 2016): 1028, 172 and 423, mostly
+    by alphabet. lake (Lake et al. 2015): 792 and 172 of the background alphabets (Vinyals' five are for validation),
+    and 659 of the evaluation alphabets. random: 1100, 100 and 423 of all."""
     split_seed: Annotated[int, AtLeast(0)] = 0
-    """Seed of the random protocol; scores of two seeds are not comparable."""
+    """Seed of the random protocol. Scores with different seeds are not comparable."""
     train_rotations: bool = True
-    """Count every training class turned by 90, 180 and 270 degrees as a class of its own."""
+    """Add every training class turned by 90, 180 and 270 degrees, as classes of their own."""
     test_rotations: bool = True
     """The same for test classes, as in the papers of matching and prototypical networks."""
 
     def __post_init__(self) -> None:
-        allowed = f"left out where task.protocol = {self.protocol!r}: only the random protocol has one"
+        allowed = f"left out with task.protocol = {self.protocol!r}: only the random protocol has one"
         require(self.split_seed == 0 or self.protocol == "random", "task.split_seed", self.split_seed, allowed)
         super().__post_init__()
 
@@ -94,7 +94,7 @@ def split(protocol: str, seed: int = 0) -> dict[str, NDArray[np.int64]]:
 
 
 def _read(root: Path | None) -> NDArray[np.uint8]:
-    """[1623 * 20, 1, 28, 28], ink 1, from whichever form of the files `root` holds."""
+    """[1623 * 20, 1, 28, 28], ink 1, from any form of the files that `root` holds."""
     wanted = f"{PACKED}, or the folders or zips {' and '.join(SUBSETS)}"
     if root is None:
         raise InputError(f"task.root: missing; must be a folder that holds {wanted}; or set {VARIABLE} to it")

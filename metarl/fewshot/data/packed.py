@@ -1,4 +1,4 @@
-"""One-bit images packed into an npz file: the form of the glyphs that come with MetaRL, and of a packed Omniglot."""
+"""One-bit images packed into an npz file, the format of MetaRL's own glyphs and of a packed Omniglot."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ SIZE = 28
 
 @dataclass(frozen=True)
 class Glyphs(ImageTasks):
-    """Characters of many scripts in many typefaces, shipped with MetaRL; whole scripts are held out for testing.
+    """Characters of many scripts in many typefaces, shipped with MetaRL. Whole scripts are held out for testing.
 
-    `glyphs/manifest.json` says which typefaces they are and what licences these have.
+    `glyphs/manifest.json` lists the typefaces and their licences.
     """
 
     train_rotations: bool = True
@@ -42,8 +42,8 @@ def _read(path: Path, _changed: int) -> Mapping[str, NDArray[Any]]:
 
 
 def read_packed(path: Path) -> Mapping[str, NDArray[Any]]:
-    """The arrays of a packed file: images uint8 [num_classes, instances, 98], and of each class alphabet, character and
-    split ("train", "val" or "test").
+    """The arrays of a packed file: images uint8 [num_classes, instances, 98], and alphabet, character and split of each
+    class ("train", "val" or "test").
 
     Raises:
         InputError: missing, or not such a file.
@@ -69,7 +69,7 @@ def read_packed(path: Path) -> Mapping[str, NDArray[Any]]:
 
 
 def unpacked(arrays: Mapping[str, NDArray[Any]], split: str) -> ImageSet:
-    """The images of `arrays`, split as the array `split` says."""
+    """The images of `arrays`, with the splits of the array named `split`."""
     packed = arrays["images"]
     count, instances = packed.shape[:2]
     images = np.unpackbits(packed, axis=-1).reshape(count * instances, 1, SIZE, SIZE)
@@ -84,6 +84,6 @@ def unpacked(arrays: Mapping[str, NDArray[Any]], split: str) -> ImageSet:
 
 
 def by_name(labels: Sequence[str] | NDArray[Any]) -> dict[str, NDArray[np.int64]]:
-    """Class numbers of each split, from the split's name for every class."""
+    """Class numbers of each split, from the name of every class's split."""
     array = np.asarray(labels)
     return {str(name): np.flatnonzero(array == name) for name in np.unique(array)}

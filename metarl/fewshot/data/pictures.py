@@ -1,4 +1,4 @@
-"""Picture files: where they lie, in what order, and what is wrong with them, in one line that names the file."""
+"""Reading picture files. An error is one line that names the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from metarl.core.errors import InputError, one_line
 from metarl.core.files import UNFINISHED, made_folder, sync_folder, write_error
 
 VARIABLE = "METARL_DATA"
-# Pillow's decoders of pictures, with their suffixes. Others are not tried: that of PostScript starts Ghostscript.
+# Pillow's formats of pictures, with their suffixes. Others are not read: PostScript would start Ghostscript.
 FORMATS = {
     "BMP": (".bmp",),
     "DIB": (".dib",),
@@ -37,7 +37,7 @@ Mode = Literal["L", "RGB"]
 
 
 def data_folder(root: Path | None) -> Path | None:
-    """`root`, or else the folder that the environment variable METARL_DATA names; None where neither is set."""
+    """`root`, or else the folder in the environment variable METARL_DATA; None if neither is set."""
     if root is not None:
         return root
     return Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None
@@ -91,16 +91,16 @@ def read_picture(
     name: str | None = None,
     filter: Image.Resampling = Image.Resampling.LANCZOS,
 ) -> NDArray[np.uint8]:
-    """The picture in `source` as uint8 [C, H, X], as viewers show it: upright, and transparent parts on white.
+    """The picture in `source` as uint8 [C, H, X], as viewers show it: upright, with transparent parts on white.
 
-    An animation gives its first picture.
+    Of an animation, it is the first picture.
 
     Args:
-        source: a file, or what it holds.
-        mode: "L" for one channel of grey, "RGB" for three of colour; others are converted.
-        size: height and width; None = as it is. Proportions are not kept.
-        name: for messages; None = `source`.
-        filter: to resize by.
+        source: a file, or an open one.
+        mode: "L" for one channel of grey, "RGB" for three of colour. Pictures of other modes are converted.
+        size: new height and width; None = as in the file. Proportions are not kept.
+        name: of the source in messages; None = `source`.
+        filter: for resizing.
 
     Raises:
         InputError: missing, empty, cut short, huge, no picture, or of more than 16 bits a channel.
@@ -150,7 +150,7 @@ def _opaque(picture: Image.Image) -> Image.Image:
 
 
 def fingerprint(root: Path, paths: Sequence[Path], *settings: object) -> str:
-    """Sixteen characters that change when a file's place below `root`, size or time of change does, or a setting.
+    """Sixteen characters that depend on each file's place below `root`, size and time of change, and on the settings.
 
     Raises:
         InputError: a file is missing.
@@ -169,8 +169,8 @@ def fingerprint(root: Path, paths: Sequence[Path], *settings: object) -> str:
 def read_through_cache(cache: Path, paths: Sequence[Path], mode: Mode, size: int) -> NDArray[np.uint8]:
     """The pictures at `paths`, uint8 [num_images, C, size, size], from the file `cache`, which is made if missing.
 
-    The array is mapped: what is used of it is read when it is used, and writing to it changes no file. Processes that
-    want the same file wait for the first of them.
+    The array is mapped: each part is read when it is used, and writing to it changes no file. If several processes
+    need the same file, the first one makes it and the others wait.
 
     Raises:
         InputError: a picture or the cache is damaged, or the cache cannot be written.
@@ -195,18 +195,18 @@ def read_through_cache(cache: Path, paths: Sequence[Path], mode: Mode, size: int
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Waits until no other process holds the lock file `path`, which is gone at the end."""
+    """Waits until no other process holds the lock file `path`, and deletes the file at the end."""
     lock = FileLock(path)
     with lock:
         try:
             yield
         finally:
-            # While it is held: who waits for this file sees that it has no name, and makes another.
+            # Deleted while it is held: a waiting process then sees that the file has no name, and makes another.
             path.unlink(missing_ok=True)
 
 
 def _write_cache(cache: Path, paths: Sequence[Path], mode: Mode, shape: tuple[int, ...]) -> None:
-    # Not through a memory map: on a full disk, that ends the process by a signal.
+    # Not through a memory map: on a full disk, a signal would end the process.
     temporary = cache.with_name(f"{UNFINISHED}{cache.name}")
     try:
         with temporary.open("wb") as file:

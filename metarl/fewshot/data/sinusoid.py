@@ -36,16 +36,16 @@ class Wave:
 
 @dataclass(frozen=True)
 class Sinusoid(ExampleTaskDistribution[Wave]):
-    """Sine waves to be told from a few of their points."""
+    """Regression of a sine wave from a few of its points."""
 
     num_shots: Annotated[int, AtLeast(1)] = 10
     """Points of the support."""
     num_queries: Annotated[int, AtLeast(1)] = 100
     """Points of the query in evaluation."""
     train_queries: Annotated[int, AtLeast(1)] = 10
-    """Points of the query in training; the paper takes as many as of the support."""
+    """Points of the query in training; in the paper as many as in the support."""
     reveal: bool = False
-    """Give amplitude and phase as inputs beside x: a learner then is an oracle, which needs no support."""
+    """Give amplitude and phase as inputs beside x. The learner is then an oracle, which needs no support."""
 
     @property
     def caption(self) -> str:

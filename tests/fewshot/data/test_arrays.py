@@ -131,7 +131,7 @@ def test_settings_can_be_replaced_and_hold_no_arrays() -> None:
             r"^splits\['test'\] holds 'ant', which is in 'train' already",
         ),
         ({"splits": (0.5, 0.6, 0.1)}, r"^splits = \(0\.5, 0\.6, 0\.1\): must be three numbers >= 0 that sum to 1"),
-        ({"split_seed": 1}, r"^split_seed = 1: must be left out where splits names the classes"),
+        ({"split_seed": 1}, r"^split_seed = 1: must be left out, since splits names the classes"),
         ({"num_way": 3}, r"^task\.num_way: unknown; did you mean 'num_ways'\?"),
         ({"num_ways": 3}, r"^task\.num_ways = 3: must be at most 2, the number of test classes"),
         ({"num_shots": "1"}, r"^task\.num_shots = '1': must be an integer"),

@@ -248,7 +248,7 @@ def test_training_and_evaluation_have_sizes_of_their_own() -> None:
         ({"num_ways": 1}, "task.num_ways = 1: must be an integer >= 2"),
         ({"num_shots": 0}, "task.num_shots = 0: must be an integer >= 1"),
         ({"train_queries": 0}, "task.train_queries = 0: must be an integer >= 1, or left out"),
-        ({"train_split": "train+val", "test_split": "val"}, "task.test_split = 'val': must be 'test' where"),
+        ({"train_split": "train+val", "test_split": "val"}, "task.test_split = 'val': must be 'test', since"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_at_once(settings: dict[str, Any], message: str) -> None:

@@ -72,7 +72,7 @@ def test_folders_may_say_the_split(tmp_path: Path) -> None:
         message = refused(tmp_path, **{name: value})
         assert (
             message
-            == f"task.{name} = {value}: must be left out where the folders train and test say what is for training"
+            == f"task.{name} = {value}: must be left out: the folders train and test decide which classes are for training"
         )
 
 

@@ -261,7 +261,7 @@ def test_the_protocols_have_their_numbers() -> None:
 
 
 def test_protocol_settings_are_checked() -> None:
-    with pytest.raises(InputError, match=r"task\.split_seed = 3: must be left out where task\.protocol = 'vinyals'"):
+    with pytest.raises(InputError, match=r"task\.split_seed = 3: must be left out with task\.protocol = 'vinyals'"):
         Omniglot(split_seed=3)
     with pytest.raises(InputError, match=r"task\.split_seed = -1: must be an integer >= 0"):
         Omniglot(split_seed=-1, protocol="random")
