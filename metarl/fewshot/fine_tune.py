@@ -24,7 +24,7 @@ from torch.nn import functional
 from metarl.core.bounds import Positive
 from metarl.core.errors import require
 from metarl.fewshot.base.encoders import BatchNormMode
-from metarl.fewshot.base.episodic import EpisodicConfig, EpisodicLearner
+from metarl.fewshot.base.episodic import EpisodicConfig, TaskLossLearner
 from metarl.fewshot.base.gradient import Adapted, SteppingLearner
 from metarl.fewshot.base.learner import ExampleBatch, Outcome, joined, loss_of, score_of
 from metarl.fewshot.base.networks import Network, Statistics
@@ -46,7 +46,7 @@ class FineTuneConfig(EpisodicConfig):
     """Layers that take gradient steps at test time. auto: the last layer for classification, all for regression."""
 
 
-class FineTune(SteppingLearner, EpisodicLearner[Adapted]):
+class FineTune(SteppingLearner, TaskLossLearner[Adapted]):
     """Joint training, then gradient steps on the support.
 
     The parameters `classes` hold a row per training class. The parameters `head` are the new layer's, which

@@ -38,7 +38,7 @@ class EpisodicConfig(FewShotConfig):
 
 
 class EpisodicLearner(FewShotLearner[State]):
-    """A learner that is trained on an `episode_loss`, which a subclass writes for ONE task."""
+    """A learner that Adam trains on the loss of episodes."""
 
     config: EpisodicConfig
 
@@ -48,19 +48,13 @@ class EpisodicLearner(FewShotLearner[State]):
             self.parameters, lr=config.outer_lr, halve_every=config.halve_lr_every, clip=config.clip_gradient
         )
         # In training, a loss reads only parameters, data, settings and buffers, so it can be compiled.
-        self._mean_gradient = MetaGradient(self._summed_gradient, self.execution)
+        self._mean_gradient = MetaGradient(self.summed_gradient, self.execution)
 
     @abstractmethod
-    def episode_loss(
-        self, parameters: Parameters, support: tuple[ExampleBatch, ...], query: ExampleBatch
-    ) -> tuple[Tensor, Outcome]:
-        """The loss of ONE task in meta-training, which the meta-update descends, and the outcome.
-
-        Args:
-            parameters: the meta-parameters.
-            support: one batch for each adaptation step.
-            query: the batch that judges the adapted state.
-        """
+    def summed_gradient(
+        self, parameters: Parameters, query: ExampleBatch, support: tuple[ExampleBatch, ...]
+    ) -> tuple[Parameters, Outcome]:
+        """The gradient of the training loss, summed over some tasks, and the outcome of each, task axis leading."""
 
     def meta_update(self, episodes: Episodes[State, ExampleBatch]) -> dict[str, float]:
         """One step of Adam.
@@ -93,17 +87,29 @@ class EpisodicLearner(FewShotLearner[State]):
         if self.networks.buffers:
             self._mean_gradient.forget_graphs()
 
-    def _summed_gradient(
+
+class TaskLossLearner(EpisodicLearner[State]):
+    """An episodic learner whose loss is written for ONE task: subclasses define `episode_loss`."""
+
+    @abstractmethod
+    def episode_loss(
+        self, parameters: Parameters, support: tuple[ExampleBatch, ...], query: ExampleBatch
+    ) -> tuple[Tensor, Outcome]:
+        """The loss of ONE task in meta-training, which the meta-update descends, and the outcome.
+
+        Args:
+            parameters: the meta-parameters.
+            support: one batch for each adaptation step.
+            query: the batch that judges the adapted state.
+        """
+
+    def summed_gradient(
         self, parameters: Parameters, query: ExampleBatch, support: tuple[ExampleBatch, ...]
     ) -> tuple[Parameters, Outcome]:
-        """The gradient of the loss, summed over some tasks, and each task's outcome.
-
-        Override it where torch's `vmap` cannot batch a network. The query comes first, since there may be no support.
-        """
         num_tasks = len(query.inputs)
         if self.execution.shares_weights or num_tasks == 1:
             summed: tuple[Parameters, Outcome] = torch.func.grad(self._summed_loss, has_aux=True)(
-                parameters, query, support
+                parameters, support, query
             )
             return summed
         per_task = lifted(torch.func.grad(self.episode_loss, has_aux=True))
@@ -111,7 +117,7 @@ class EpisodicLearner(FewShotLearner[State]):
         return {name: value.sum(0) for name, value in gradients.items()}, outcome
 
     def _summed_loss(
-        self, parameters: Parameters, query: ExampleBatch, support: tuple[ExampleBatch, ...]
+        self, parameters: Parameters, support: tuple[ExampleBatch, ...], query: ExampleBatch
     ) -> tuple[Tensor, Outcome]:
         """The loss, summed over some tasks, and each task's outcome. One pass reads the weights once for all tasks."""
         losses, outcome = lifted(partial(self.episode_loss, parameters))(support, query)

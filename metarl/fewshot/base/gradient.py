@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from metarl.core.bounds import AtLeast, Positive
 from metarl.core.errors import require
 from metarl.core.learner import Traits
-from metarl.fewshot.base.episodic import EpisodicConfig, EpisodicLearner
+from metarl.fewshot.base.episodic import EpisodicConfig, TaskLossLearner
 from metarl.fewshot.base.examples import ExampleSpaces
 from metarl.fewshot.base.learner import ExampleBatch, FewShotConfig, FewShotLearner, Outcome, loss_of, score_of
 from metarl.fewshot.base.networks import Network, Statistics, expanded
@@ -137,7 +137,7 @@ class SteppingLearner(FewShotLearner[Adapted]):
         return self.encoder.recorded(parameters, support.inputs, differentiable=True)[1]
 
 
-class GradientLearner(SteppingLearner, EpisodicLearner[Adapted]):
+class GradientLearner(SteppingLearner, TaskLossLearner[Adapted]):
     """A learner that takes inner steps in meta-training too. Subclasses define its `episode_loss`."""
 
     config: GradientConfig

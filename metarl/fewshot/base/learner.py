@@ -1,7 +1,7 @@
 """What all few-shot learners share: networks, how tasks are computed, prepared examples, scores and checkpoints.
 
-Two choices make an algorithm: how it adapts to a task, and how it is trained. `GradientLearner` and `MetricLearner` are
-bases for two ways to adapt. `EpisodicLearner` trains by Adam on the loss of whole episodes.
+Two choices make an algorithm: how it adapts to a task, and how it is trained. `SteppingLearner` adapts by gradient
+steps, `MetricLearner` by comparing with the support. `EpisodicLearner` trains by Adam on the loss of whole episodes.
 
 Shape legend: N num_tasks, E examples, W ways, D features.
 """

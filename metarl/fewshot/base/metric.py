@@ -16,7 +16,7 @@ from torch import Tensor
 from metarl.core.errors import require
 from metarl.core.learner import Traits
 from metarl.fewshot.base.encoders import BatchNormMode
-from metarl.fewshot.base.episodic import EpisodicConfig, EpisodicLearner
+from metarl.fewshot.base.episodic import EpisodicConfig, TaskLossLearner
 from metarl.fewshot.base.learner import ExampleBatch, Outcome, joined, loss_of, score_of
 from metarl.fewshot.base.networks import Statistics, expanded
 from metarl.gradients.adaptation import Parameters
@@ -59,7 +59,7 @@ class Remembered(NamedTuple):
     labels: Tensor
 
 
-class MetricLearner(EpisodicLearner[Known[Memory]]):
+class MetricLearner(TaskLossLearner[Known[Memory]]):
     """A learner that compares features. Subclasses define `remember` and `compare`, both for ONE task."""
 
     traits = Traits(

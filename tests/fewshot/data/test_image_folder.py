@@ -71,8 +71,8 @@ def test_folders_may_say_the_split(tmp_path: Path) -> None:
     for name, value in (("shares", (0.5, 0.0, 0.5)), ("split_seed", 1)):
         message = refused(tmp_path, **{name: value})
         assert (
-            message
-            == f"task.{name} = {value}: must be left out: the folders train and test decide which classes are for training"
+            message == f"task.{name} = {value}: must be left out: "
+            "the folders train and test decide which classes are for training"
         )
 
 
