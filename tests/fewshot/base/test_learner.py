@@ -1,68 +1,22 @@
-"""What all few-shot learners share, on MAML and prototypes: the meta-optimiser, running statistics, execution."""
+"""What all few-shot learners share, on MAML and prototypes: running statistics, checkpoints, losses and scores."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from metarl.core.errors import InputError
 from metarl.core.trees import tree_map
-from metarl.fewshot.base import batch_norm
-from metarl.fewshot.base.episodic import EpisodicConfig
 from metarl.fewshot.base.examples import ExampleSpaces
 from metarl.fewshot.base.learner import joined, loss_of, one_hot, score_of
 from metarl.fewshot.maml import MAML
-from metarl.fewshot.meta_sgd import MetaSGD
 from metarl.fewshot.proto import Proto
 
 VECTORS = ExampleSpaces((6,), 3, True, train_ways=3, train_classes=tuple(range(12)))
 IMAGES = ExampleSpaces((1, 16, 16), 3, True, train_ways=3, train_classes=tuple(range(12)))
 SMALL = {"hidden_sizes": (5,)}
-
-
-def test_the_meta_optimiser_is_torchs_adam_step_for_step(new_learner: Any, new_batches: Any, as_episodes: Any) -> None:
-    learner = new_learner(
-        MAML, VECTORS, dtype=torch.float64, outer_lr=0.01, clip_gradient=0.05, halve_lr_every=3, **SMALL
-    )
-    leaves = {name: value.clone().requires_grad_() for name, value in learner.parameters.items()}
-    adam = torch.optim.Adam(leaves.values(), lr=0.01)
-    halving = torch.optim.lr_scheduler.StepLR(adam, step_size=3, gamma=0.5)
-    for step in range(8):
-        support, query = new_batches(dtype=torch.float64, seed=step)
-        gradients, _ = learner.meta_gradient((support,), query)
-        metrics = learner.meta_update(as_episodes(support, query))
-        whole = torch.cat([g.flatten() for g in gradients.values()])
-        assert metrics["gradient_norm"] == pytest.approx(float(whole.norm()))  # unclipped
-        assert float(whole.abs().max()) > 0.05
-        for name, leaf in leaves.items():
-            leaf.grad = gradients[name].clone()
-        torch.nn.utils.clip_grad_value_(leaves.values(), 0.05)
-        adam.step()
-        halving.step()
-        for name, leaf in leaves.items():
-            torch.testing.assert_close(learner.parameters[name], leaf.detach(), rtol=0, atol=1e-12)
-
-
-def test_the_meta_gradient_is_the_mean_over_tasks(new_learner: Any, new_batches: Any, as_episodes: Any) -> None:
-    learner = new_learner(MAML, VECTORS, dtype=torch.float64, **SMALL)
-    support, query = new_batches(tasks=3, dtype=torch.float64)
-    together, outcome = learner.meta_gradient((support,), query)
-    alone = []
-    for task in range(3):
-        part = [tree_map(lambda v, task=task: v[task : task + 1], batch) for batch in (support, query)]  # type: ignore
-        alone.append(learner.meta_gradient((part[0],), part[1])[0])
-    for name, value in together.items():
-        torch.testing.assert_close(value, sum(g[name] for g in alone) / 3)
-    metrics = learner.meta_update(as_episodes(support, query))
-    assert metrics["loss"] == pytest.approx(float(outcome.loss.mean()))
-    assert metrics["adapt/step_1"] == pytest.approx(float(outcome.score.mean()))
-    squares = sum(float(value.square().sum()) for value in together.values())
-    assert metrics["gradient_norm"] == pytest.approx(squares**0.5)
 
 
 @pytest.mark.parametrize("kind", [MAML, Proto])
@@ -131,119 +85,6 @@ def test_other_modes_keep_no_running_statistics(
         assert learner.settings == ({} if mode == "none" else {"batch_norm": mode})
 
 
-@pytest.mark.parametrize("mode", ["transductive", "support", "running", "none"])
-@pytest.mark.parametrize("kind", [MAML, Proto])
-def test_loop_and_vmap_agree(kind: Any, mode: Any, new_learner: Any, new_batches: Any) -> None:
-    support, query = new_batches(tasks=3, shape=(1, 16, 16))
-    found = []
-    for execution in ("loop", "vmap"):
-        learner = new_learner(kind, IMAGES, batch_norm=mode, num_filters=3, execution=execution, shaken=0.1)
-        gradients, outcome = learner.meta_gradient((support,), query)
-        state = learner.adapt(learner.begin(3), support, step=0)
-        found.append((gradients, outcome.loss, outcome.statistics, state))
-    one, other = (list(leaves(tree)) for tree in found)
-    assert len(one) == len(other) > 10
-    for left, right in zip(one, other, strict=True):
-        torch.testing.assert_close(left, right, atol=2e-5, rtol=1e-3)
-
-
-def normed_rows(shape: tuple[int, ...]) -> torch.nn.Module:
-    """An encoder with a norm whose second derivative torch's vmap gets wrong when it is taken outside."""
-    size = torch.Size(shape).numel()
-    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(size, 4), torch.nn.LayerNorm(4), torch.nn.Tanh())
-
-
-@pytest.mark.parametrize("long", [False, True])
-@pytest.mark.parametrize("encoder", ["conv4", "conv4-strided", f"{__name__}:normed_rows"])
-@pytest.mark.parametrize("mode", ["transductive", "support", "running", "none"])
-@pytest.mark.parametrize("kind", [MAML, MetaSGD])
-def test_batched_tasks_have_the_loops_meta_gradient(
-    kind: Any, mode: Any, encoder: str, long: bool, new_learner: Any, new_batches: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(batch_norm, "LONG_SUM", 0 if long else 10**9)
-    support, query = new_batches(tasks=4, shape=(1, 16, 16), dtype=torch.float64)
-    found = {}
-    for execution in ("loop", "vmap"):
-        learner = new_learner(
-            kind, IMAGES, encoder=encoder, batch_norm=mode, num_filters=3, execution=execution, dtype=torch.float64
-        )
-        monkeypatch.setattr("metarl.fewshot.base.execution.TASKS_AT_ONCE", 2)
-        gradients, outcome = learner.meta_gradient((support, support), query)
-        found[execution] = (gradients, outcome.loss, outcome.statistics)
-        assert learner.execution.shares_weights == (execution == "vmap" and ":" not in encoder)
-    one, other = (list(leaves(tree)) for tree in found.values())
-    assert len(one) == len(other) >= 7
-    for left, right in zip(one, other, strict=True):
-        torch.testing.assert_close(left, right, atol=1e-12, rtol=1e-8)
-
-
-def test_auto_batches_the_strided_network_and_loops_over_other_images(new_learner: Any) -> None:
-    batched = {
-        encoder: new_learner(MAML, IMAGES, encoder=encoder, num_filters=2).execution.batched
-        for encoder in ("conv4", "conv4-strided", "mlp", f"{__name__}:normed_rows")
-    }
-    assert [encoder for encoder, yes in batched.items() if yes] == ["conv4-strided"]
-    assert new_learner(MAML, VECTORS).execution.batched
-
-
-@pytest.mark.parametrize("execution", ["auto", "compiled"])
-def test_batched_images_are_computed_in_equal_parts_two_at_least(new_learner: Any, execution: Any) -> None:
-    learner = new_learner(MAML, IMAGES, encoder="conv4-strided", num_filters=2, execution=execution)
-    parts = {count: learner.execution.by_chunks(len, torch.zeros(count, 1)) for count in (2, 7, 8, 32, 33, 48)}
-    assert parts == {2: [1, 1], 7: [7], 8: [4, 4], 32: [16, 16], 33: [11] * 3, 48: [16] * 3}
-    assert new_learner(MAML, VECTORS, execution=execution).execution.by_chunks(len, torch.zeros(8, 1)) == [8]
-    looped = new_learner(MAML, IMAGES, num_filters=2, execution=execution)
-    assert looped.execution.by_chunks(len, torch.zeros(3, 1)) == [1, 1, 1]
-
-
-def leaves(tree: Any) -> Iterator[Tensor]:
-    found: list[Tensor] = []
-    tree_map(lambda tensor: (found.append(tensor), tensor)[1], tree)
-    return iter(found)
-
-
-@pytest.mark.parametrize("kind", [MAML, Proto])
-def test_permuting_tasks_permutes_results_and_changes_no_bit(
-    kind: Any, new_learner: Any, new_batches: Any, same_bits: Any, logits_of: Any
-) -> None:
-    learner = new_learner(kind, IMAGES, num_filters=3, execution="loop")
-    support, query = new_batches(tasks=4, shape=(1, 16, 16))
-    order = [2, 0, 3, 1]
-    moved_support, moved_query = (tree_map(lambda v: v[order], batch) for batch in (support, query))
-    outcome, moved_outcome = (
-        learner.meta_gradient((s,), q)[1] for s, q in ((support, query), (moved_support, moved_query))
-    )
-    assert same_bits(tree_map(lambda v: v[order], outcome), moved_outcome)
-    state = learner.adapt(learner.begin(4), support, step=0)
-    moved = learner.adapt(learner.begin(4), moved_support, step=0)
-    assert same_bits(tree_map(lambda v: v[order], state), moved)
-    assert torch.equal(logits_of(learner, state, query)[order], logits_of(learner, moved, moved_query))
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("kind", [MAML, Proto])
-@pytest.mark.usefixtures("threads")
-def test_one_and_two_threads_give_the_same_bits(
-    kind: Any, new_learner: Any, new_batches: Any, as_episodes: Any, same_bits: Any
-) -> None:
-    support, query = new_batches(tasks=4, shape=(1, 16, 16))
-    found = []
-    for count in (1, 2):
-        torch.set_num_threads(count)
-        learner = new_learner(kind, IMAGES, num_filters=4, execution="loop", batch_norm="running")
-        metrics = [learner.meta_update(as_episodes(support, query)) for _ in range(2)]
-        state = learner.adapt(learner.begin(4), support, step=0)
-        found.append((metrics, learner.state_dict(), state, learner.score(state, query)))
-    assert same_bits(*found)
-    assert found[0][0] == found[1][0]
-
-
 @pytest.mark.parametrize("kind", [MAML, Proto])
 def test_state_goes_through_a_file_to_the_same_bits(
     kind: Any, new_learner: Any, new_batches: Any, as_episodes: Any, same_bits: Any
@@ -294,18 +135,3 @@ def test_batches_of_one_task_are_joined_along_the_examples(new_batches: Any, tas
     assert torch.equal(both.inputs, torch.cat([support.inputs, query.inputs]))
     assert both.targets.tolist() == [*support.targets.tolist(), *query.targets.tolist()]
     assert both.classes.tolist() == [*support.classes.tolist(), *query.classes.tolist()]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"outer_lr": 0.0}, "agent.outer_lr = 0.0: must be a positive number"),
-        ({"halve_lr_every": 0}, "agent.halve_lr_every = 0: must be an integer >= 1, or left out"),
-        ({"clip_gradient": -1.0}, "agent.clip_gradient = -1.0: must be a positive number, or left out"),
-        ({"execution": "parallel"}, "agent.execution = 'parallel': must be one of 'auto', 'loop', 'vmap', 'compiled'"),
-    ],
-)
-def test_bad_settings_are_refused_in_one_line(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError) as raised:
-        EpisodicConfig(**settings)
-    assert str(raised.value) == message
