@@ -25,7 +25,7 @@ class CAVIAConfig(MAMLConfig):
     """Settings of CAVIA: those of MAML and the size of the context."""
 
     context_size: Annotated[int, AtLeast(1)] = 5
-    """Numbers in the context vector, >= 1."""
+    """Numbers in the context vector."""
 
 
 class CAVIA(MAML):

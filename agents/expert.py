@@ -33,11 +33,11 @@ class ExpertConfig(RandomInitConfig):
     later_step_scale: Annotated[float, Positive] = 1.0
     """Factor on inner_lr after the first iteration."""
     gae_lambda: Annotated[float, Between(0, 1)] = 0.97
-    """Generalised advantage estimation, in [0, 1]."""
+    """Generalised advantage estimation."""
     num_epochs: Annotated[int, AtLeast(1)] = 10
-    """Adam steps on each collection, >= 1."""
+    """Adam steps on each collection."""
     clip_range: Annotated[float, Positive] = 0.2
-    """PPO's bound on the change of a probability ratio, > 0."""
+    """PPO's bound on the change of a probability ratio."""
 
 
 class Expert(RandomInit):

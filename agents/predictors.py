@@ -12,16 +12,20 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from metarl.agents.rl2 import RL2
 from metarl.core.errors import InputError, one_line, require
 from metarl.core.learner import Spaces
 from metarl.core.trees import to_device, tree_map
+from metarl.gradients.adaptation import Parameters
 from metarl.rl.policy_gradient import AdaptivePolicy
 from metarl.rl.spaces import ActionFit
 from metarl.rl.trials import TrialState
+
+Array = NDArray[Any]
+Space = gymnasium.Space[Any]
 
 
 class _Predictor:
@@ -33,7 +37,7 @@ class _Predictor:
 
     environment = ""
 
-    def __init__(self, spaces: Spaces, action_space: Any, seed: int | np.random.Generator) -> None:
+    def __init__(self, spaces: Spaces, action_space: Space | None, seed: int | np.random.Generator) -> None:
         call = f"{type(self).__name__}(learner, env.action_space)"
         if action_space is None:
             raise InputError(f"action_space: missing; write {call}")
@@ -50,7 +54,7 @@ class _Predictor:
         self.spaces, self.action_space = spaces, action_space
         self._rng = np.random.default_rng(seed)
 
-    def _rows(self, observation: Any, size: int) -> tuple[Tensor, bool]:
+    def _rows(self, observation: ArrayLike, size: int) -> tuple[Tensor, bool]:
         """Observations as [1, n, size], and whether `observation` is a single one, without the axis n."""
         try:
             rows = np.asarray(observation, np.float32)
@@ -66,17 +70,17 @@ class _Predictor:
         shape = (1, num_rows, self.spaces.action_size)
         return torch.from_numpy(self._rng.standard_normal(shape, dtype=np.float32))
 
-    def _actions(self, drawn: Tensor, single: bool) -> NDArray[Any]:
-        actions: NDArray[Any] = drawn[0].numpy()
+    def _actions(self, drawn: Tensor, single: bool) -> Array:
+        actions: Array = drawn[0].numpy()
         if self._fit.changes:
-            taken: NDArray[Any] = self._fit(actions[0]) if single else self._fit(actions, batch=True)
+            taken: Array = self._fit(actions[0]) if single else self._fit(actions, batch=True)
             return taken
         if isinstance(self.action_space, gymnasium.spaces.Box):
             actions = np.clip(actions, self.action_space.low, self.action_space.high)
         return actions[0] if single else actions
 
 
-def _require_learner(learner: Any, kind: type[Any], allowed: str) -> None:
+def _require_learner(learner: object, kind: type[object], allowed: str) -> None:
     """Refuses a `learner` that is not of `kind`. The message says what to write instead."""
     advice = ""
     if isinstance(learner, (str, Path)):
@@ -110,9 +114,9 @@ class AdaptedPredictor(_Predictor):
     def __init__(
         self,
         learner: AdaptivePolicy,
-        action_space: gymnasium.Space[Any] | None = None,
+        action_space: Space | None = None,
         *,
-        state: Any = None,
+        state: Parameters | None = None,
         task: int = 0,
         seed: int | np.random.Generator = 0,
     ) -> None:
@@ -129,8 +133,12 @@ class AdaptedPredictor(_Predictor):
         self._state = to_device(tree_map(lambda value: value[task : task + 1].detach(), adapted), "cpu")
 
     def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[NDArray[Any], Any]:
+        self,
+        observation: ArrayLike,
+        state: tuple[Array, ...] | None = None,
+        episode_start: object = None,
+        deterministic: bool = False,
+    ) -> tuple[Array, tuple[Array, ...] | None]:
         """The actions for one or several observations.
 
         Args:
@@ -169,20 +177,18 @@ class TrialPredictor(_Predictor):
 
     environment = "TrialVecEnv(distribution, num_envs, episodes_per_trial=...)"
 
-    def __init__(
-        self, learner: RL2, action_space: gymnasium.Space[Any] | None = None, *, seed: int | np.random.Generator = 0
-    ) -> None:
+    def __init__(self, learner: RL2, action_space: Space | None = None, *, seed: int | np.random.Generator = 0) -> None:
         _require_learner(learner, RL2, "RL2, or one derived from it")
         super().__init__(learner.spaces, action_space, seed)
         self._learner = learner
 
     def predict(
         self,
-        observation: Any,
-        state: tuple[NDArray[Any], ...] | None = None,
-        episode_start: Any = None,
+        observation: ArrayLike,
+        state: tuple[Array, ...] | None = None,
+        episode_start: ArrayLike | None = None,
         deterministic: bool = False,
-    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...]]:
+    ) -> tuple[Array, tuple[Array, ...]]:
         """The actions for one step of one or several trials.
 
         Args:
@@ -206,7 +212,7 @@ class TrialPredictor(_Predictor):
             trial = self._learner.observe(trial, drawn, trial.reward, trial.over, trial.over)
         return self._actions(drawn, single), tuple(part[0].numpy() for part in (*trial.memory, trial.action))
 
-    def _before(self, num_rows: int, state: tuple[NDArray[Any], ...] | None, starts: Any) -> TrialState:
+    def _before(self, num_rows: int, state: tuple[Array, ...] | None, starts: ArrayLike | None) -> TrialState:
         """The state of the trials so far, zero where a trial begins."""
         fresh = to_device(self._learner.begin(1), "cpu")
         fresh = tree_map(lambda part: part.expand(1, num_rows, *part.shape[2:]), fresh)

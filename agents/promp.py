@@ -48,7 +48,7 @@ class ProMPConfig(PolicyConfig):
     clip_range: Annotated[float, Positive] = 0.3
     """Likelihood ratios of the adapted policy gain nothing beyond 1 plus or minus this."""
     kl_coefficient: Annotated[float, AtLeast(0)] = 5e-4
-    """Weight of the KL from the policies that collected the support, >= 0. Larger: the policy before adaptation changes
+    """Weight of the KL from the policies that collected the support; larger: the policy before adaptation changes
     less."""
     hidden_sizes: Annotated[tuple[int, ...], AtLeast(1)] = (64, 64)
     activation: Activation = "tanh"

@@ -55,7 +55,7 @@ class RL2Config(LearnerConfig):
     learning_rate: Annotated[float, Positive] = 1e-3
     """Adam's step size at the start."""
     schedule_iterations: Annotated[int | None, AtLeast(1)] = None
-    """Iterations in which the step size and the entropy bonus fall to zero linearly, >= 1; None = they do not fall."""
+    """Iterations in which the step size and the entropy bonus fall to zero linearly. None = they do not fall."""
     epochs: Annotated[int, AtLeast(1)] = 5
     """Passes over an iteration's trials."""
     num_minibatches: Annotated[int, AtLeast(1)] = 4
@@ -63,9 +63,9 @@ class RL2Config(LearnerConfig):
     clip_range: Annotated[float, Positive] = 0.2
     """PPO's bound on the change of a probability ratio."""
     gamma: Annotated[float, Between(0, 1)] = 0.99
-    """Discount along the trial, in [0, 1]."""
+    """Discount along the trial."""
     gae_lambda: Annotated[float, Between(0, 1)] = 0.95
-    """Generalised advantage estimation along the trial, in [0, 1]."""
+    """Generalised advantage estimation along the trial."""
     bootstrap: bool = False
     """Add the critic's value after the last step, if the last trajectory was truncated. If false: the return ends with
     the trial."""

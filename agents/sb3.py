@@ -41,6 +41,8 @@ from metarl.rl.tasks import EnvTaskDistribution, horizon_of, metadata_of, unwrap
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 Infos = list[dict[str, Any]]
+Array = NDArray[Any]
+Family = EnvTaskDistribution[Any]
 
 
 class _Step(NamedTuple):
@@ -89,11 +91,11 @@ class TaskVecEnv(VecEnv):
 
     def __init__(
         self,
-        distribution: EnvTaskDistribution[Any],
+        distribution: Family,
         num_envs: int,
         *,
-        tasks: Any = None,
-        task: Any = None,
+        tasks: object = None,
+        task: object = None,
         split: Split = "train",
         seed: int = 0,
         num_threads: int = 0,
@@ -117,13 +119,13 @@ class TaskVecEnv(VecEnv):
                 "a reset that understands the option reset_mask: stable-baselines3 resets one sub-environment at a time"
             )
         self._horizon = horizon_of(distribution)
-        self._fixed: list[Any] = fixed
-        self._tasks: list[Any] = [None] * num_envs
+        self._fixed: list[object] = fixed
+        self._tasks: list[object] = [None] * num_envs
         self._rngs: dict[int, np.random.Generator] = {}
         self._elapsed = np.zeros(num_envs, np.int64)
         self._success: list[bool | None] = [None] * num_envs
         self._last: Floats | None = None
-        self._actions: NDArray[Any] = np.zeros(0)
+        self._actions: Array = np.zeros(0)
         super().__init__(num_envs, self._observation_space(), own_units(self._env.single_action_space))
         self.seed(seed)
 
@@ -148,7 +150,7 @@ class TaskVecEnv(VecEnv):
         self._reset_seeds()
         return observations
 
-    def step_async(self, actions: NDArray[Any]) -> None:
+    def step_async(self, actions: Array) -> None:
         self._actions = np.asarray(actions)
 
     def step_wait(self) -> tuple[Floats, Floats, Bools, Infos]:
@@ -174,7 +176,7 @@ class TaskVecEnv(VecEnv):
             return [None] * len(chosen)
         return [_attribute(target, attr_name) for target in self._targets(chosen)]
 
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+    def set_attr(self, attr_name: str, value: object, indices: VecEnvIndices = None) -> None:
         """As `get_attr`. An attribute that a batch shares can only be set for all sub-environments."""
         chosen = list(self._get_indices(indices))
         if attr_name == "task":
@@ -187,7 +189,7 @@ class TaskVecEnv(VecEnv):
             setattr(target, attr_name, value)
 
     def env_method(
-        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+        self, method_name: str, *method_args: object, indices: VecEnvIndices = None, **method_kwargs: object
     ) -> list[Any]:
         """Calls a method of each sub-environment. A batch that steps together is called once, for all."""
         targets = self._targets(list(self._get_indices(indices)))
@@ -201,7 +203,7 @@ class TaskVecEnv(VecEnv):
         targets = self._targets(list(self._get_indices(indices)))
         return [isinstance(target, gymnasium.Env) and is_wrapped(target, wrapper_class) for target in targets]
 
-    def get_images(self) -> Sequence[NDArray[Any] | None]:
+    def get_images(self) -> Sequence[Array | None]:
         """The images of gymnasium's environments in their `render_mode`; None for a batch that steps together."""
         if isinstance(self._env, GymnasiumTasks):
             return [env.render() for env in self._env.envs]  # type: ignore[misc]
@@ -212,7 +214,7 @@ class TaskVecEnv(VecEnv):
         assert isinstance(space, gymnasium.spaces.Box)
         return gymnasium.spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
 
-    def _targets(self, indices: list[int]) -> list[Any]:
+    def _targets(self, indices: list[int]) -> list[object]:
         env = self._env
         return [env.envs[i] if isinstance(env, GymnasiumTasks) else unwrapped(env) for i in indices]
 
@@ -241,7 +243,7 @@ class TaskVecEnv(VecEnv):
         self._last = np.where(chosen[:, np.newaxis], observations, self._last).astype(np.float32)
         return self._last
 
-    def _drawn(self, i: int) -> Any:
+    def _drawn(self, i: int) -> object:
         return draw(self.distribution, 1, self._rngs[i], split=self.split)[0]
 
     def _advance(self) -> _Step:
@@ -275,7 +277,7 @@ class TaskVecEnv(VecEnv):
             return [dict(env.infos) for env in self._env.envs]
         return _per_env(infos, self.num_envs)
 
-    def _checked(self, observations: Any, rewards: Any, live: Bools) -> NDArray[Any]:
+    def _checked(self, observations: Array, rewards: Array | None, live: Bools) -> Array:
         return check_step(
             observations,
             rewards,
@@ -306,9 +308,7 @@ class TrialVecEnv(TaskVecEnv):
         settings: other arguments of `TaskVecEnv`. Every trial has a fresh task.
     """
 
-    def __init__(
-        self, distribution: EnvTaskDistribution[Any], num_envs: int, *, episodes_per_trial: int, **settings: Any
-    ) -> None:
+    def __init__(self, distribution: Family, num_envs: int, *, episodes_per_trial: int, **settings: Any) -> None:
         require(episodes_per_trial >= 1, "episodes_per_trial", episodes_per_trial, "an integer >= 1")
         self.episodes_per_trial = episodes_per_trial
         self._finished = np.zeros(num_envs, np.int64)
@@ -341,7 +341,7 @@ class TrialVecEnv(TaskVecEnv):
         return gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
 
 
-def _attribute(target: Any, name: str) -> Any:
+def _attribute(target: object, name: str) -> Any:
     return target.get_wrapper_attr(name) if isinstance(target, gymnasium.Env) else getattr(target, name)
 
 
@@ -361,7 +361,7 @@ def _per_env(infos: Mapping[Any, Any], num_envs: int) -> Infos:
     return rows
 
 
-def _one_each(tasks: Any, num_envs: int, distribution: EnvTaskDistribution[Any]) -> list[Any]:
+def _one_each(tasks: object, num_envs: int, distribution: Family) -> list[object]:
     """`num_envs` tasks, from a list of them, or from one task for all that is not a list.
 
     Raises:
@@ -381,11 +381,12 @@ def _one_each(tasks: Any, num_envs: int, distribution: EnvTaskDistribution[Any])
     return tasks.copy()
 
 
-def _alike(task: Any, like: Any) -> bool:
+def _alike(task: object, like: object) -> bool:
     """Whether `task` has the same form as the task `like`."""
     if isinstance(like, np.ndarray):
         return isinstance(task, np.ndarray) and task.shape == like.shape
     if isinstance(like, (list, tuple)):
-        same = isinstance(task, type(like)) and len(task) == len(like)
-        return same and all(_alike(part, of) for part, of in zip(task, like, strict=True))
+        if not (isinstance(task, (list, tuple)) and isinstance(task, type(like)) and len(task) == len(like)):
+            return False
+        return all(_alike(part, of) for part, of in zip(task, like, strict=True))
     return isinstance(task, type(like)) or (isinstance(task, Real) and isinstance(like, Real))

@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 Tree = TypeVar("Tree")
 
 
-def over_tasks(function: Callable[..., Result], *arguments: Any, chunk_size: int | None = None) -> Result:
+def over_tasks(function: Callable[..., Result], *arguments: object, chunk_size: int | None = None) -> Result:
     """Lifts `function`, written for one task, over the leading axis of every tensor in `arguments`.
 
     The result is differentiable. Do not call this inside another `torch.func` transform: chunks may run on other
@@ -39,12 +39,12 @@ def over_tasks(function: Callable[..., Result], *arguments: Any, chunk_size: int
     return over_chunks(lifted(function), *arguments, chunk_size=chunk_size)
 
 
-def over_chunks(function: Callable[..., Result], *arguments: Any, chunk_size: int | None = None) -> Result:
+def over_chunks(function: Callable[..., Result], *arguments: object, chunk_size: int | None = None) -> Result:
     """As `over_tasks`, for a `function` of several tasks: the task axis leads in its arguments and in its result."""
     return rejoined(chunkwise(function, *arguments, chunk_size=chunk_size))
 
 
-def chunkwise(function: Callable[..., Result], *arguments: Any, chunk_size: int | None = None) -> list[Result]:
+def chunkwise(function: Callable[..., Result], *arguments: object, chunk_size: int | None = None) -> list[Result]:
     """As `over_chunks`; returns the results of the chunks, in the order of the tasks."""
     return side_by_side(
         [partial(function, *take(arguments, chunk)) for chunk in chunk_slices(arguments[0], chunk_size)]
@@ -60,7 +60,7 @@ def lifted(function: Callable[..., Result]) -> Callable[..., Result]:
     """`function`, written for one task, for several: the task axis leads in its arguments and in its result."""
     batched: Callable[..., Result] = torch.func.vmap(function)
 
-    def of_chunk(*arguments: Any) -> Result:
+    def of_chunk(*arguments: object) -> Result:
         if num_tasks_of(arguments) > 1:
             return batched(*arguments)
         return tree_map(lambda tensor: tensor.unsqueeze(0), function(*tree_map(operator.itemgetter(0), arguments)))

@@ -42,9 +42,9 @@ class BasePolicyConfig(LearnerConfig):
     later_step_scale: Annotated[float, Positive] = 0.5
     """Factor on inner_lr for test-time steps beyond those of meta-training; the paper uses 0.5."""
     gamma: Annotated[float, Between(0, 1)] = 0.99
-    """Discount, in [0, 1]."""
+    """Discount."""
     gae_lambda: Annotated[float, Between(0, 1)] = 1.0
-    """Generalised advantage estimation, in [0, 1]; 1 is return minus baseline."""
+    """Generalised advantage estimation; 1 is return minus baseline."""
     hidden_sizes: Annotated[tuple[int, ...], AtLeast(1)] = (100, 100)
     """Widths of the policy's hidden layers."""
     activation: Activation = "relu"

@@ -30,7 +30,7 @@ class TrustRegionConfig(BasePolicyConfig):
     max_backtracks: Annotated[int, AtLeast(1)] = 15
     """Line-search candidates of the outer step."""
     backtrack_ratio: Annotated[float, Positive, Below(1)] = 0.8
-    """Size of each line-search candidate relative to the one before, in (0, 1)."""
+    """Size of each line-search candidate relative to the one before."""
     curvature_every: Annotated[int, AtLeast(1)] = 1
     """Estimate the curvature on every n-th step of the data; 1 is exact. Gradients and adaptation use all data."""
 
