@@ -85,7 +85,7 @@ def test_task(config: Any, trained: Any, episodes: int) -> list[dict[str, Any]]:
             cell["gradient_steps"] = step
         score = {"mean": curve.mean[step], "ci_low": low[step], "ci_high": high[step]}
         cell |= {name: round(100 * float(value), 2) for name, value in score.items()}
-        cells.append(cell | {"pixels": round(100 * baseline["mean"], 1) if baseline else None})
+        cells.append(cell | {"pixels": round(100 * baseline.mean, 1) if baseline else None})
     return cells
 
 

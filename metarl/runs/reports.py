@@ -56,7 +56,7 @@ def describe(trainer: Trainer, curve: AdaptationCurve, *, controls: bool) -> dic
         report["protocol"] = trainer.distribution.caption
         baseline = evaluate_baseline(trainer.distribution, curve.tasks, seed=trainer.config.seed)
         if baseline is not None:
-            report["baseline"] = baseline
+            report["baseline"] = baseline._asdict()
     if controls and trainer.learner.num_adaptation_steps > 0:
         tasks = list(curve.tasks)[:MAX_CONTROL_TASKS]
         report["cross_adaptation"] = adaptation_controls(

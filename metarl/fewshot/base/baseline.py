@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from metarl.core.tasks import Task
 from metarl.fewshot.base.examples import ExampleTaskDistribution
 
 
-class BaselineScore(TypedDict):
+class BaselineScore(NamedTuple):
     """Mean score and its 95 % interval."""
 
     name: str
@@ -36,9 +36,4 @@ def evaluate_baseline(
         scores.append(score.double().numpy())
     values = np.concatenate(scores)
     low, high = bootstrap(values, generator(seed, 0, Purpose.BOOTSTRAP))
-    return {
-        "name": distribution.baseline_name,
-        "mean": float(values.mean()),
-        "ci_low": float(low),
-        "ci_high": float(high),
-    }
+    return BaselineScore(distribution.baseline_name, float(values.mean()), float(low), float(high))
