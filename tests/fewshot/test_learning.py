@@ -49,7 +49,7 @@ def test_a_learner_learns_characters(name: str, characters: Any) -> None:
     assert curve is not None
     baseline = evaluate_baseline(distribution, curve.tasks)
     assert baseline is not None
-    assert baseline["ci_high"] < 0.25
+    assert baseline.ci_high < 0.25
     assert float(curve.interval()[0][-1]) > least
     assert curve.gain(steps)[1] > 0.2  # nothing is known before the support is seen
 
