@@ -16,14 +16,14 @@ Product = Callable[[Tensor], Tensor]
 
 
 class TrustRegionStep(NamedTuple):
-    """What became of a step.
+    """The result of a trust-region step.
 
     Attributes:
-        vector: the new parameters, or the old ones where no candidate was accepted.
-        accepted: whether it moved.
-        improvement: of the surrogate.
-        kl: between old and new policies at `vector`.
-        backtracks: candidates rejected before.
+        vector: the new parameters, or the old ones if no candidate was accepted.
+        accepted: whether a candidate was accepted.
+        improvement: increase of the surrogate.
+        kl: between the old policies and those at `vector`.
+        backtracks: number of rejected candidates.
     """
 
     vector: Tensor
@@ -85,19 +85,19 @@ def trust_region_step(
 
     Args:
         vector: [size], the present parameters.
-        surrogate: its value there.
-        gradient: [size], of the surrogate, which is to grow.
-        product: curvature of the KL at `vector`.
+        surrogate: its value at `vector`.
+        gradient: [size], of the surrogate at `vector`.
+        product: direction -> curvature of the KL at `vector` times the direction.
         evaluate: candidate -> (surrogate, kl).
         max_kl: the constraint, nats.
         cg_iterations: conjugate-gradient iterations.
         cg_damping: added to the curvature's diagonal.
-        max_backtracks: candidates tried.
-        backtrack_ratio: each candidate's step over the one before, in (0, 1).
+        max_backtracks: number of candidates at most.
+        backtrack_ratio: size of each candidate's step relative to the one before, in (0, 1).
 
     Returns:
-        The step; a candidate is accepted if the surrogate grew and the constraint holds. Non-finite candidates never
-        are, and where the surrogate is not finite to begin with, `improvement` is NaN.
+        The step. A candidate is accepted if its surrogate is larger and the constraint holds; both must be finite. If
+        the surrogate at `vector` is not finite, `improvement` is NaN.
     """
 
     def damped(direction: Tensor) -> Tensor:

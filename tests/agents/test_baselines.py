@@ -1,4 +1,4 @@
-"""The baselines: what each one trains, what it adapts, and what it is told."""
+"""The baselines: what each one trains, adapts and observes."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_an_oracle_sees_its_task_at_the_end_of_every_observation(tmp_path: Path)
     report = train(config, tmp_path / "run")
     assert report is not None
     ways = json.loads((tmp_path / "run" / "paths.json").read_text())["tasks"][0]["ways"]
-    assert np.asarray(ways[0][0]).shape[-1] == 2  # positions, without what the oracle was told
+    assert np.asarray(ways[0][0]).shape[-1] == 2  # positions, without the task features
     assert metarl.load(tmp_path / "run").spaces.observation_size == 4
     robots = TaskInObservation(HalfCheetahDir()).make_vector_env(1, num_threads=1)
     assert isinstance(unwrapped(robots), RenderedEnv)  # an oracle can be filmed
@@ -206,7 +206,7 @@ def test_task_features() -> None:
 
 @dataclass(frozen=True)
 class Named:
-    """A task that is no number."""
+    """A task that is not a number."""
 
     name: str
 
@@ -242,7 +242,7 @@ def test_environments_of_gymnasium_tell_an_oracle_too() -> None:
     assert np.array_equal(first[:, 3:], expected)
     assert np.array_equal(second[:, 3:], expected)
     assert env.single_observation_space.shape == (6,)
-    env.set_tasks(tasks[::-1])  # which holds from the next reset, of one of them
+    env.set_tasks(tasks[::-1])  # takes effect at the next reset, here of one environment
     assert np.array_equal(env.step(np.zeros((2, 1), np.float32))[0][:, 3:], expected)
     again, _ = env.reset(options={"reset_mask": np.array([True, False])})
     assert np.array_equal(again[:, 3:], expected[[1, 1]])
@@ -304,7 +304,7 @@ def test_a_step_scale_scales_the_test_time_steps_alone(agent: str) -> None:
 
 
 def test_the_step_scale_is_chosen_on_validation_tasks() -> None:
-    """Of the scales, 2 reaches what is asked for exactly, on the tasks of the training split alone."""
+    """Among the scales, 2 reaches the goal exactly, on tasks of the training split only."""
     asked: list[tuple[Sequence[Any], str]] = []
 
     class Distribution(PointNav):
@@ -420,7 +420,7 @@ def test_baselines_have_the_presets_of_maml_with_their_changes() -> None:
 
 @pytest.mark.slow
 def test_the_oracle_finds_goals_that_the_task_blind_policy_cannot(tmp_path: Path) -> None:
-    """grid-nav, where who knows the goal collects 11.07: measured 4.0 and -0.9 after 40 updates of 3,000 steps."""
+    """grid-nav, where the best return with known goal is 11.07: measured 4.0 and -0.9 after 40 updates of 3,000 steps."""
     means = {}
     for agent in ("task-blind", "oracle"):
         config = resolve("grid-nav", agent)

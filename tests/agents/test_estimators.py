@@ -44,7 +44,7 @@ class Path(NamedTuple):
 
 
 def make_mdp(seed: int, horizon: int, *, certain: bool = False) -> MDP:
-    """Where `certain`, it starts in state 0 and its moves have probability 1, so that few trajectories are possible."""
+    """A random MDP. If `certain`, it starts in state 0 and is deterministic, so that few trajectories are possible."""
     rng = torch.Generator().manual_seed(seed)
     start, moves = (torch.rand(shape, generator=rng, dtype=torch.float64) + 0.1 for shape in ((2,), (2, 2, 2)))
     start, moves = start / start.sum(), moves / moves.sum(-1, keepdim=True)
@@ -69,7 +69,7 @@ def log_policy(vector: Tensor) -> Tensor:
 
 
 def paths(mdp: MDP) -> list[Path]:
-    """Every trajectory that can happen."""
+    """All possible trajectories."""
     found = []
     for states in itertools.product((0, 1), repeat=mdp.horizon):
         for actions in itertools.product((0, 1), repeat=mdp.horizon):
@@ -183,7 +183,7 @@ def test_dice_has_the_gradient_and_the_hessian_of_the_return(horizon: int, num_t
 
 
 def closed_form(estimator: str, mdp: MDP, old: Tensor) -> Callable[[Tensor], Tensor]:
-    """What the biased losses' negatives are on average: the states and values stay those of the policy that acted."""
+    """The expectation of minus a biased loss: its states and values are those of the policy that acted."""
     _, action_values = values(mdp, old)
     behaviour = log_policy(old).exp()
 

@@ -38,7 +38,7 @@ def make_learner(spaces: Spaces, kind: type[MAML] = MAML, **settings: object) ->
 
 
 def make_batch(learner: MAML, state: Parameters, seed: int) -> PolicyBatch:
-    """Random observations and advantages; actions and log-probabilities by the policies of `state`."""
+    """Random observations and advantages; the policies of `state` give actions and log-probabilities."""
     rng = torch.Generator().manual_seed(seed)
     observations = torch.randn(NUM_TASKS, NUM_STEPS, 3, generator=rng, dtype=torch.float64)
     shape = (NUM_TASKS, NUM_STEPS) if learner.spaces.discrete else (NUM_TASKS, NUM_STEPS, 2)
@@ -106,7 +106,7 @@ def reference_objectives(
         return current
 
     def mean_over_tasks(one_task: Callable[[Tensor, int], Tensor], vector: Tensor) -> Tensor:
-        with torch.enable_grad():  # the inner loop differentiates, whoever calls
+        with torch.enable_grad():  # the inner loop needs gradients even under no_grad
             leaf = vector if vector.requires_grad else vector.clone().requires_grad_()
             mean = torch.stack([one_task(leaf, task) for task in range(NUM_TASKS)]).mean()
         return mean if vector.requires_grad else mean.detach()

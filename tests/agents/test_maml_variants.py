@@ -67,7 +67,7 @@ def make_learner(name: str, spaces: Spaces, **settings: Any) -> MAML:
 
 
 def make_batch(learner: MAML, state: Parameters, seed: int) -> PolicyBatch:
-    """Three trajectories per task, of lengths that differ; observations and advantages at random."""
+    """Three trajectories of different lengths per task; random observations and advantages."""
     rng = torch.Generator().manual_seed(seed)
     lengths = torch.tensor([[10, 5, 15], [7, 12, 3], [1, 20, 4], [8, 8, 8]])
     mask = (torch.arange(NUM_STEPS) < lengths.sum(1, keepdim=True)).double()
@@ -122,14 +122,14 @@ class Reference:
         return self._mean(vector, self._task_kl)
 
     def _mean(self, vector: Tensor, of_task: Callable[[Parameters, int], Tensor]) -> Tensor:
-        with torch.enable_grad():  # the inner loop differentiates, whoever calls
+        with torch.enable_grad():  # the inner loop needs gradients even under no_grad
             leaf = vector if vector.requires_grad else vector.clone().requires_grad_()
             start = unflatten(leaf, self.learner.parameters)
             mean = torch.stack([of_task(start, task) for task in range(NUM_TASKS)]).mean()
         return mean if vector.requires_grad else mean.detach()
 
     def adapted(self, start: Parameters, task: int) -> list[Parameters]:
-        """Before each step and after the last; a context goes by that name."""
+        """The parameters before each step and after the last; CAVIA's context has the name "context"."""
         state = {name: value for name, value in start.items() if not name.startswith("step_size.")}
         if self.kind is CAVIA:
             state["context"] = torch.zeros(3, dtype=torch.float64, requires_grad=True)
@@ -218,7 +218,7 @@ def test_the_gradient_and_the_value_of_a_candidate(name: str, num_steps: int, sp
     value, kl = outer.evaluate(candidate)
     assert value == pytest.approx(float(reference.objective(candidate)), rel=1e-9)
     assert kl == pytest.approx(float(reference.kl(candidate)), rel=1e-9)
-    if learner.first_order:  # what is evaluated has second derivatives all the same
+    if learner.first_order:  # the reference has second derivatives
         return
     numeric = (outer.evaluate(start + 1e-5 * direction)[0] - outer.evaluate(start - 1e-5 * direction)[0]) / 2e-5
     assert float(gradient @ direction) == pytest.approx(numeric, rel=1e-5)

@@ -41,7 +41,7 @@ def make_learner(spaces: Spaces, **settings: object) -> ProMP:
 
 
 def make_batch(learner: ProMP, state: Parameters, seed: int) -> PolicyBatch:
-    """Random observations and advantages; actions and log-probabilities by the policies of `state`."""
+    """Random observations and advantages; the policies of `state` give actions and log-probabilities."""
     rng = torch.Generator().manual_seed(seed)
     steps = (NUM_TASKS, NUM_TRAJECTORIES * HORIZON)
     observations = torch.randn(*steps, 3, generator=rng, dtype=torch.float64)
@@ -147,7 +147,7 @@ def vanilla_loss(parameters: Parameters, query: PolicyBatch) -> Tensor:
 
 
 def outer_gradient(learner: ProMP, episodes: Episodes[Parameters, PolicyBatch]) -> Tensor:
-    """By the function that the learner trains with, at its present parameters and as if its epochs began there."""
+    """The loss of the learner's own function at its present parameters, as at the start of its epochs."""
     behaviour = learner.behaviour(episodes.support)
     differentiate = torch.func.grad(learner.outer_loss, has_aux=True)
     state = learner.begin(NUM_TASKS)
@@ -178,7 +178,7 @@ def test_the_epochs_are_adams_on_the_clipped_objective(spaces: Spaces, num_steps
     learner = make_learner(spaces, **settings)
     leaf = flatten(learner.parameters).requires_grad_()
     optimizer = torch.optim.Adam([leaf], lr=0.03)
-    for _ in range(2):  # the second meta-update goes on with the first one's moments
+    for _ in range(2):  # the second meta-update continues with the moments of the first
         episodes = make_episodes(learner)
         objective = reference_objective(learner, episodes, clipped_loss(learner))
         for _ in range(5):

@@ -38,7 +38,7 @@ def make_learner(spaces: Spaces = GAUSSIAN, **settings: object) -> Reptile:
 
 
 def make_batch(learner: Reptile, state: Parameters, seed: int) -> PolicyBatch:
-    """Random observations and advantages; actions and log-probabilities by the policies of `state`."""
+    """Random observations and advantages; the policies of `state` give actions and log-probabilities."""
     rng = torch.Generator().manual_seed(seed)
     steps = (NUM_TASKS, NUM_STEPS)
     observations = torch.randn(*steps, 3, generator=rng, dtype=torch.float64)
@@ -88,7 +88,7 @@ def leaves(parameters: Parameters) -> Parameters:
 
 @SPACES
 def test_inner_updates_and_meta_steps_equal_torchs_adam_and_a_mean(spaces: Spaces) -> None:
-    """The whole of three meta-updates: one torch optimiser per task, its moments carried as the mean over the tasks."""
+    """Three meta-updates with one torch optimiser per task; the mean of their moments goes to the next meta-update."""
     learner = make_learner(spaces, inner_lr=0.02, meta_step_size=0.8, schedule_iterations=4)
     carried: dict[str, tuple[Tensor, Tensor]] = {}
     for iteration in range(3):
@@ -99,7 +99,7 @@ def test_inner_updates_and_meta_steps_equal_torchs_adam_and_a_mean(spaces: Space
             parameters = leaves(start)
             optimizer = torch.optim.Adam(parameters.values(), lr=0.02, betas=(0.0, 0.999))
             for name, (count, second) in carried.items():
-                first = torch.full_like(second, 7.0)  # counts for nothing
+                first = torch.full_like(second, 7.0)  # has no effect
                 value = {"step": count.clone(), "exp_avg": first, "exp_avg_sq": second.clone()}
                 optimizer.state[parameters[name]] = value
             for batch in (*episodes.support, episodes.query):
@@ -222,7 +222,7 @@ def test_a_loss_that_is_not_finite_shows() -> None:
 
 
 class Recorder:
-    """Collects, and notes which tasks."""
+    """Collects, and records the tasks."""
 
     def __init__(self, collector: RolloutCollector) -> None:
         self.acts = True
@@ -261,7 +261,7 @@ def test_shuffled_every_update_of_a_slot_meets_another_task(shuffle: bool) -> No
     episodes = trainer.train_iteration().episodes
     assert len(recorder.met) == 3
     for met in recorder.met:
-        assert sorted(map(str, met)) == sorted(map(str, episodes.tasks))  # as much data of every task
+        assert sorted(map(str, met)) == sorted(map(str, episodes.tasks))  # every task has the same amount of data
     for slot in range(4):
         assert len({met[slot] for met in recorder.met}) == (3 if shuffle else 1)
 

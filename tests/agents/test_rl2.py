@@ -1,4 +1,4 @@
-"""RL²: what crosses the boundary of a trajectory and what must not, and PPO's loss against its own definition."""
+"""RL²: what the memory keeps across trajectories and trials, and PPO's loss against its definition."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ MEMORIES = pytest.mark.parametrize("memory", ["lstm", "gru", "transformer", "man
 
 @dataclass(frozen=True)
 class Door:
-    """The first action that pays on the last step, and the step after which the MDP ends."""
+    """The first action that is rewarded on the last step, and the step after which the MDP ends."""
 
     right: int
     length: int
 
 
 class DoorsEnv(TaskBatchEnv):
-    """The first action opens a door, behind which the last step pays 1 or nothing; the observation shows the time."""
+    """The first action chooses a door. The last step has reward 1 for the right door. Observations show the time."""
 
     default_task = Door(0, 3)
 
@@ -69,7 +69,7 @@ class DoorsEnv(TaskBatchEnv):
 
 @dataclass(frozen=True)
 class Doors(EnvTaskDistribution[Door]):
-    """Lengths from 1 to `longest`: longer ones than the horizon are truncated, the others terminate."""
+    """Trajectories of length 1 to `longest`: those longer than the horizon are truncated, the others terminate."""
 
     horizon: int = 3
     shortest: int = 1
@@ -107,7 +107,7 @@ def parts_of(episodes: Episodes[Any, Any]) -> tuple[Trajectories, ...]:
 
 
 def require_replay(learner: RL2, episodes: Episodes[Any, Any]) -> None:
-    """The whole trials, as the update sees them, have the log-probabilities and values that acting had."""
+    """On whole trials, the update computes the same log-probabilities and values as acting."""
     scale = learner.value_scale
     trials, values = learner.trials(parts_of(episodes))
     live = trials.mask > 0
@@ -158,7 +158,7 @@ def test_a_trajectory_begins_knowing_how_the_last_one_ended() -> None:
 
 @MEMORIES
 def test_a_trial_does_not_hang_on_its_neighbours(memory: Any) -> None:
-    """Short trajectories wait for the long ones of the batch; nothing may reach their memory meanwhile."""
+    """Short trajectories wait for the long ones of the batch; meanwhile their memory must not change."""
     family = Doors(horizon=5)
     learner, collector = learner_for(family, memory=memory)
     short, long = Door(1, 1), Door(0, 5)
@@ -178,7 +178,7 @@ def test_a_trial_does_not_hang_on_its_neighbours(memory: Any) -> None:
 
 
 class Leaking(RL2):
-    """Goes on with the memory of the trials before."""
+    """Continues with the memory of earlier trials."""
 
     leaked: TrialState | None = None
 
@@ -204,7 +204,7 @@ def test_a_memory_that_leaks_between_trials_is_caught() -> None:
 
 
 def test_what_a_task_is_told_can_be_changed_afterwards() -> None:
-    """Remembered by acting, or lived through again from data: the same memory; without rewards, another one."""
+    """Acting and replaying the data give the same memory; without rewards it is another one."""
     for family in (Doors(), PointNav(horizon=3)):
         learner, collector = learner_for(family)
         episodes = collected(learner, collector, family)
@@ -215,7 +215,7 @@ def test_what_a_task_is_told_can_be_changed_afterwards() -> None:
         silent = learner.adapt(start, once.without_signal(), step=0)
         assert not silent.reward.any()
         torch.testing.assert_close(silent.action, acted.action, rtol=1e-6, atol=1e-6)
-        if isinstance(family, PointNav):  # rewards on the way, which the memory has taken in
+        if isinstance(family, PointNav):  # it has rewards at every step, which change the memory
             assert not torch.allclose(silent.memory[0], acted.memory[0])
 
 
@@ -333,7 +333,7 @@ def test_the_gradient_is_that_of_the_clipped_loss_whatever_the_chunks(prediction
     parts = parts_of(collected(learner, collector, family))
     trials, _ = learner.trials(parts)
     rewards = torch.cat([part.rewards[part.mask > 0] for part in parts])
-    expected_rewards = (trials.inputs[..., -2] - rewards.mean()) / rewards.std(correction=0)  # told one step later
+    expected_rewards = (trials.inputs[..., -2] - rewards.mean()) / rewards.std(correction=0)  # an input one step later
     live = trials.mask[:, 1:] > 0
     torch.testing.assert_close(trials.rewards[:, :-1][live], expected_rewards[:, 1:][live].float())
     trials = Trials(*(field if field.dtype == torch.int64 else field.double() for field in trials))
@@ -353,7 +353,7 @@ def test_the_gradient_is_that_of_the_clipped_loss_whatever_the_chunks(prediction
 
 
 def test_a_sparse_reward_of_the_last_step_is_exploited_in_the_next_trajectory() -> None:
-    """The door must be guessed once and can be known ever after: 0.5, then 1. Without the last reward, 0.5 for ever."""
+    """The first guess of the door is right with probability 0.5; after it, the return is 1. Without rewards: 0.5."""
     family = Doors(horizon=3, shortest=3, longest=3)
     settings: dict[str, Any] = {"trajectories_per_trial": 2, "num_trajectories": 1, "learning_rate": 1e-2}
     learner, collector = learner_for(family, double=False, hidden_size=16, **settings)
@@ -367,7 +367,7 @@ def test_a_sparse_reward_of_the_last_step_is_exploited_in_the_next_trajectory() 
     matrix = np.asarray(controls["matrix"])
     assert np.diag(matrix).min() > 0.9
     assert max(matrix[0, 1], matrix[1, 0]) < 0.1
-    assert np.mean(controls["zero_reward"]) < 0.65  # told of no reward, it takes the other door or guesses
+    assert np.mean(controls["zero_reward"]) < 0.65  # without a reward, it takes the other door or guesses
 
 
 def test_the_step_size_falls_to_zero_on_schedule() -> None:

@@ -1,4 +1,4 @@
-"""Memories: acting step by step and learning over whole sequences give the same, and nothing sees the future."""
+"""Memories: single steps and whole sequences give the same outputs, which do not depend on later inputs."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class TestTransformer:
         torch.testing.assert_close(outputs, memory(sequences()), rtol=1e-9, atol=1e-9)
 
     def test_one_layer_forgets_what_is_older_than_its_window(self) -> None:
-        """Five steps, the oldest of which is found by the one before."""
+        """Five values; the key of the oldest one comes from the step before it."""
         memory = CausalTransformer(SIZE, HIDDEN, num_layers=1, window=5, generator=rng()).double()
         inputs = sequences().requires_grad_()
         (slopes,) = torch.autograd.grad(memory(inputs)[0, 12].square().sum(), inputs)
@@ -123,7 +123,7 @@ class TestTransformer:
         assert not torch.allclose(memory(inputs)[:, -1], memory(swapped)[:, -1])
 
     def test_untrained_attention_brings_up_what_followed_the_like_of_the_present_step(self) -> None:
-        """One cue comes twice, each time followed by its own outcome; the second time, the first outcome matters."""
+        """The input of step 2 comes again at step 8; the output then depends most on step 3, which followed step 2."""
         memory = CausalTransformer(SIZE, HIDDEN, num_layers=1, generator=rng()).double()
         inputs = torch.randn(200, 9, SIZE, generator=rng(1), dtype=torch.float64)
         inputs[:, 8] = inputs[:, 2]

@@ -106,7 +106,7 @@ def test_weights_come_from_the_generator_alone() -> None:
 
     first = weights(1)
     with torch.random.fork_rng(devices=[]):
-        torch.rand(5)  # the global generator moves on; it must not matter
+        torch.rand(5)  # changes the global generator, which must have no effect
         assert torch.equal(weights(1), first)
     assert not torch.equal(weights(2), first)
 
