@@ -54,5 +54,5 @@ class MetaSGD(MAML):
         metrics = super().meta_update(episodes)
         learned = [value.flatten() for name, value in self.parameters.items() if name.startswith(LEARNED_STEP_SIZE)]
         sizes = torch.cat(learned)
-        metrics |= {f"step_size_{name}": float(getattr(sizes, name)()) for name in ("mean", "std", "min", "max")}
-        return metrics
+        figures = {"mean": sizes.mean(), "std": sizes.std(), "min": sizes.min(), "max": sizes.max()}
+        return metrics | {f"step_size_{name}": float(value) for name, value in figures.items()}

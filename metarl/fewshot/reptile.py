@@ -84,8 +84,9 @@ class Reptile(SteppingLearner):
         return {**super().state_dict(), "num_updates": self._num_updates, "carried": dict(self._carried)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        carried = loaded(self._carried, state["carried"], what="carried moments")
         super().load_state_dict(state)
-        self._carried = loaded(self._carried, state["carried"], what="carried moments")
+        self._carried = carried
         self._num_updates = int(state["num_updates"])
 
     def step_size(self, step: int) -> float:

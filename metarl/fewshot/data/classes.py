@@ -217,20 +217,22 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
         """Refuses settings that need more images or classes than there are."""
         shape = self.data.images.shape[1:]
         square = len(shape) == 3 and shape[1] == shape[2]
-        for name in ("train_rotations", "test_rotations"):
-            require(square or not getattr(self, name), f"task.{name}", True, f"false for inputs of shape {shape}")
+        for name, turned in (("train_rotations", self.train_rotations), ("test_rotations", self.test_rotations)):
+            require(square or not turned, f"task.{name}", True, f"false for inputs of shape {shape}")
         validation = len(self.data.splits.get("val", ())) > 0
-        for name, without in (("train_split", "train"), ("test_split", "test")):
-            value = getattr(self, name)
-            require(validation or value == without, f"task.{name}", value, f"{without!r}: no class is for validation")
+        fits = validation or self.train_split == "train"
+        require(fits, "task.train_split", self.train_split, "'train': no class is for validation")
+        fits = validation or self.test_split == "test"
+        require(fits, "task.test_split", self.test_split, "'test': no class is for validation")
         splits: tuple[Split, Split] = ("train", "test")
         for split in splits:
             self._require_enough_of(split)
 
     def _require_enough_of(self, split: Split) -> None:
         pool, (ways, shots, queries) = self.classes(split), self._sizes(split)
-        own = {name: split == "train" and getattr(self, f"train_{name}") is not None for name in SIZES}
-        names = {name: f"task.{'train' if own[name] else 'num'}_{name}" for name in SIZES}
+        own = (self.train_ways, self.train_shots, self.train_queries) if split == "train" else (None, None, None)
+        prefixes = ("num" if size is None else "train" for size in own)
+        names = {name: f"task.{prefix}_{name}" for name, prefix in zip(SIZES, prefixes, strict=True)}
         require(ways <= len(pool), names["ways"], ways, f"at most {len(pool)}, the number of {split} classes")
         counts = self.data.counts[pool % len(self.data.counts)]
         small = np.flatnonzero(counts < shots + queries)
