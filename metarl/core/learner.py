@@ -231,6 +231,28 @@ AnyLearner: TypeAlias = Learner[Any, Any, Any]
 AnyActingLearner: TypeAlias = ActingLearner[Any, Any, Any]
 
 
+class LearnerClass(Protocol):
+    """The class of a learner, as `metarl.runs.registry` returns it.
+
+    Attributes:
+        Config: the dataclass of its settings.
+        traits: as in `Learner`.
+    """
+
+    __name__: str
+    Config: type[Any]
+    traits: Traits
+
+    def __call__(self, config: Any, spaces: Any, *, generator: torch.Generator) -> AnyLearner:
+        """A new learner.
+
+        Args:
+            config: a `Config`.
+            spaces: `Spaces` for an RL agent, `ExampleSpaces` for a few-shot learner.
+            generator: draws the initial weights.
+        """
+
+
 def loaded(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], *, what: str) -> dict[str, Tensor]:
     """Copies of the tensors of `saved`, in the order and on the device of `own`. For use in `load_state_dict`.
 

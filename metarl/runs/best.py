@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from metarl.core.evaluation import own_steps
-from metarl.core.learner import Learner
+from metarl.core.learner import AnyLearner
 from metarl.core.tags import TEST_STEP, VALIDATION, steps_in
 from metarl.runs import checkpoint
 from metarl.runs.tracking import read_metrics
 
 
-def best_iteration(run_dir: Path, learner: Learner[Any, Any, Any]) -> int | None:
+def best_iteration(run_dir: Path, learner: AnyLearner) -> int | None:
     """The iteration with the best score on validation tasks, among those with a checkpoint.
 
     In a run without validation scores, the score on test tasks counts instead. Among equal scores, the earliest wins.
@@ -23,7 +23,7 @@ def best_iteration(run_dir: Path, learner: Learner[Any, Any, Any]) -> int | None
     return best_of(scores_by_iteration(read_metrics(run_dir), learner), checkpoint.list_checkpoints(run_dir))
 
 
-def scores_by_iteration(rows: Sequence[Mapping[str, Any]], learner: Learner[Any, Any, Any]) -> dict[int, float]:
+def scores_by_iteration(rows: Sequence[Mapping[str, Any]], learner: AnyLearner) -> dict[int, float]:
     """The score of each evaluated iteration that `best_iteration` compares; higher is better."""
     validated = any(VALIDATION in row for row in rows)
     scores: dict[int, float] = {}

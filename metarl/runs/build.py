@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from metarl.core.config import LearnerConfig
 from metarl.core.episode import ShuffledTasks
 from metarl.core.errors import require
+from metarl.core.learner import AnyLearner, Spaces
 from metarl.core.seeds import Purpose, generator
-from metarl.core.tasks import TaskDistribution
+from metarl.core.tasks import AnyDistribution
 from metarl.core.trainer import Callback, Trainer
-from metarl.fewshot.base.examples import ExampleCollector
+from metarl.fewshot.base.examples import ExampleCollector, ExampleSpaces, ExampleTaskDistribution
 from metarl.rl.rollout import RolloutCollector
 from metarl.rl.routes import RouteRecorder
 from metarl.rl.task_in_observation import TaskInObservation
@@ -25,6 +26,8 @@ from metarl.runs.device import select_device
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 LARGEST = 2**31 - 1
+
+RunCollector = RolloutCollector | ExampleCollector
 
 
 def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer:
@@ -41,15 +44,15 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
         agent.check_trainer(config.trainer)
     distribution = distribution_of(config)
     collector, evaluation_collector = collectors_of(config, distribution, device)
-    acting = isinstance(collector, RolloutCollector)
-    if acting:
-        require_capacity(config, observation_size=collector.spaces.observation_size)
+    acting = collector if isinstance(collector, RolloutCollector) else None
+    if acting is not None:
+        require_capacity(config, observation_size=acting.spaces.observation_size)
     learner = _learner(config, collector.spaces)
     least = config.evaluation.min_live_steps
     own_memory = learner.traits.state_per == "trajectory"
     allowed = f"left out for {config.agent_name}: each of its trajectories has a memory of its own"
     require(least is None or not own_memory, "evaluation.min_live_steps", least, allowed)
-    shuffled = isinstance(agent, LearnerConfig) and agent.shuffle_tasks and acting
+    shuffled = isinstance(agent, LearnerConfig) and agent.shuffle_tasks and acting is not None
     return Trainer(
         learner=learner.to(device),
         collector=ShuffledTasks(collector, num_steps=learner.num_adaptation_steps) if shuffled else collector,
@@ -58,12 +61,12 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
         evaluation=config.evaluation,
         callbacks=callbacks,
         evaluation_collector=evaluation_collector,
-        observer=observer_of(distribution, evaluation_collector),
-        space_notes=collector.space_notes if acting else None,
+        observer=observer_of(evaluation_collector),
+        space_notes=None if acting is None else acting.space_notes,
     )
 
 
-def distribution_of(config: RunConfig) -> TaskDistribution[Any]:
+def distribution_of(config: RunConfig) -> AnyDistribution:
     """The run's tasks, with the task in the observation of an agent that observes it."""
     task = config.task
     if not (config.learner_class.traits.observes_task and isinstance(task, EnvTaskDistribution)):
@@ -71,16 +74,18 @@ def distribution_of(config: RunConfig) -> TaskDistribution[Any]:
     return TaskInObservation(task, timeout=config.trainer.environment_timeout)
 
 
-def collectors_of(config: RunConfig, distribution: Any, device: torch.device) -> tuple[Any, Any]:
-    """What brings the data of training, and that of evaluation or None where it is the same."""
+def collectors_of(config: RunConfig, distribution: AnyDistribution, device: torch.device) -> tuple[RunCollector, RunCollector]:
+    """The collectors of training and of evaluation. They are the same object where data is given."""
+    evaluation = config.evaluation
     if not isinstance(distribution, EnvTaskDistribution):
-        for name in ("num_trajectories", "min_live_steps"):
-            value = getattr(config.evaluation, name)
+        settings = {"num_trajectories": evaluation.num_trajectories, "min_live_steps": evaluation.min_live_steps}
+        for name, value in settings.items():
             require(value is None, f"evaluation.{name}", value, f"left out: the tasks of {config.task_name} are given")
         acting = config.trainer.act_device
         allowed = f"left out: nothing acts in the tasks of {config.task_name}"
         require(acting == "cpu", "trainer.act_device", acting, allowed)
-        return ExampleCollector(distribution, device=device), None
+        given = ExampleCollector(cast(ExampleTaskDistribution[Any], distribution), device=device)
+        return given, given
 
     def collector_of(num_trajectories: int, min_live_steps: int | None = None) -> RolloutCollector:
         return RolloutCollector(
@@ -93,18 +98,18 @@ def collectors_of(config: RunConfig, distribution: Any, device: torch.device) ->
             environment_timeout=config.trainer.environment_timeout,
         )
 
-    own, evaluation = config.agent.num_trajectories, config.evaluation
+    own = config.agent.num_trajectories
     return collector_of(own), collector_of(evaluation.num_trajectories or own, evaluation.min_live_steps)
 
 
-def observer_of(distribution: Any, collector: Any) -> RouteRecorder | None:
-    """What keeps the routes of an evaluation by `collector`; None if the tasks are no environments."""
-    if not isinstance(distribution, EnvTaskDistribution):
+def observer_of(collector: RunCollector) -> RouteRecorder | None:
+    """Records the routes of an evaluation by `collector`; None if nothing acts in the tasks."""
+    if not isinstance(collector, RolloutCollector):
         return None
-    return RouteRecorder(distribution, positions=collector.positions)
+    return RouteRecorder(collector.tasks, positions=collector.positions)
 
 
-def _learner(config: RunConfig, spaces: Any) -> Any:
+def _learner(config: RunConfig, spaces: Spaces | ExampleSpaces) -> AnyLearner:
     """A new learner, its weights drawn by the run's seed."""
     seed = int(generator(config.trainer.seed, 0, Purpose.INITIALISE).integers(2**63))
     return config.learner_class(config.agent, spaces, generator=torch.Generator().manual_seed(seed))

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,8 +26,11 @@ from metarl.core.files import LARGEST_TEXT, parse_json, read_file, shown
 from metarl.core.settings import TABLES, convert, fields_of, unknown_setting
 from metarl.core.settings import from_table as from_table
 from metarl.core.settings import read_toml as read_toml
-from metarl.core.tasks import TaskDistribution
+from metarl.core.tasks import AnyDistribution
 from metarl.runs import registry
+
+if TYPE_CHECKING:  # it imports torch
+    from metarl.core.learner import LearnerClass
 
 SPACES = "spaces"
 """The entry of `config.json` that records how actions and observations are converted. It is not a setting."""
@@ -51,8 +54,8 @@ class RunConfig:
     task_name: str
     agent_name: str
     preset: str | None
-    learner_class: type[Any]
-    task: TaskDistribution[Any]
+    learner_class: LearnerClass
+    task: AnyDistribution
     agent: Any
     trainer: TrainerConfig
     evaluation: EvaluationConfig
@@ -84,7 +87,7 @@ def resolve(
         known = fields_of(agent_class.Config).keys()
         tables = {**tables, "agent": {key: tables["agent"][key] for key in known & tables.get("agent", {}).keys()}}
     layers = [task_class.defaults, agent_class.traits.defaults, tables]
-    config = _build(task_name, agent_name, preset, (task_class, agent_class), _merged(layers))
+    config = _build(task_name, agent_name, preset, task_class, agent_class, _merged(layers))
     if config_file is None:
         return config
     try:
@@ -141,7 +144,7 @@ def from_dict(plain: Mapping[str, Any], *, trusted: bool = False, paths: Mapping
     moved = {name: path for name, path in (paths or {}).items() if name in path_settings(task_class)}
     if moved and isinstance(tables["task"], Mapping):
         tables["task"] = {**tables["task"], **moved}
-    return _build(task_name, agent_name, preset, (task_class, agent_class), tables)
+    return _build(task_name, agent_name, preset, task_class, agent_class, tables)
 
 
 def load_config(run_dir: Path, *, trusted: bool = False, paths: Mapping[str, str] | None = None) -> RunConfig:
@@ -198,12 +201,14 @@ def _build(
     task_name: str,
     agent_name: str,
     preset: str | None,
-    classes: tuple[type[Any], type[Any]],
+    task_class: type[AnyDistribution],
+    agent_class: LearnerClass,
     tables: Mapping[str, Mapping[str, Any]],
 ) -> RunConfig:
-    task_class, agent_class = classes
     settings = (task_class, agent_class.Config, TrainerConfig, EvaluationConfig)
-    built = {name: from_table(cls, tables.get(name, {}), name) for name, cls in zip(TABLES, settings, strict=True)}
+    built: dict[str, Any] = {
+        name: from_table(cls, tables.get(name, {}), name) for name, cls in zip(TABLES, settings, strict=True)
+    }
     return RunConfig(task_name, agent_name, preset, agent_class, **built)
 
 

@@ -18,7 +18,7 @@ from metarl.core.tags import VALIDATION
 from metarl.core.trainer import Trainer
 from metarl.runs import checkpoint
 from metarl.runs.best import best_iteration
-from metarl.runs.build import build, collectors_of, distribution_of, observer_of
+from metarl.runs.build import RunCollector, build, collectors_of, distribution_of, observer_of
 from metarl.runs.config import SPACES, RunConfig, decisive_settings, load_config, path_settings, read_saved
 from metarl.runs.other_tasks import Target, require_same_spaces
 from metarl.runs.tracking import read_metrics
@@ -118,13 +118,14 @@ def load_trainer(
     trainer = build(config)
     restore(trainer, run_dir, config=saved, which=checkpoint)
     if on is not None:
-        before = trainer.evaluation_collector or trainer.collector
+        before = trainer.evaluation_collector
+        assert isinstance(before, RunCollector), "as `build` made it"
         config = replace(config, task_name=on.name, task=on.task)
         trainer.distribution = distribution_of(config)
         there = collectors_of(config, trainer.distribution, trainer.learner.device)
-        require_same_spaces(on, there[0].spaces, getattr(before, "spaces", None))
+        require_same_spaces(on, there[0].spaces, before.spaces)
         trainer.collector, trainer.evaluation_collector = there
-        trainer.observer = observer_of(trainer.distribution, there[1])
+        trainer.observer = observer_of(there[1])
     return trainer
 
 
@@ -132,7 +133,7 @@ def _chosen(
     which: str | int,
     learner: AnyLearner,
     run_dir: Path,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     use: Callable[[Path, checkpoint.Checkpoint], None],
 ) -> checkpoint.Checkpoint:
     """The checkpoint that `restore` was asked for, after `use` took it."""
@@ -168,7 +169,7 @@ def _say_other_spaces(trainer: Trainer, run_dir: Path) -> None:
         _logger.warning(text, run_dir, then, still)
 
 
-def _require_fit(path: Path, saved: Any, own: Any, name: str = "state") -> None:
+def _require_fit(path: Path, saved: object, own: object, name: str = "state") -> None:
     """Compares a saved state with that of the learner that loads it. Parts that only one has are not compared.
 
     Raises:
@@ -199,7 +200,7 @@ def _of_another_learner(path: Path, reason: str) -> checkpoint.CheckpointError:
     return checkpoint.CheckpointError(f"{path}: {other}: {reason}; train again")
 
 
-def _described(value: Any) -> str:
+def _described(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)} of {value.dtype}"
     if isinstance(value, Mapping):

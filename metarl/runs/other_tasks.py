@@ -10,6 +10,7 @@ from typing import Any
 from metarl.core.errors import InputError, require
 from metarl.core.learner import Spaces
 from metarl.core.settings import fields_of, from_table
+from metarl.core.tasks import AnyDistribution
 from metarl.fewshot.base.examples import ExampleSpaces
 from metarl.rl.tasks import EnvTaskDistribution
 from metarl.runs import registry
@@ -17,6 +18,9 @@ from metarl.runs.config import RunConfig, to_dict
 
 # How an agent meets tasks, not which tasks there are: another family takes these from the run where it has them.
 CARRIED = ("horizon", "action_limit", "contact_forces", "num_ways", "num_shots", "num_queries")
+
+
+AnySpaces = Spaces | ExampleSpaces
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Target:
     """
 
     name: str
-    task: Any
+    task: AnyDistribution
 
 
 def target_family(config: RunConfig, on: str | None, *, trusted: bool = False) -> Target:
@@ -56,7 +60,7 @@ def target_family(config: RunConfig, on: str | None, *, trusted: bool = False) -
     return Target(on, from_table(family, carried, "task"))
 
 
-def require_same_spaces(target: Target, there: Any, own: Any) -> None:
+def require_same_spaces(target: Target, there: AnySpaces, own: AnySpaces) -> None:
     """Raises `InputError` naming both if a learner built for the spaces `own` cannot use those of `target`, `there`."""
     if _shapes(there) != _shapes(own):
         raise InputError(f"{target.name}: has {_shapes(there)}; the run was trained with {_shapes(own)}")
@@ -74,15 +78,13 @@ def describe_transfer(report: Mapping[str, Any], config: RunConfig, target: Targ
     return {**report, **said, "splits": splits}
 
 
-def _shapes(spaces: Any) -> str:
+def _shapes(spaces: AnySpaces) -> str:
     if isinstance(spaces, Spaces):
         actions = f"{spaces.action_size} discrete actions" if spaces.discrete else f"actions ({spaces.action_size},)"
         return f"observations ({spaces.observation_size},) and {actions}"
-    if isinstance(spaces, ExampleSpaces):
-        outputs = f"{spaces.num_outputs} classes" if spaces.discrete else f"targets ({spaces.num_outputs},)"
-        described = f", described by ({spaces.description_size},)" if spaces.description_size else ""
-        return f"inputs {spaces.input_shape} and {outputs}{described}"
-    return "unknown spaces"
+    outputs = f"{spaces.num_outputs} classes" if spaces.discrete else f"targets ({spaces.num_outputs},)"
+    described = f", described by ({spaces.description_size},)" if spaces.description_size else ""
+    return f"inputs {spaces.input_shape} and {outputs}{described}"
 
 
 def _same_training(config: RunConfig, target: Target) -> bool:

@@ -17,12 +17,15 @@ import tomllib
 from collections.abc import Mapping
 from importlib import metadata, resources
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict, cast
 
 from metarl.core.errors import InputError, one_line, raised, text_of, unknown_name, warn_once
 from metarl.core.imports import search_working_directory
-from metarl.core.tasks import TaskDistribution
+from metarl.core.tasks import AnyDistribution, TaskDistribution
 from metarl.rl.tasks import EnvTaskDistribution
+
+if TYPE_CHECKING:  # it imports torch
+    from metarl.core.learner import LearnerClass, Tables
 
 Kind = Literal["task", "agent", "learner"]
 
@@ -114,7 +117,7 @@ def _name_of(package: metadata.Distribution) -> str:
         return "an installed package"
 
 
-def load_task(name: str) -> type[TaskDistribution[Any]]:
+def load_task(name: str) -> type[AnyDistribution]:
     """The task distribution class called `name`.
 
     Raises:
@@ -128,7 +131,7 @@ def load_task(name: str) -> type[TaskDistribution[Any]]:
             f"task = {name!r}: {_describe(found)} does not derive from metarl.TaskDistribution or "
             f"metarl.EnvTaskDistribution{lacks}"
         )
-    task: type[TaskDistribution[Any]] = found
+    task: type[AnyDistribution] = found
     missing = sorted(getattr(task, "__abstractmethods__", ()))
     if issubclass(task, EnvTaskDistribution) and not _makes_environments(task):
         missing.append("make_env (with set_task) or make_vector_env")
@@ -137,7 +140,7 @@ def load_task(name: str) -> type[TaskDistribution[Any]]:
     return task
 
 
-def load_agent(name: str) -> type[Any]:
+def load_agent(name: str) -> LearnerClass:
     """The RL agent class called `name`; its settings are the dataclass `Config` it carries.
 
     Raises:
@@ -146,7 +149,7 @@ def load_agent(name: str) -> type[Any]:
     return _load_learner("agent", name)
 
 
-def load_learner(name: str) -> type[Any]:
+def load_learner(name: str) -> LearnerClass:
     """The few-shot learner class called `name`; its settings are the dataclass `Config` it carries.
 
     Raises:
@@ -155,7 +158,7 @@ def load_learner(name: str) -> type[Any]:
     return _load_learner("learner", name)
 
 
-def load_unchecked(name: str, task: type[TaskDistribution[Any]] | None = None) -> list[type[Any]]:
+def load_unchecked(name: str, task: type[AnyDistribution] | None = None) -> list[type]:
     """The classes called `name`: an RL agent, a few-shot learner, or one of each. Missing methods are not checked.
 
     Args:
@@ -174,7 +177,7 @@ def load_unchecked(name: str, task: type[TaskDistribution[Any]] | None = None) -
     return [_load_class(kind, name) for kind in registered or kinds[:1]]
 
 
-def load_agent_for(task: type[TaskDistribution[Any]], task_name: str, agent_name: str) -> type[Any]:
+def load_agent_for(task: type[AnyDistribution], task_name: str, agent_name: str) -> LearnerClass:
     """Looks `agent_name` up among the RL agents or the few-shot learners, whichever `task` needs.
 
     Raises:
@@ -184,7 +187,7 @@ def load_agent_for(task: type[TaskDistribution[Any]], task_name: str, agent_name
     return load_agent(agent_name) if kind == "agent" else load_learner(agent_name)
 
 
-def kind_of_agent(task: type[TaskDistribution[Any]], task_name: str, agent_name: str) -> Kind:
+def kind_of_agent(task: type[AnyDistribution], task_name: str, agent_name: str) -> Kind:
     """Which kind of agent `task` needs; imports nothing, so that a wrong name is told at once.
 
     Raises:
@@ -208,7 +211,7 @@ def presets(task_name: str, agent_name: str) -> list[str]:
     return _presets_by_agent(task_name).get(base_of(agent_name) or agent_name, [])
 
 
-def preset_table(task_name: str, agent_name: str, preset: str) -> dict[str, dict[str, Any]]:
+def preset_table(task_name: str, agent_name: str, preset: str) -> Tables:
     """The tables of a preset, as in a configuration file; "default" without a file of its own is empty.
 
     Raises:
@@ -233,7 +236,7 @@ def base_of(agent_name: str) -> str | None:
     return base
 
 
-def baseline_changes(agent_name: str) -> dict[str, dict[str, Any]]:
+def baseline_changes(agent_name: str) -> Tables:
     """The tables of settings that a baseline changes in the presets that it uses."""
     return {name: table for name, table in _baseline(agent_name).items() if name != "based_on"}
 
@@ -245,12 +248,26 @@ def _baseline(agent_name: str) -> dict[str, Any]:
     return tomllib.loads(file.read_text(encoding="utf-8")) if known else {}
 
 
-def entries() -> dict[str, list[dict[str, Any]]]:
-    """Everything registered, JSON-ready: lists of entries under "tasks", "agents" and "learners".
+class Entry(TypedDict):
+    """A registered name.
 
-    An entry has `name`, `summary`, `module` and, for tasks, `presets` (agent name -> preset names). Where the module
-    cannot be imported, `summary` is empty and `error` says why.
+    Attributes:
+        name: the name.
+        summary: the first line of the class's docstring; empty if the module cannot be imported.
+        module: where the class is.
+        error: why the module cannot be imported.
+        presets: of a task: agent name -> preset names.
     """
+
+    name: str
+    summary: str
+    module: str
+    error: NotRequired[str]
+    presets: NotRequired[dict[str, list[str]]]
+
+
+def entries() -> dict[str, list[Entry]]:
+    """Everything registered, JSON-ready, under "tasks", "agents" and "learners"."""
     return {
         "tasks": [{**_entry("task", name), "presets": _presets_by_agent(name)} for name in sorted(names("task"))],
         "agents": [_entry("agent", name) for name in sorted(names("agent"))],
@@ -258,8 +275,8 @@ def entries() -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def _entry(kind: Kind, name: str) -> dict[str, Any]:
-    entry = {"name": name, "summary": "", "module": names(kind)[name].partition(":")[0]}
+def _entry(kind: Kind, name: str) -> Entry:
+    entry: Entry = {"name": name, "summary": "", "module": names(kind)[name].partition(":")[0]}
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what a package prints on import is no part of the list
             lines = (inspect.getdoc(_load_class(kind, name)) or "").splitlines()
@@ -297,7 +314,7 @@ def _target(kind: Kind, name: str) -> tuple[str, str]:
     return module_name, attribute
 
 
-def _load(kind: Kind, name: str) -> Any:
+def _load(kind: Kind, name: str) -> object:
     """What `name` stands for, whatever it is."""
     module_name, attribute = _target(kind, name)
     if module_name.endswith(".py"):
@@ -324,22 +341,22 @@ def _load(kind: Kind, name: str) -> Any:
         raise InputError(f"{kind} = {name!r}: {module_name}:{attribute} raised {raised(error)}") from error
 
 
-def _load_learner(kind: Kind, name: str) -> type[Any]:
+def _load_learner(kind: Kind, name: str) -> LearnerClass:
     found = _load_class(kind, name)
     missing = missing_parts(found, acting=kind == "agent")
     if missing:
         raise InputError(f"{kind} = {name!r}: {found.__name__} lacks {', '.join(missing)}")
-    return found
+    return cast("LearnerClass", found)
 
 
-def _load_class(kind: Kind, name: str) -> type[Any]:
+def _load_class(kind: Kind, name: str) -> type:
     found = _load(kind, name)
     if not isinstance(found, type):
         raise InputError(f"{kind} = {name!r}: {_describe(found)} is not a class")
     return found
 
 
-def missing_parts(kind: type[Any], *, acting: bool) -> list[str]:
+def missing_parts(kind: type, *, acting: bool) -> list[str]:
     """The parts that a class lacks to be an RL agent, if `acting`, or a few-shot learner."""
     methods: tuple[str, ...] = ACTING_METHODS if acting else LEARNER_METHODS
     from metarl.core.learner import Traits  # imports torch, as `kind` did
