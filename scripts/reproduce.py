@@ -49,7 +49,7 @@ from metarl.runs.checkpoint import list_checkpoints
 from metarl.runs.config import RunConfig, load_config, resolve
 from metarl.runs.load import load, load_trainer
 from metarl.runs.registry import AGENTS, presets
-from metarl.runs.reports import read_report, write_json
+from metarl.runs.reports import read_report, read_routes, write_json
 from metarl.runs.tracking import read_metrics
 from metarl.runs.train import train
 
@@ -121,7 +121,7 @@ def run_cell(config: RunConfig, run_dir: Path, *, num_tasks: int, command: str, 
         "flat": is_flat([score for _, score in curve]),
     }
     if (run_dir / "paths.json").is_file():
-        paths = read_report(run_dir, "paths.json")
+        paths = read_routes(run_dir)
         few = [{**task, "ways": [ways[:1] for ways in task["ways"]]} for task in paths["tasks"]]
         cell["paths"] = {**paths, "tasks": few}
     return cell

@@ -75,8 +75,10 @@ def evaluate(
         reason = coverage(trainer.distribution, tasks)[1]
         if reason:
             complain(f"note: --tasks = {tasks}: {reason}")
-    scales = reports.choose_step_size(trainer) if choose_step_size else {}
-    report = reports.describe(trainer, trainer.evaluate(), controls=trainer.evaluation.controls) | scales
+    scale = reports.choose_step_size(trainer) if choose_step_size else None
+    report = reports.describe(trainer, trainer.evaluate(), controls=trainer.evaluation.controls)
+    if scale is not None:
+        report["step_scale"], report["validation"] = scale
     if target is not None:
         report = describe_transfer(report, saved, target)
     for line in report_lines(report):

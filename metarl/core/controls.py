@@ -13,6 +13,7 @@ from metarl.core.errors import one_line
 from metarl.core.evaluation import Batch, Data, State, score_rows
 from metarl.core.files import Json
 from metarl.core.learner import Learner
+from metarl.core.schema import Controls
 from metarl.core.seeds import CONTROLS_ITERATION, Purpose, Seeds, generator
 from metarl.core.statistics import Array, bootstrap
 from metarl.core.tasks import Tasks, require_tasks
@@ -26,7 +27,7 @@ def adaptation_controls(
     num_replicates: int = 20,
     num_steps: int | None = None,
     seed: int = 0,
-) -> dict[str, Json]:
+) -> Controls:
     """Measures the cross-adaptation matrix and the zero-reward control.
 
     The matrix adapts on the support of task i and scores on the query of task j. A learner that uses its data is best
@@ -42,8 +43,7 @@ def adaptation_controls(
         seed: as in `evaluate`.
 
     Returns:
-        `tasks`, `num_adaptation_steps`, `num_replicates`, `matrix` [T][T] (row: adapted on, column: scored on),
-        `matrix_ci_low`, `matrix_ci_high`, and for each task `zero_reward` and `before`, the score without adaptation.
+        The scores, as JSON-ready data.
 
     Raises:
         InputError: `tasks` is not a list of tasks.

@@ -12,6 +12,7 @@ import numpy as np
 from metarl.core.errors import one_line
 from metarl.core.files import Json
 from metarl.core.learner import ScoreName, Unit
+from metarl.core.schema import Report
 from metarl.core.seeds import Purpose, generator
 from metarl.core.statistics import Array, bootstrap, interquartile_mean, stratified_bootstrap, worst_decile
 
@@ -76,13 +77,13 @@ class AdaptationCurve:
         better: Array = last - first if self.higher_is_better else first - last
         return better
 
-    def to_json(self) -> dict[str, Json]:
-        """The content of `adaptation.json`."""
+    def to_json(self) -> Report:
+        """The content of `adaptation.json` for this curve."""
         num_tasks, num_replicates = self.values.shape[1:]
         flat = self.values.reshape(len(self.values), -1)
         low, high = self.interval()
-        gains = [self.gain(step) for step in range(len(self.values))]
-        plain: dict[str, Json] = {
+        gains, gains_low, gains_high = zip(*(self.gain(step) for step in range(len(self.values))), strict=True)
+        plain: Report = {
             "schema_version": SCHEMA_VERSION,
             "unit": self.unit,
             "score": self.score,
@@ -95,7 +96,7 @@ class AdaptationCurve:
             "worst_decile": worst_decile(flat, higher_is_better=self.higher_is_better).tolist(),
             "ci_low": low.tolist(),
             "ci_high": high.tolist(),
-            "gain": {name: [gain[i] for gain in gains] for i, name in enumerate(("mean", "ci_low", "ci_high"))},
+            "gain": {"mean": list(gains), "ci_low": list(gains_low), "ci_high": list(gains_high)},
             "per_task": self.values.mean(2).tolist(),
             "tasks": [one_line(task) for task in self.tasks],
             "num_tasks": num_tasks,
@@ -110,10 +111,8 @@ class AdaptationCurve:
             low, high = bootstrap(self.values, self._rng())
             task_gains = [[self.task_gain(step, task) for task in range(num_tasks)] for step in range(len(self.values))]
             plain["per_task_ci_low"], plain["per_task_ci_high"] = low.tolist(), high.tolist()
-            plain["per_task_gain"] = {
-                name: [[gain[i] for gain in row] for row in task_gains]
-                for i, name in enumerate(("mean", "ci_low", "ci_high"))
-            }
+            means, lows, highs = ([[gain[i] for gain in row] for row in task_gains] for i in range(3))
+            plain["per_task_gain"] = {"mean": means, "ci_low": lows, "ci_high": highs}
             last = self.values[-1].mean(1)
             plain["worst_task"] = one_line(self.tasks[int(last.argmin() if self.higher_is_better else last.argmax())])
         return plain

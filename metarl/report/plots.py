@@ -20,10 +20,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Rectangle
 from matplotlib.ticker import EngFormatter
+from numpy.typing import ArrayLike, NDArray
 
 from metarl.core import tags
 from metarl.core.errors import InputError, printable, require
 from metarl.core.files import require_replaceable, write_atomically, writing
+from metarl.core.schema import Controls, Report, Routes, RoutesOfTask, SceneView
 from metarl.report.text import endpoints
 
 # Okabe and Ito's palette: its colours stay apart for colour-blind readers.
@@ -39,6 +41,10 @@ MAX_ROWS = 64  # of a picture's panels or a table's cells
 _PANEL = (5.6, 4.0)  # inches
 _SCENE = 2.5  # inches
 _WALL, _START, _GOAL = "#3A3A3A", "#222222", "#F0C300"
+Floats = NDArray[np.float64]
+Route = Sequence[Sequence[float]]  # positions (x, y)
+Rows = Sequence[Mapping[str, float | None]]  # of metrics.jsonl
+
 _MARKS: dict[str, dict[str, Any]] = {
     "start": {"color": _START, "marker": "s", "markersize": 6, "markerfacecolor": "white", "linestyle": "none"},
     "goal": {"color": _START, "marker": "*", "markersize": 13, "markerfacecolor": _GOAL, "linestyle": "none"},
@@ -68,7 +74,7 @@ _STYLE: Any = {
 }
 
 
-def adaptation_figure(curve: Mapping[str, Any]) -> Figure:
+def adaptation_figure(curve: Report) -> Figure:
     """Draws an adaptation curve.
 
     Args:
@@ -86,7 +92,7 @@ def adaptation_figure(curve: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def routes_figure(routes: Mapping[str, Any]) -> Figure:
+def routes_figure(routes: Routes) -> Figure:
     """Draws the agent's routes on a few tasks: a row per task, before adaptation on the left, after it on the right.
 
     Args:
@@ -108,14 +114,14 @@ def routes_figure(routes: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def scenes_figure(scenes: Sequence[tuple[str, Mapping[str, Any]]], *, num_columns: int) -> Figure:
+def scenes_figure(scenes: Sequence[tuple[str, SceneView]], *, num_columns: int) -> Figure:
     """Draws tasks from above, each to a scale of its own.
 
     Args:
         scenes: title and scene, as in `paths.json`, of each.
         num_columns: panels in a row.
     """
-    tasks = [{"scene": scene, "ways": []} for _, scene in scenes]
+    tasks: list[RoutesOfTask] = [{"task": title, "scene": scene, "ways": []} for title, scene in scenes]
     num_rows = -(-len(scenes) // num_columns)
     with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
         figure = Figure(figsize=(_SCENE * num_columns, (_SCENE + 0.3) * num_rows + 0.3), layout="constrained")
@@ -129,7 +135,7 @@ def scenes_figure(scenes: Sequence[tuple[str, Mapping[str, Any]]], *, num_column
     return figure
 
 
-def learning_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+def learning_figure(runs: Mapping[str, Rows]) -> Figure:
     """Draws return against environment steps, and, where runs were evaluated on the way, a second panel for test tasks.
 
     Args:
@@ -204,7 +210,7 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
     return figure, [figure.add_subplot(1, count, number + 1) for number in range(count)]
 
 
-def _draw_curve(axes: Axes, curve: Mapping[str, Any]) -> None:
+def _draw_curve(axes: Axes, curve: Report) -> None:
     steps = curve["steps"]
     per_task = np.asarray(curve["per_task"], dtype=float)
     named = curve["num_replicates"] > 1 and per_task.shape[1] <= MAX_NAMED_TASKS
@@ -231,7 +237,7 @@ def _draw_curve(axes: Axes, curve: Mapping[str, Any]) -> None:
     axes.legend(loc="best")
 
 
-def _draw_success(axes: Axes, curve: Mapping[str, Any]) -> None:
+def _draw_success(axes: Axes, curve: Report) -> None:
     low, high = _floats(curve["success_ci_low"]), _floats(curve["success_ci_high"])
     axes.plot(curve["steps"], _floats(curve["success"]), color=COLOURS[2], marker="o", markersize=5)
     axes.fill_between(curve["steps"], low, high, color=COLOURS[2], alpha=0.2, linewidth=0)
@@ -240,7 +246,7 @@ def _draw_success(axes: Axes, curve: Mapping[str, Any]) -> None:
     _label_steps(axes, curve)
 
 
-def _draw_named_tasks(axes: Axes, curve: Mapping[str, Any], per_task: np.ndarray[Any, np.dtype[np.float64]]) -> None:
+def _draw_named_tasks(axes: Axes, curve: Report, per_task: Floats) -> None:
     low, high = curve.get("per_task_ci_low"), curve.get("per_task_ci_high")
     for index, (task, colour) in enumerate(zip(_short(curve["tasks"]), COLOURS, strict=False)):
         axes.plot(curve["steps"], per_task[:, index], color=colour, marker="o", markersize=4, label=task)
@@ -250,7 +256,7 @@ def _draw_named_tasks(axes: Axes, curve: Mapping[str, Any], per_task: np.ndarray
             )
 
 
-def _label_steps(axes: Axes, curve: Mapping[str, Any]) -> None:
+def _label_steps(axes: Axes, curve: Report) -> None:
     """Numbers the steps, and under each writes the experience spent by then."""
     stride = -(-len(curve["steps"]) // 9)
     format_count = EngFormatter(sep="", places=None)
@@ -261,7 +267,7 @@ def _label_steps(axes: Axes, curve: Mapping[str, Any]) -> None:
     axes.set_xlabel(f"{printable(curve['unit'])}\n({experience} spent on the task)")
 
 
-def _draw_cross_adaptation(axes: Axes, cross: Mapping[str, Any], score: str) -> None:
+def _draw_cross_adaptation(axes: Axes, cross: Controls, score: str) -> None:
     _require_few("cross_adaptation", cross["matrix"])
     tasks = [label.replace("(", "\n(", 1) for label in _short(cross["tasks"])]
     columns = tasks
@@ -271,8 +277,8 @@ def _draw_cross_adaptation(axes: Axes, cross: Mapping[str, Any], score: str) -> 
             task if task == f"task {number}" else f"{number}: {task}"
             for number, task in zip(columns, tasks, strict=True)
         ]
-    named = (("zero_reward", "zero\nreward"), ("before", "nothing"))
-    controls = {label: cross[key] for key, label in named if key in cross}
+    known = {"zero\nreward": cross.get("zero_reward"), "nothing": cross.get("before")}  # earlier files lack some
+    controls = {label: scores for label, scores in known.items() if scores is not None}
     rows, matrix = [*tasks, *controls], _floats([*cross["matrix"], *controls.values()])
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
@@ -285,17 +291,18 @@ def _draw_cross_adaptation(axes: Axes, cross: Mapping[str, Any], score: str) -> 
     axes.set_xlabel("scored on")
     axes.set_ylabel("adapted on")
     axes.set_title(f"cross-adaptation: {_score_label(score)}")
+    shades = np.asarray(image.cmap(image.norm(matrix)))[..., :3] @ (0.299, 0.587, 0.114)
     for (row, column), value in np.ndenumerate(matrix):
-        shade = np.dot(image.cmap(image.norm(value))[:3], (0.299, 0.587, 0.114))
-        ink = "black" if shade > 0.5 else "white"
+        ink = "black" if shades[row, column] > 0.5 else "white"
         axes.text(column, row, f"{value:.3g}", ha="center", va="center", color=ink, fontsize=13)
 
 
-def _draw_scene(axes: Axes, scene: Mapping[str, Any], routes: Sequence[Any], limits: Sequence[float]) -> None:
+def _draw_scene(axes: Axes, scene: SceneView, routes: Sequence[Route], limits: Sequence[float]) -> None:
     for x, y, width, height in scene["walls"]:
         axes.add_patch(Rectangle((x, y), width, height, facecolor=_WALL, linewidth=0))
     if scene["goal"]:
-        axes.add_patch(Circle(scene["goal"], scene["goal_radius"], facecolor=_GOAL, alpha=0.45, linewidth=0))
+        x, y = scene["goal"]
+        axes.add_patch(Circle((x, y), scene["goal_radius"], facecolor=_GOAL, alpha=0.45, linewidth=0))
     for number, (route, colour) in enumerate(zip(routes, COLOURS, strict=False)):
         points = _floats(route)
         # Later ones are thinner, so that all routes are seen where they coincide.
@@ -309,9 +316,9 @@ def _draw_scene(axes: Axes, scene: Mapping[str, Any], routes: Sequence[Any], lim
     axes.spines[:].set(visible=not scene["walls"], color="#BBBBBB")
 
 
-def _scene_limits(tasks: Sequence[Mapping[str, Any]]) -> list[float]:
+def _scene_limits(tasks: Sequence[RoutesOfTask]) -> list[float]:
     """x_min, x_max, y_min, y_max of all that is drawn, a square with a margin."""
-    drawn: list[Any] = [route for task in tasks for routes in task["ways"] for route in routes]
+    drawn: list[ArrayLike] = [route for task in tasks for routes in task["ways"] for route in routes]
     for scene in (task["scene"] for task in tasks):
         drawn += [[(x, y), (x + width, y + height)] for x, y, width, height in scene["walls"]]
         drawn += [[mark] for mark in (scene["start"], scene["goal"]) if mark]
@@ -324,14 +331,14 @@ def _scene_limits(tasks: Sequence[Mapping[str, Any]]) -> list[float]:
     return [x - half, x + half, y - half, y + half]
 
 
-def _explain_scenes(figure: Figure, tasks: Sequence[Mapping[str, Any]], without: Sequence[str] = ()) -> None:
+def _explain_scenes(figure: Figure, tasks: Sequence[RoutesOfTask], without: Sequence[str] = ()) -> None:
     marks = [name for name in _MARKS if name not in without]
     shown = [name for name in marks if any(task["scene"].get(name, True) for task in tasks)]
     handles = [Line2D([], [], **{"color": COLOURS[0], **_MARKS[name]}, label=name) for name in shown]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=0.4, columnspacing=1.4)
 
 
-def _require_few(name: str, rows: Sequence[Any]) -> None:
+def _require_few(name: str, rows: Sequence[object]) -> None:
     if len(rows) > MAX_ROWS:
         raise ValueError(f"{name} has {len(rows)} entries, more than a picture can show")
 
@@ -340,7 +347,7 @@ def _score_label(score: str) -> str:
     return SCORE_LABELS.get(score, printable(score))
 
 
-def _short(tasks: Sequence[Any]) -> list[str]:
+def _short(tasks: Sequence[str]) -> list[str]:
     """Labels that fit: numbers with three digits; where a label stays long, all tasks are numbered instead."""
     names = [printable(str(task)) for task in tasks]
     labels = [re.sub(r"\d+\.\d+(e-?\d+)?", lambda number: f"{float(number[0]):.3g}", name) for name in names]
@@ -348,7 +355,7 @@ def _short(tasks: Sequence[Any]) -> list[str]:
     return labels if fit else [f"task {number}" for number in range(1, len(labels) + 1)]
 
 
-def _draw_training(axes: Axes, rows: Sequence[Mapping[str, Any]], colour: str, prefix: str) -> None:
+def _draw_training(axes: Axes, rows: Rows, colour: str, prefix: str) -> None:
     joint = [(tag, "joint training", ":") for tag in JOINT_TAGS]
     for tag, label, style in ((tags.POST_ADAPT, "last step", "-"), (tags.PRE_ADAPT, "step 0", (0, (4, 2))), *joint):
         env_steps, values = _values(rows, tag)
@@ -357,9 +364,7 @@ def _draw_training(axes: Axes, rows: Sequence[Mapping[str, Any]], colour: str, p
             axes.plot(env_steps, values, color=colour, linestyle=style, linewidth=width, label=prefix + label)
 
 
-def _draw_evaluations(
-    axes: Axes, rows: Sequence[Mapping[str, Any]], steps: Sequence[int], colour: str, prefix: str
-) -> None:
+def _draw_evaluations(axes: Axes, rows: Rows, steps: Sequence[int], colour: str, prefix: str) -> None:
     for step in steps:
         env_steps, values = _values(rows, f"{tags.TEST_STEP}{step}")
         shade = _paler(colour, 0.3 + 0.7 * (step + 1) / (max(steps) + 1))
@@ -369,19 +374,17 @@ def _draw_evaluations(
             axes.fill_between(env_steps, low, high, color=shade, alpha=0.15, linewidth=0)
 
 
-def _evaluated_steps(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+def _evaluated_steps(rows: Rows) -> list[int]:
     return tags.steps_in((tag for row in rows for tag in row), tags.TEST_STEP)
 
 
-def _values(
-    rows: Sequence[Mapping[str, Any]], tag: str
-) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]:
+def _values(rows: Rows, tag: str) -> tuple[Floats, Floats]:
     points = [(row["env_steps"], row[tag]) for row in rows if None not in (row.get(tag), row.get("env_steps"))]
     array = np.asarray(points, dtype=float).reshape(-1, 2)
     return array[:, 0], array[:, 1]
 
 
-def _floats(values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _floats(values: ArrayLike) -> Floats:
     return np.asarray(values, dtype=np.float64)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+
+from metarl.core.schema import Controls, Family, Report
 
 MAX_NAMED_TASKS = 8
 MAX_NAME_LENGTH = 24
@@ -16,7 +17,7 @@ def endpoints(unit: str) -> tuple[str, str]:
     return "before adaptation", "after adaptation"
 
 
-def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
+def report_lines(report: Report) -> Iterator[str]:
     """Lines that show the content of `adaptation.json`."""
     finite = report["num_replicates"] > 1
     if "trained_on" in report:
@@ -60,7 +61,7 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield from _controls(report["cross_adaptation"], report["score"], endpoints(report["unit"])[0])
 
 
-def _headline(report: Mapping[str, Any], finite: bool) -> str:
+def _headline(report: Report, finite: bool) -> str:
     what = f"adaptation curve: {report['score']} after 0..{report['steps'][-1]} {report['unit']}"
     stated = [report["protocol"]] if report.get("protocol") else []
     stated += [f"{name} = {value}" for name, value in report.get("settings", {}).items()]
@@ -76,7 +77,7 @@ def _headline(report: Mapping[str, Any], finite: bool) -> str:
     return f"{what} on {report['num_tasks']} test tasks (splits: {report['splits']})"
 
 
-def _transfer(trained: Mapping[str, Any], evaluated: Mapping[str, Any]) -> str:
+def _transfer(trained: Family, evaluated: Family) -> str:
     """What a run was trained and evaluated on; of two settings of one family, only what differs."""
     same = trained["task_name"] == evaluated["task_name"]
     texts = []
@@ -87,7 +88,7 @@ def _transfer(trained: Mapping[str, Any], evaluated: Mapping[str, Any]) -> str:
     return f"trained on {texts[0]}, evaluated on {texts[1]}"
 
 
-def _gains(report: Mapping[str, Any], finite: bool) -> Iterator[str]:
+def _gains(report: Report, finite: bool) -> Iterator[str]:
     if len(report["steps"]) < 2:
         return
     gain, step, what = report["gain"], 1, "step 1 over step 0"
@@ -98,13 +99,14 @@ def _gains(report: Mapping[str, Any], finite: bool) -> Iterator[str]:
         what = "the last trajectory over the first"
     yield f"paired gain of {what}: {_gain(gain['mean'][step], gain['ci_low'][step], gain['ci_high'][step])}"
     if finite:
-        gain = report["per_task_gain"]
+        by_task = report["per_task_gain"]
         for i, task in enumerate(report["tasks"]):
-            yield f"  {task}: {_gain(gain['mean'][step][i], gain['ci_low'][step][i], gain['ci_high'][step][i])}"
+            mean, low, high = by_task["mean"][step][i], by_task["ci_low"][step][i], by_task["ci_high"][step][i]
+            yield f"  {task}: {_gain(mean, low, high)}"
         yield f"worst task after {report['steps'][-1]} steps: {report['worst_task']}"
 
 
-def _controls(controls: Mapping[str, Any], score: str, first: str) -> Iterator[str]:
+def _controls(controls: Controls, score: str, first: str) -> Iterator[str]:
     steps = controls["num_adaptation_steps"]
     yield f"cross-adaptation after {steps} step(s), {score} (row: adapted on, column: scored on):"
     names, legend = _short_names(controls["tasks"])

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from metarl.core.data import Trajectories
 from metarl.core.errors import DISTRIBUTION, environment_fault, one_line, text_of, users_code
 from metarl.core.evaluation import EvaluationObserver
-from metarl.core.files import Json
+from metarl.core.learner import Unit
+from metarl.core.schema import Routes, SceneView
 from metarl.core.tasks import Tasks
 from metarl.rl.tasks import EnvTaskDistribution, Scene
 
@@ -102,7 +103,7 @@ def routes_of(observer: EvaluationObserver | None) -> tuple[TaskRoutes, ...]:
     return observer.routes() if isinstance(observer, RouteRecorder) else ()
 
 
-def routes_to_json(routes: Sequence[TaskRoutes], *, unit: str) -> dict[str, Json]:
+def routes_to_json(routes: Sequence[TaskRoutes], *, unit: Unit) -> Routes:
     """The content of `paths.json`. Its key `ways` holds the routes of a task: a list for each of `steps`.
 
     Args:
@@ -124,18 +125,18 @@ def routes_to_json(routes: Sequence[TaskRoutes], *, unit: str) -> dict[str, Json
     }
 
 
-def scene_to_json(scene: Scene) -> dict[str, Json]:
+def scene_to_json(scene: Scene) -> SceneView:
     """A scene as it is in `paths.json`."""
 
-    def plain(numbers: Sequence[float] | None) -> list[float] | None:
-        return None if numbers is None else [float(number) for number in numbers]
+    def plain(numbers: Sequence[float]) -> list[float]:
+        return [float(number) for number in numbers]
 
     return {
         "walls": [plain(wall) for wall in scene.walls],
-        "start": plain(scene.start),
-        "goal": plain(scene.goal),
+        "start": None if scene.start is None else plain(scene.start),
+        "goal": None if scene.goal is None else plain(scene.goal),
         "goal_radius": float(scene.goal_radius),
-        "extent": plain(scene.extent),
+        "extent": None if scene.extent is None else plain(scene.extent),
     }
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from metarl.core.evaluation import own_steps
 from metarl.core.learner import AnyLearner
 from metarl.core.tags import TEST_STEP, VALIDATION, steps_in
 from metarl.runs import checkpoint
-from metarl.runs.tracking import read_metrics
+from metarl.runs.tracking import Row, read_metrics
 
 
 def best_iteration(run_dir: Path, learner: AnyLearner) -> int | None:
@@ -23,7 +22,7 @@ def best_iteration(run_dir: Path, learner: AnyLearner) -> int | None:
     return best_of(scores_by_iteration(read_metrics(run_dir), learner), checkpoint.list_checkpoints(run_dir))
 
 
-def scores_by_iteration(rows: Sequence[Mapping[str, Any]], learner: AnyLearner) -> dict[int, float]:
+def scores_by_iteration(rows: Sequence[Row], learner: AnyLearner) -> dict[int, float]:
     """The score of each evaluated iteration that `best_iteration` compares; higher is better."""
     validated = any(VALIDATION in row for row in rows)
     scores: dict[int, float] = {}
@@ -35,7 +34,7 @@ def scores_by_iteration(rows: Sequence[Mapping[str, Any]], learner: AnyLearner) 
     return scores
 
 
-def evaluated_part(row: Mapping[str, Any]) -> dict[str, Any]:
+def evaluated_part(row: Row) -> Row:
     """The part of a row that `scores_by_iteration` reads, kept in memory; empty without an evaluation."""
     scores = {tag: value for tag, value in row.items() if tag == VALIDATION or tag.startswith(TEST_STEP)}
     return {"iteration": row["iteration"], **scores} if scores else {}

@@ -42,6 +42,11 @@ from metarl.core.trees import tensors_in
 FORMAT_VERSION = 1
 STATE, MANIFEST = "state.pt", "manifest.json"
 
+State = dict[str, Any]
+"""Tensors, numbers, strings, and lists, tuples and dicts of them."""
+Manifest = dict[str, Any]
+"""JSON-ready entries; `Checkpoint` lists them."""
+
 
 class CheckpointError(InputError):
     """A checkpoint that cannot be used, with the reason in one line."""
@@ -59,8 +64,8 @@ class Checkpoint:
     """
 
     iteration: int
-    state: dict[str, Any]
-    manifest: dict[str, Any]
+    state: State
+    manifest: Manifest
     skipped: tuple[str, ...] = ()
 
 
@@ -68,10 +73,10 @@ def save(
     run_dir: Path,
     iteration: int,
     *,
-    state: Mapping[str, Any],
+    state: Mapping[str, object],
     parameters: Mapping[str, Tensor],
-    config: Mapping[str, Any],
-    extra: Mapping[str, Any] | None = None,
+    config: Mapping[str, object],
+    extra: Mapping[str, object] | None = None,
 ) -> Path:
     """Writes one checkpoint; until it is complete nothing of it is visible.
 
@@ -117,7 +122,7 @@ def save(
     return target
 
 
-def load(path: Path, *, config: Mapping[str, Any] | None = None) -> Checkpoint:
+def load(path: Path, *, config: Mapping[str, object] | None = None) -> Checkpoint:
     """Reads and verifies one checkpoint folder.
 
     Args:
@@ -158,7 +163,7 @@ def list_checkpoints(run_dir: Path) -> dict[int, Path]:
 
 
 def latest(
-    run_dir: Path, *, config: Mapping[str, Any] | None = None, use: Callable[[Path, Checkpoint], None] | None = None
+    run_dir: Path, *, config: Mapping[str, object] | None = None, use: Callable[[Path, Checkpoint], None] | None = None
 ) -> Checkpoint:
     """The newest checkpoint that `load` accepts; `skipped` says why newer ones are not it.
 
@@ -212,13 +217,13 @@ def parameters_sha256(parameters: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _require_finite(**trees: Mapping[str, Any]) -> None:
+def _require_finite(**trees: Mapping[str, object]) -> None:
     bad = next(nonfinite_tensors(trees), None)
     if bad is not None:
         raise ValueError(f"{bad} is not finite: a checkpoint must be worth going on from")
 
 
-def _serialise(state: Mapping[str, Any]) -> bytes:
+def _serialise(state: Mapping[str, object]) -> bytes:
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     data = buffer.getvalue()
@@ -276,10 +281,10 @@ def _not_saved(error: OSError, parent: Path, iteration: int, size: int) -> Input
     return write_error(f"{parent / _name(iteration)}: cannot be saved", error, space)
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _read_manifest(path: Path) -> Manifest:
     data = _read(path, MANIFEST)
     try:
-        manifest: dict[str, Any] = parse_json(data)
+        manifest: Manifest = parse_json(data)
     except ValueError as error:
         raise CheckpointError(f"{path}: is damaged: {MANIFEST} is not JSON: {error}") from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
@@ -302,15 +307,15 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _require_same(path: Path, manifest: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    found: Mapping[str, Any] = manifest.get("config", {})
+def _require_same(path: Path, manifest: Manifest, config: Mapping[str, object]) -> None:
+    found: Mapping[str, object] = manifest.get("config", {})
     for setting in sorted(config.keys() & found.keys()):
         if found[setting] != config[setting]:
             other = f"{setting} = {found[setting]!r}, the run's is {config[setting]!r}"
             raise CheckpointError(f"{path}: is of another configuration: {other}")
 
 
-def _read_verified(path: Path, name: str, expected: Any) -> bytes:
+def _read_verified(path: Path, name: str, expected: object) -> bytes:
     data = _read(path, name)
     if not isinstance(expected, dict) or not _is_count(expected.get("bytes")):
         raise CheckpointError(f"{path}: {MANIFEST} gives no size and hash for {one_line(name)}")
@@ -342,7 +347,7 @@ def _read(path: Path, name: str) -> bytes:
     return data
 
 
-def _read_state(path: Path, data: bytes) -> dict[str, Any]:
+def _read_state(path: Path, data: bytes) -> State:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about kinds of tensors that no learner saves
@@ -371,19 +376,19 @@ def _unusual(tensor: Tensor) -> str:
     return f"on the device {tensor.device}" if tensor.device.type != "cpu" else ""
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
-def manifest_sha256(manifest: Mapping[str, Any]) -> str:
+def manifest_sha256(manifest: Manifest) -> str:
     """The hash that a manifest holds of its other entries, under "manifest_sha256"."""
     rest = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
     return hashlib.sha256(_canonical(rest)).hexdigest()
 
 
-def _canonical(value: Any) -> bytes:
+def _canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _pretty(manifest: Mapping[str, Any]) -> bytes:
+def _pretty(manifest: Manifest) -> bytes:
     return (json.dumps(manifest, indent=2) + "\n").encode()

@@ -22,7 +22,7 @@ import numpy as np
 
 from metarl.core.config import EvaluationConfig, TrainerConfig
 from metarl.core.errors import InputError, require
-from metarl.core.files import LARGEST_TEXT, parse_json, read_file, shown
+from metarl.core.files import LARGEST_TEXT, Json, parse_json, read_file, shown
 from metarl.core.settings import TABLES, convert, fields_of, unknown_setting
 from metarl.core.settings import from_table as from_table
 from metarl.core.settings import read_toml as read_toml
@@ -30,7 +30,7 @@ from metarl.core.tasks import AnyDistribution
 from metarl.runs import registry
 
 if TYPE_CHECKING:  # it imports torch
-    from metarl.core.learner import LearnerClass
+    from metarl.core.learner import LearnerClass, Tables
 
 SPACES = "spaces"
 """The entry of `config.json` that records how actions and observations are converted. It is not a setting."""
@@ -161,14 +161,14 @@ def load_config(run_dir: Path, *, trusted: bool = False, paths: Mapping[str, str
     return from_dict(read_saved(Path(run_dir)), trusted=trusted, paths=paths)
 
 
-def path_settings(cls: type[Any]) -> set[str]:
+def path_settings(cls: type) -> set[str]:
     """The settings of a dataclass that are paths. Results do not depend on them, so data may be moved."""
     settings = fields_of(cls)
     hints = typing.get_type_hints(cls) if settings else {}
     return {name for name in settings if Path in (hints[name], *typing.get_args(hints[name]))}
 
 
-def decisive_settings(config: RunConfig) -> dict[str, Any]:
+def decisive_settings(config: RunConfig) -> dict[str, object]:
     """The settings that decide the results, by dotted name; paths of data are not among them."""
     names = ("task_name", "agent_name", "trainer.seed", "trainer.meta_batch_size")
     tables = {"task": config.task, "agent": config.agent}
@@ -181,9 +181,9 @@ def decisive_settings(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Nested settings as one level of dotted names: {"agent": {"inner_lr": 0.1}} -> {"agent.inner_lr": 0.1}."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
             flat.update(flatten(value, f"{prefix}{key}."))
@@ -192,7 +192,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _merged(layers: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+def _merged(layers: Sequence[Tables]) -> Tables:
     """Tables of settings, later ones over earlier ones."""
     return {name: {key: value for layer in layers for key, value in layer.get(name, {}).items()} for name in TABLES}
 
@@ -203,12 +203,10 @@ def _build(
     preset: str | None,
     task_class: type[AnyDistribution],
     agent_class: LearnerClass,
-    tables: Mapping[str, Mapping[str, Any]],
+    tables: Tables,
 ) -> RunConfig:
-    settings = (task_class, agent_class.Config, TrainerConfig, EvaluationConfig)
-    built: dict[str, Any] = {
-        name: from_table(cls, tables.get(name, {}), name) for name, cls in zip(TABLES, settings, strict=True)
-    }
+    settings: tuple[type[Any], ...] = (task_class, agent_class.Config, TrainerConfig, EvaluationConfig)
+    built = {name: from_table(cls, tables.get(name, {}), name) for name, cls in zip(TABLES, settings, strict=True)}
     return RunConfig(task_name, agent_name, preset, agent_class, **built)
 
 
@@ -217,7 +215,7 @@ def parts_of(config: RunConfig) -> list[tuple[str, Any]]:
     return [(name, getattr(config, name)) for name in TABLES]
 
 
-def _plain(value: Any, field: str) -> Any:
+def _plain(value: Any, field: str) -> Json:
     if isinstance(value, (list, tuple)):
         return [_plain(item, field) for item in value]
     if isinstance(value, Path):
@@ -249,7 +247,7 @@ def read_saved(run_dir: Path) -> dict[str, Any]:
     return plain
 
 
-def own_encoder(plain: Mapping[str, Any]) -> str | None:
+def own_encoder(plain: Mapping[str, object]) -> str | None:
     """The user's own encoder, as module:Class, in a saved configuration; None if there is none."""
     agent = plain.get("agent")
     encoder = str(agent.get("encoder", "")) if isinstance(agent, Mapping) else ""

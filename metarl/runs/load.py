@@ -186,7 +186,7 @@ def _require_fit(path: Path, saved: object, own: object, name: str = "state") ->
         raise _of_another_learner(path, what)
 
 
-def _require_counts(path: Path, manifest: Mapping[str, Any]) -> None:
+def _require_counts(path: Path, manifest: checkpoint.Manifest) -> None:
     """Raises CheckpointError unless `manifest` has valid environment steps and seconds of the run so far."""
     extra = manifest.get("extra", {})
     steps, seconds = extra.get("env_steps"), extra.get("wall_s")

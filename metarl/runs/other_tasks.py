@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from metarl.core.errors import InputError, require
 from metarl.core.learner import Spaces
+from metarl.core.schema import Family, Report
 from metarl.core.settings import fields_of, from_table
 from metarl.core.tasks import AnyDistribution
 from metarl.fewshot.base.examples import ExampleSpaces
@@ -66,16 +66,16 @@ def require_same_spaces(target: Target, there: AnySpaces, own: AnySpaces) -> Non
         raise InputError(f"{target.name}: has {_shapes(there)}; the run was trained with {_shapes(own)}")
 
 
-def describe_transfer(report: Mapping[str, Any], config: RunConfig, target: Target) -> dict[str, Any]:
+def describe_transfer(report: Report, config: RunConfig, target: Target) -> Report:
     """`report` with `trained_on` and `evaluated_on`: each the name of a family and its settings.
 
-    `splits` speaks of the evaluated family's own training tasks; where the run met others, it becomes "transfer".
+    `splits` compares the test tasks with the family's own training tasks. If the run was trained on others, it becomes
+    "transfer".
     """
     there = dataclasses.replace(config, task_name=target.name, task=target.task)
-    both = {"trained_on": config, "evaluated_on": there}
-    said = {key: {"task_name": to_dict(c)["task_name"], "task": to_dict(c)["task"]} for key, c in both.items()}
+    trained, evaluated = (Family(task_name=c.task_name, task=to_dict(c)["task"]) for c in (config, there))
     splits = report["splits"] if _same_training(config, target) else "transfer"
-    return {**report, **said, "splits": splits}
+    return {**report, "trained_on": trained, "evaluated_on": evaluated, "splits": splits}
 
 
 def _shapes(spaces: AnySpaces) -> str:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from metarl.core.errors import InputError, raised
 from metarl.report import plots
-from metarl.runs import reports as runs
-from metarl.runs import tracking
+from metarl.runs import reports, tracking
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +32,7 @@ def draw(run_dirs: Sequence[Path], out: Path) -> list[Path]:
     first, single = run_dirs[0], len(run_dirs) == 1
     drawn = {}
     if single and (first / "adaptation.json").is_file():
-        report = runs.read_report(first)
+        report = reports.read_report(first)
         drawn[out] = _drawn(first / "adaptation.json", lambda: plots.adaptation_figure(report), out)
     else:
         rows = {str(run_dir): tracking.read_metrics(run_dir) for run_dir in run_dirs}
@@ -41,7 +40,7 @@ def draw(run_dirs: Sequence[Path], out: Path) -> list[Path]:
     if single and (first / "paths.json").is_file():
         beside = out.with_suffix(f".paths{out.suffix}")
         plots.check_path(beside)
-        routes = runs.read_report(first, "paths.json")
+        routes = reports.read_routes(first)
         drawn[beside] = _drawn(first / "paths.json", lambda: plots.routes_figure(routes), beside)
     for path, data in drawn.items():
         plots.write_picture(data, path)

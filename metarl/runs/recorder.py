@@ -6,7 +6,6 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from metarl.core.curve import AdaptationCurve
 from metarl.core.errors import InputError, RunError
@@ -19,7 +18,7 @@ from metarl.rl.routes import routes_of, routes_to_json
 from metarl.runs import checkpoint
 from metarl.runs.best import best_of, evaluated_part, scores_by_iteration
 from metarl.runs.config import SPACES, RunConfig, decisive_settings, flatten, to_dict
-from metarl.runs.tracking import Tracker, read_rows_before
+from metarl.runs.tracking import Row, Tracker, read_rows_before
 
 _logger = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ class RunRecorder(Callback):
         self._plain = to_dict(config)
         self._tracker: Tracker | None = None
         self._logged = self._saved = 0
-        self._evaluated: dict[int, dict[str, Any]] = {}
+        self._evaluated: dict[int, Row] = {}
 
     def on_start(self, trainer: Trainer) -> None:
         self._saved = trainer.iteration

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from metarl.core.controls import adaptation_controls
 from metarl.core.curve import AdaptationCurve
 from metarl.core.errors import InputError, require
-from metarl.core.files import parse_json, read_file, write_atomically, writing
+from metarl.core.files import Json, parse_json, read_file, write_atomically, writing
+from metarl.core.schema import Report, Routes
 from metarl.core.step_scale import choose_step_scale
 from metarl.core.trainer import Trainer
 from metarl.fewshot.base.baseline import evaluate_baseline
@@ -21,11 +22,11 @@ from metarl.report import plots
 MAX_CONTROL_TASKS = 5
 
 
-def choose_step_size(trainer: Trainer) -> dict[str, Any]:
+def choose_step_size(trainer: Trainer) -> tuple[float, dict[str, float]]:
     """Gives `trainer` its learner with the step size that is best on validation tasks.
 
     Returns:
-        JSON-ready: `step_scale`, the factor on the learner's own, and `validation`, the mean score with every factor.
+        The chosen factor on the learner's own step size, and the mean score with each factor that was tried.
 
     Raises:
         InputError: the learner has no step size that could be chosen.
@@ -45,13 +46,13 @@ def choose_step_size(trainer: Trainer) -> dict[str, Any]:
         batch_size=trainer.config.meta_batch_size,
     )
     best = max(scores, key=lambda factor: scores[factor])
-    return {"step_scale": best, "validation": {str(factor): score for factor, score in scores.items()}}
+    return best, {str(factor): score for factor, score in scores.items()}
 
 
-def describe(trainer: Trainer, curve: AdaptationCurve, *, controls: bool) -> dict[str, Any]:
+def describe(trainer: Trainer, curve: AdaptationCurve, *, controls: bool) -> Report:
     """`curve` as JSON-ready data, with the controls on up to five test tasks, and what few-shot scores stand beside."""
     report = curve.to_json()
-    report["settings"] = trainer.learner.settings if isinstance(trainer.learner, FewShotLearner) else {}
+    report["settings"] = {**trainer.learner.settings} if isinstance(trainer.learner, FewShotLearner) else {}
     if isinstance(trainer.distribution, ExampleTaskDistribution):
         report["protocol"] = trainer.distribution.caption
         baseline = evaluate_baseline(trainer.distribution, curve.tasks, seed=trainer.config.seed)
@@ -69,27 +70,35 @@ def describe(trainer: Trainer, curve: AdaptationCurve, *, controls: bool) -> dic
     return report
 
 
-def write_report(report: Mapping[str, Any], run_dir: Path) -> None:
+def write_report(report: Report, run_dir: Path) -> None:
     """Writes `adaptation.json` and `adaptation.png`."""
     write_json(report, run_dir / "adaptation.json")
     plots.save_figure(plots.adaptation_figure(report), run_dir / "adaptation.png")
 
 
-def write_routes(routes: Mapping[str, Any], run_dir: Path) -> None:
+def write_routes(routes: Routes, run_dir: Path) -> None:
     """Writes `paths.json` and `paths.png`."""
     write_json(routes, run_dir / "paths.json", indent=None)
     plots.save_figure(plots.routes_figure(routes), run_dir / "paths.png")
 
 
-def read_report(run_dir: Path, name: str = "adaptation.json") -> dict[str, Any]:
-    """What `adaptation.json` holds, or another of the run's JSON files.
+def read_report(run_dir: Path) -> Report:
+    """The content of `adaptation.json`.
 
     Raises:
-        InputError: missing or damaged.
+        InputError: missing or damaged. What the file holds is not checked.
     """
-    path = run_dir / name
+    return cast(Report, _read(run_dir / "adaptation.json"))
+
+
+def read_routes(run_dir: Path) -> Routes:
+    """The content of `paths.json`; raises the same errors as `read_report`."""
+    return cast(Routes, _read(run_dir / "paths.json"))
+
+
+def _read(path: Path) -> dict[str, Json]:
     try:
-        report: dict[str, Any] = parse_json(read_file(path))
+        report = parse_json(read_file(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -99,7 +108,7 @@ def read_report(run_dir: Path, name: str = "adaptation.json") -> dict[str, Any]:
     return report
 
 
-def write_json(value: Mapping[str, Any], path: Path, *, indent: int | None = 1) -> None:
+def write_json(value: Mapping[str, object], path: Path, *, indent: int | None = 1) -> None:
     """Writes JSON so that `path` holds the old content or the whole new one.
 
     Raises:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -31,6 +31,9 @@ from metarl.runs.config import flatten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Row = dict[str, Any]
+"""A row of `metrics.jsonl`: a number or None under every tag, and the number of the iteration under "iteration"."""
 
 
 class Tracker:
@@ -55,7 +58,7 @@ class Tracker:
         self,
         run_dir: Path,
         *,
-        config: Mapping[str, Any],
+        config: Mapping[str, object],
         num_adaptation_steps: int,
         num_evaluation_steps: int | None = None,
         start_iteration: int = 0,
@@ -69,7 +72,7 @@ class Tracker:
         evaluated_again = evaluated_again and bool(kept) and kept[-1]["iteration"] == start_iteration - 1
         if evaluated_again:
             kept[-1] = {tag: value for tag, value in kept[-1].items() if not tag.startswith(EVALUATION_PREFIXES)}
-        self._last_row: dict[str, Any] = kept[-1] if kept else {}
+        self._last_row: Row = kept[-1] if kept else {}
         with writing(run_dir / "config.json"):
             write_atomically(run_dir / "config.json", (json.dumps(config, indent=2, allow_nan=False) + "\n").encode())
         self._events = _EventFile(run_dir)
@@ -144,7 +147,7 @@ class Tracker:
         self._events.add(iteration, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
         self._events.flush()
 
-    def hparams(self, config_flat: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    def hparams(self, config_flat: Mapping[str, object], metrics: Mapping[str, float]) -> None:
         """Adds the run to TensorBoard's HParams tab.
 
         Args:
@@ -213,7 +216,7 @@ class _EventFile:
             self._file.close()
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+def read_metrics(run_dir: Path) -> list[Row]:
     """The rows of `metrics.jsonl`, oldest first; a last line that a kill left torn is ignored.
 
     Raises:
@@ -226,7 +229,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def read_rows_before(run_dir: Path, start_iteration: int) -> tuple[list[dict[str, Any]], list[str]]:
+def read_rows_before(run_dir: Path, start_iteration: int) -> tuple[list[Row], list[str]]:
     """The rows of `metrics.jsonl` that a run resumed at `start_iteration` keeps, and what is wrong with them.
 
     Returns:
@@ -242,7 +245,7 @@ def read_rows_before(run_dir: Path, start_iteration: int) -> tuple[list[dict[str
         lines = []
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    rows: dict[int, dict[str, Any]] = {}
+    rows: dict[int, Row] = {}
     wrong = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -259,9 +262,9 @@ def read_rows_before(run_dir: Path, start_iteration: int) -> tuple[list[dict[str
     return [rows[iteration] for iteration in sorted(rows)], wrong
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path) -> list[Row]:
     lines = read_file(path).split(b"\n")
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
         try:
             rows += [_row(line)] if line else []
@@ -271,17 +274,16 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(line: bytes) -> dict[str, Any]:
+def _row(line: bytes) -> Row:
     """What `log` wrote: an iteration, and a number or null under every tag. Raises `ValueError` if `line` is no row."""
     row = parse_json(line)
     numbers = isinstance(row, dict) and all(value is None or type(value) in (int, float) for value in row.values())
     if not numbers or type(row.get("iteration")) is not int:
         raise ValueError("holds no numbers of an iteration")
-    plain: dict[str, Any] = row
-    return plain
+    return cast(Row, row)
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
+def _line(row: Row) -> bytes:
     return (json.dumps(row, allow_nan=False) + "\n").encode()
 
 
@@ -315,12 +317,12 @@ def _layout(num_adaptation_steps: int, num_evaluation_steps: int) -> Summary:
     return summary
 
 
-def _as_text(value: Any) -> str:
+def _as_text(value: object) -> str:
     """`value` as Markdown that shows it unchanged: characters of Markdown and HTML are escaped."""
     text = printable(str(value)).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*{}\[\]()#!|>]|(?<!\w)_|_(?!\w))", r"\\\1", text)
 
 
-def _markdown_table(settings: Mapping[str, Any]) -> str:
+def _markdown_table(settings: Mapping[str, object]) -> str:
     rows = [f"| {_as_text(key)} | {_as_text(value)} |" for key, value in settings.items()]
     return "\n".join(["| setting | value |", "|---|---|", *rows])

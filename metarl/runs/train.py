@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from metarl.core.errors import InputError, require
 from metarl.core.files import WriteError, shown
+from metarl.core.schema import Report
 from metarl.core.trainer import Callback
 from metarl.rl.routes import routes_of, routes_to_json
 from metarl.runs import checkpoint
@@ -20,7 +20,7 @@ from metarl.runs.reports import describe, write_report, write_routes
 
 def train(
     config: RunConfig, run_dir: Path, *, resume: bool = False, callbacks: tuple[Callback, ...] = ()
-) -> dict[str, Any] | None:
+) -> Report | None:
     """Trains, evaluates and fills `run_dir`.
 
     No other process can train in `run_dir` meanwhile.
