@@ -148,7 +148,8 @@ def make_film(trainer: Trainer, settings: FilmSettings, *, on_frame: Callable[[i
     seed, threads = trainer.config.seed, trainer.config.num_threads
     tasks = _choose_tasks(trainer.distribution, settings.num_tasks, generator(seed, EVALUATION_ITERATION, _TASKS))
     distribution, dt = _check_rendering(trainer.distribution, tasks[0], settings.size)
-    collector: Any = trainer.evaluation_collector
+    collector = trainer.evaluation_collector
+    assert isinstance(collector, RolloutCollector)
     width = collector.num_trajectories  # a memory's state is of as many
     seeds = Seeds.first(len(tasks), seed=seed, iteration=EVALUATION_ITERATION, evaluation=True)
     last = learner.num_adaptation_steps if settings.num_adaptation_steps is None else settings.num_adaptation_steps

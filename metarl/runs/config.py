@@ -220,10 +220,10 @@ def _plain(value: Any, field: str) -> Json:
         return [_plain(item, field) for item in value]
     if isinstance(value, Path):
         return str(value.absolute())  # so that the run can be resumed from any working directory
-    value = value.item() if isinstance(value, np.generic) else value
-    fits = value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
-    require(fits, field, value, "a finite number, a text, true, false, None, a path or a list of these, to be saved")
-    return value
+    plain: Json = value.item() if isinstance(value, np.generic) else value
+    fits = plain is None or isinstance(plain, (bool, int, str)) or (isinstance(plain, float) and math.isfinite(plain))
+    require(fits, field, plain, "a finite number, a text, true, false, None, a path or a list of these, to be saved")
+    return plain
 
 
 def read_saved(run_dir: Path) -> dict[str, Any]:
