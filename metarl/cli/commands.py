@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from metarl.cli.console import complain, say
-from metarl.cli.waiting import drawing, telling
+from metarl.cli.waiting import drawing, reporting
 from metarl.core.config import TrainerConfig
 from metarl.core.errors import InputError
 from metarl.core.files import shown
@@ -32,7 +32,7 @@ def plot(run_dirs: tyro.conf.Positional[tuple[Path, ...]], out: Path) -> int:
         raise InputError("run_dirs = (): must be one run folder or more")
     for run_dir in run_dirs:
         if not (run_dir / "metrics.jsonl").is_file() and not (run_dir / "adaptation.json").is_file():
-            read_saved(run_dir)  # says what the folder is instead
+            read_saved(run_dir)  # its error says what the folder is
 
     from metarl.runs.pictures import draw
 
@@ -61,7 +61,7 @@ def video(
     Args:
         run_dir: a folder that `metarl train` filled.
         out: the film, .mp4 (extra `video`), .gif or .webp.
-        tasks: side by side, up to 8; a finite family has no more than it has.
+        tasks: number of tasks, side by side, 1 to 8, and at most the tasks of a finite family.
         adaptation_steps: of the second row of pictures; None = as many as in training.
         seed: of the tasks and random numbers; None = the run's.
         checkpoint: latest, best (by the score on validation tasks, see --evaluation.every), or an iteration.
@@ -96,10 +96,10 @@ def video(
 
 
 def list_names(json_output: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:
-    """Task families, agents, few-shot learners and presets.
+    """Lists task families, agents, few-shot learners and presets.
 
     Args:
-        json_output: as one JSON object.
+        json_output: print one JSON object.
     """
     entries = registry.entries()
     if json_output:
@@ -126,7 +126,7 @@ def check_tasks(name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar
     from metarl.testing.tasks import check_task_distribution
 
     notes: list[str] = []
-    with telling(f"checking {name}") as on_call:
+    with reporting(f"checking {name}") as on_call:
         problems = check_task_distribution(distribution, on_call=on_call, on_note=notes.append)
     for line in (*problems, *(f"note: {note}" for note in notes)):
         say(f"{name}: {line}")

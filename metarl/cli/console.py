@@ -1,4 +1,4 @@
-"""Standard output and error that may be closed, full, without a reader, or limited to ASCII.
+"""Output that survives a standard stream that is closed, full, without a reader, or limited to ASCII.
 
 `say` and `complain` escape text from tasks, files and settings, so that a terminal does not interpret it.
 """
@@ -76,9 +76,9 @@ class Stream:
             return
         try:
             action()
-        except (OSError, ValueError) as error:  # ValueError: somebody in this process closed it
+        except (OSError, ValueError) as error:  # ValueError: other code in this process closed it
             self.lost = error if isinstance(error, OSError) else OSError(errno.EBADF, str(error))
-            with contextlib.suppress(OSError, ValueError):  # what is still buffered must not fail again at the exit
+            with contextlib.suppress(OSError, ValueError):  # so that buffered text does not fail again at the exit
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 

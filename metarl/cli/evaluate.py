@@ -28,8 +28,8 @@ def evaluate(
 ) -> int:
     """Adaptation curve of a trained run on test tasks.
 
-    --task.NAME VALUE, after RUN_DIR, gives the evaluated family's setting NAME another value: such as --task.test-low 2
-    --task.test-high 3 for goals held out of training. `metarl train FAMILY --help` lists the settings.
+    --task.NAME VALUE, after RUN_DIR, changes a setting of the evaluated family. Example: --task.test-low 2
+    --task.test-high 3, for goals held out of training. `metarl train FAMILY --help` lists the settings.
 
     Args:
         run_dir: a folder that `metarl train` filled.
@@ -37,21 +37,21 @@ def evaluate(
         adaptation_steps: last step of the curve; None = the run's setting.
         seed: of evaluation's tasks and random numbers; None = the run's.
         checkpoint: latest, best (by the score on validation tasks, see --evaluation.every), or an iteration.
-        json_file: also write the result there, in the schema of adaptation.json.
+        json_file: also write the result to this file, in the format of adaptation.json.
         on: another family to evaluate on, with the same observations and actions, or images and classes. Horizon,
             action range, ways and shots are the run's; other settings are the family's.
-        choose_step_size: first choose the size of the test-time steps on validation tasks, from 1/4 to 8 times the
-            run's: as many tasks, of the training split.
+        choose_step_size: first choose the size of the test-time steps, from 1/4 to 8 times the run's, on validation
+            tasks: as many tasks from the training split.
         trust: import the task or agent class that the folder, or `on`, names as module:Class.
-        task_flags: what --task.* flags there were.
+        task_flags: the --task.* flags.
     """
     settings = {"num_tasks": tasks, "num_adaptation_steps": adaptation_steps}
     given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
-    # Before torch is imported, and before minutes of evaluation whose result could not be written.
+    # Checked before torch is imported and before minutes of evaluation.
     EvaluationConfig(**given)
     TrainerConfig(seed=0 if seed is None else seed)
     read_saved(run_dir)
-    run_dir = run_dir.absolute()  # the user's modules and environments may change the working directory
+    run_dir = run_dir.absolute()  # users' modules and environments may change the working directory
     if json_file is not None:
         require_output(json_file, "--json")
         json_file = json_file.absolute()

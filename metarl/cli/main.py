@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     """Runs one command and returns its exit code. An error becomes a message on standard error."""
     try:
-        Path.cwd()  # raises if it was deleted; otherwise MKL would end the process with its own message
+        Path.cwd()  # raises if the folder was deleted; later, MKL would end the process with its own message
         with StopSignals() as signals, beginning_here():
             return _dispatch(arguments, signals)
     except BaseException as error:
@@ -101,7 +101,7 @@ def _dispatch(arguments: list[str], signals: StopSignals) -> int:
 
 
 def _parsed(command: Callable[..., int], arguments: list[str], *, prog: str) -> Callable[..., int]:
-    """`command` with its arguments, not yet run: only what tyro says is put into one line."""
+    """`command` with its arguments, ready to be called. Errors in the arguments become one line."""
     from metarl.cli.flags import errors_in_one_line
 
     @functools.wraps(command)

@@ -1,4 +1,4 @@
-"""What the command line does while a run trains: it shows progress and listens to signals."""
+"""Callbacks of `metarl train`: they show progress and handle signals."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class ProgressCallback(Callback):
 
     def on_iteration(self, trainer: Trainer, progressed: Progressed) -> None:
         name = trainer.learner.score_name
-        told = zip(endpoints(trainer.learner.traits.unit), (PRE_ADAPT, POST_ADAPT), strict=True)
-        known = [f"{when} {progressed.scalars[tag]:.4g}" for when, tag in told if tag in progressed.scalars]
+        points = zip(endpoints(trainer.learner.traits.unit), (PRE_ADAPT, POST_ADAPT), strict=True)
+        known = [f"{when} {progressed.scalars[tag]:.4g}" for when, tag in points if tag in progressed.scalars]
         jointly = progressed.scalars.get(f"train/{name}")
         if jointly is not None:
             known.append(f"in joint training {jointly:.4g}")
@@ -70,9 +70,9 @@ class ProgressCallback(Callback):
 
 
 class StopOnSignal(Callback):
-    """SIGINT, SIGTERM or SIGHUP ends the run after the present iteration, without an evaluation; a second one at once.
+    """SIGINT, SIGTERM or SIGHUP ends the run after this iteration, without an evaluation. A second one ends it now.
 
-    During an evaluation the first one raises `metarl.cli.stopping.Stopped`.
+    During an evaluation, the first one raises `metarl.cli.stopping.Stopped`.
 
     Args:
         signals: an entered `StopSignals`; None = catch signals between `on_start` and `on_end`.

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from metarl.cli.console import complain, say
 from metarl.cli.stopping import Stopped, StopSignals
-from metarl.cli.waiting import telling
+from metarl.cli.waiting import reporting
 from metarl.core.errors import require
 from metarl.core.files import shown
 from metarl.report.text import report_lines
@@ -39,8 +39,8 @@ def train(arguments: Sequence[str], signals: StopSignals) -> int:
     from metarl.testing.tasks import check_before_training
 
     config = parsed.config
-    if config.task_name not in registry.TASKS:  # those are tested
-        with contextlib.nullcontext(None) if parsed.quiet else telling(f"checking {config.task_name}") as on_call:
+    if config.task_name not in registry.TASKS:  # built-in families are tested
+        with contextlib.nullcontext(None) if parsed.quiet else reporting(f"checking {config.task_name}") as on_call:
             check_before_training(config.task, timeout=config.trainer.environment_timeout, on_call=on_call)
     if config.trainer.num_threads > (os.cpu_count() or 1) and not parsed.quiet:
         cores = f"this machine has {os.cpu_count()} cores; more threads than cores make nothing faster"
@@ -65,7 +65,7 @@ def _train_in(run_dir: Path, parsed: TrainArguments, signals: StopSignals) -> in
     stopping = StopOnSignal(signals)
 
     class Announce(Callback):
-        """Names the folder once there is something to train: data is there, and agent and tasks fit."""
+        """Prints the run folder when training starts: data was found, and agent and tasks fit."""
 
         def on_start(self, trainer: Trainer) -> None:
             for note in trainer.space_notes or ():

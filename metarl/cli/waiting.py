@@ -1,4 +1,4 @@
-"""What the command line shows while it waits for a user's code."""
+"""Reports of progress while a command waits."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ SILENCE_S = 1.0
 
 
 @contextlib.contextmanager
-def telling(what: str) -> Iterator[Callable[[str], None]]:
-    """Shows on standard error what is being done: after 1 s, 2 s, 4 s and so on.
+def reporting(what: str) -> Iterator[Callable[[str], None]]:
+    """Reports on standard error which part of the work is being done.
 
-    On a terminal, it is one line that changes and is removed at the end. Elsewhere, it prints plain lines.
+    On a terminal, one line appears after 1 s, changes, and is removed at the end. Elsewhere, a plain line is printed
+    after 1 s, 2 s, 4 s and so on.
 
     Args:
         what: the work, such as "checking mine:Mine".
@@ -33,7 +34,7 @@ def telling(what: str) -> Iterator[Callable[[str], None]]:
     doing = [""]
     done = threading.Event()
 
-    def tell() -> None:
+    def report() -> None:
         due = SILENCE_S
         with contextlib.ExitStack() as shown:
             status = None
@@ -48,7 +49,7 @@ def telling(what: str) -> Iterator[Callable[[str], None]]:
                 status.update(line)
                 due = seconds + SILENCE_S
 
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=report, daemon=True)
     thread.start()
 
     def begin(part: str) -> None:

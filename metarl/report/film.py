@@ -1,6 +1,6 @@
-"""A film of the agent in test tasks before and after adaptation: the same weights, the same starts, the same luck.
+"""A film of the agent in test tasks before and after adaptation, with the same starts and random numbers.
 
-Panels stand in a grid: a column per task, a row per number of adaptation steps. MuJoCo families alone can be filmed.
+Panels stand in a grid: a column per task, a row per number of adaptation steps. Only MuJoCo families can be filmed.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class FilmSettings:
     """What a film shows.
 
     Attributes:
-        num_tasks: columns, 1 to 8; of a finite family, as many as there are at most.
+        num_tasks: columns, 1 to 8, and at most the tasks of a finite family.
         num_adaptation_steps: of the second row, >= 0; None = as many as in meta-training.
         size: width and height of a panel's image, in pixels.
         stride: environment steps from frame to frame, >= 1.
-        fps: frames per second; None = as fast as the simulated time goes.
-        side_view: metres from which a camera that stands still sees the tasks; None = the family's camera, which may
+        fps: frames per second; None = simulated time.
+        side_view: metres between the start and a camera that stands still; None = the family's own camera, which may
             follow the robot.
     """
 
@@ -79,10 +79,10 @@ class Panel:
     """One trajectory.
 
     Attributes:
-        task: the task, in its own words.
-        when: how far the agent had adapted to it: "after 1 gradient step".
+        task: the task as text.
+        when: how far the agent has adapted to it: "after 1 gradient step".
         total_reward: the trajectory's return, undiscounted.
-        frames: RGB images [height, width, 3]; fewer than another panel's if the trajectory ended before.
+        frames: RGB images [height, width, 3]; a shorter trajectory has fewer.
     """
 
     task: str
@@ -98,7 +98,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Film:
-    """Panels [rows][columns], and how many frames of theirs are shown in a second."""
+    """Panels [rows][columns], and frames shown per second."""
 
     panels: tuple[tuple[Panel, ...], ...]
     fps: float
@@ -118,7 +118,7 @@ class RenderedEnv(TaskVectorEnv, Protocol):
 
 
 def check_path(path: Path) -> None:
-    """Raises `InputError` if no film can be written to `path`: before minutes are spent on one."""
+    """Raises `InputError` if no film can be written to `path`. Called before minutes are spent on a film."""
     require(path.suffix in SUFFIXES, "--out", str(path), f"a file ending in {', '.join(SUFFIXES)}")
     require_output(path, "--out")
     if path.suffix == ".mp4" and importlib.util.find_spec("av") is None:
@@ -134,7 +134,7 @@ def make_film(trainer: Trainer, settings: FilmSettings, *, on_frame: Callable[[i
     Args:
         trainer: of a trained run, as `metarl.runs.load.load_trainer` returns it.
         settings: what to show.
-        on_frame: called with (panel images drawn, those there will be at most).
+        on_frame: called with (images drawn, the most that will be drawn).
 
     Raises:
         InputError: the family cannot be drawn; there is no OpenGL context.
@@ -150,7 +150,7 @@ def make_film(trainer: Trainer, settings: FilmSettings, *, on_frame: Callable[[i
     distribution, dt = _check_rendering(trainer.distribution, tasks[0], settings.size)
     collector = trainer.evaluation_collector
     assert isinstance(collector, RolloutCollector)
-    width = collector.num_trajectories  # a memory's state is of as many
+    width = collector.num_trajectories  # a memory's state has this many trajectories
     seeds = Seeds.first(len(tasks), seed=seed, iteration=EVALUATION_ITERATION, evaluation=True)
     last = learner.num_adaptation_steps if settings.num_adaptation_steps is None else settings.num_adaptation_steps
     states = {0: learner.begin(len(tasks))}
@@ -173,12 +173,12 @@ def make_film(trainer: Trainer, settings: FilmSettings, *, on_frame: Callable[[i
 
 
 def compose(film: Film) -> Iterator[Image.Image]:
-    """The film's pictures, of even width and height; a panel whose trajectory has ended shows its last frame."""
+    """The film's pictures, of even width and height. A panel whose trajectory has ended shows its last frame."""
     height, width, _ = film.panels[0][0].frames[0].shape
     cell_width, cell_height = width + MARGIN, 2 * LINE + height + MARGIN
     rows, columns = len(film.panels), len(film.panels[0])
     size = (columns * cell_width + MARGIN, rows * cell_height + MARGIN)
-    sheet = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), "white")  # video codecs ask for even sizes
+    sheet = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), "white")  # video codecs need even sizes
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_SIZE)
     corners = [(MARGIN + x * cell_width, MARGIN + y * cell_height) for y in range(rows) for x in range(columns)]
     panels = [panel for row in film.panels for panel in row]
@@ -192,7 +192,7 @@ def compose(film: Film) -> Iterator[Image.Image]:
 
 
 def save_film(film: Film, path: Path) -> None:
-    """Writes `film` as mp4, gif or webp, whichever `path` ends in; an interrupted write leaves the old file.
+    """Writes `film` as mp4, gif or webp, by the suffix of `path`. An interrupted write leaves the old file.
 
     Raises:
         InputError: as `check_path`; or the file cannot be written.
@@ -244,7 +244,7 @@ class _Camera:
 
 
 def _choose_tasks(distribution: TaskDistribution[Any], count: int, rng: np.random.Generator) -> list[Any]:
-    """The first tasks of an evaluation; of a finite family, tasks evenly spread over it."""
+    """The first tasks of an evaluation, or tasks that are evenly spread over a finite family."""
     every = list_tasks(distribution, "test")
     if every is None:
         return draw(distribution, count, rng, split="test")
@@ -254,7 +254,7 @@ def _choose_tasks(distribution: TaskDistribution[Any], count: int, rng: np.rando
 def _check_rendering(
     distribution: TaskDistribution[Any], task: Any, size: tuple[int, int]
 ) -> tuple[EnvTaskDistribution[Any], float]:
-    """Draws one picture, so that what is missing is told at once; returns `distribution` and seconds per step."""
+    """Draws one picture, so that errors come before the adaptation. Returns `distribution` and seconds per step."""
     name = type(distribution).__name__
     env = distribution.make_vector_env(1, num_threads=1) if isinstance(distribution, EnvTaskDistribution) else None
     rendered = None if env is None else unwrapped(env)
@@ -300,7 +300,7 @@ def _encode_picture(pictures: Iterator[Image.Image], fps: float, kind: str) -> b
     buffer = io.BytesIO()
     quality = {"quality": WEBP_QUALITY, "method": 4} if kind == "webp" else {}
     duration = round(1000.0 / fps)  # milliseconds
-    if kind == "gif" and duration < GIF_FRAME:  # which viewers would show at a tenth of the speed
+    if kind == "gif" and duration < GIF_FRAME:  # viewers would show shorter frames at a tenth of the speed
         every = -(-GIF_FRAME // max(1, duration))
         others = others[every - 1 :: every]
         duration = every * duration

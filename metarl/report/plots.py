@@ -67,7 +67,7 @@ _STYLE: Any = {
     "figure.dpi": 120,
     "savefig.dpi": 200,
     "svg.fonttype": "none",
-    # Names of tasks and runs are shown as they are, whatever the user's matplotlibrc says.
+    # The user's matplotlibrc must not change how names of tasks and runs are shown.
     "text.parse_math": False,
     "text.usetex": False,
     "axes.formatter.use_mathtext": False,
@@ -78,8 +78,8 @@ def adaptation_figure(curve: Report) -> Figure:
     """Draws an adaptation curve.
 
     Args:
-        curve: the content of `adaptation.json`. A finite family of up to eight tasks gets a labelled line per task,
-            others a faint one; `success` and `cross_adaptation`, where present, a panel each.
+        curve: the content of `adaptation.json`. Each task of a finite family of up to eight tasks has a labelled line;
+            tasks of other families have faint lines. `success` and `cross_adaptation` have a panel each.
     """
     cross = curve.get("cross_adaptation")
     with matplotlib.rc_context(_STYLE):
@@ -115,7 +115,7 @@ def routes_figure(routes: Routes) -> Figure:
 
 
 def scenes_figure(scenes: Sequence[tuple[str, SceneView]], *, num_columns: int) -> Figure:
-    """Draws tasks from above, each to a scale of its own.
+    """Draws tasks from above, each at its own scale.
 
     Args:
         scenes: title and scene, as in `paths.json`, of each.
@@ -136,7 +136,7 @@ def scenes_figure(scenes: Sequence[tuple[str, SceneView]], *, num_columns: int) 
 
 
 def learning_figure(runs: Mapping[str, Rows]) -> Figure:
-    """Draws return against environment steps, and, where runs were evaluated on the way, a second panel for test tasks.
+    """Draws the return against environment steps. If a run was evaluated in training, a second panel has test tasks.
 
     Args:
         runs: label -> rows of `metrics.jsonl`.
@@ -178,10 +178,10 @@ def check_path(path: Path) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes `figure` as png, pdf or svg, whichever `path` ends in; an interrupted write leaves the old file.
+    """Writes `figure` as png, pdf or svg, by the suffix of `path`. An interrupted write leaves the old file.
 
     Raises:
-        InputError: another ending, or the file cannot be written.
+        InputError: another suffix, or the file cannot be written.
         WriteError: the disk is full.
     """
     path = Path(path)
@@ -257,7 +257,7 @@ def _draw_named_tasks(axes: Axes, curve: Report, per_task: Floats) -> None:
 
 
 def _label_steps(axes: Axes, curve: Report) -> None:
-    """Numbers the steps, and under each writes the experience spent by then."""
+    """Labels each step with its number and, below, the experience spent by then."""
     stride = -(-len(curve["steps"]) // 9)
     format_count = EngFormatter(sep="", places=None)
     ticks = curve["steps"][::stride]
@@ -317,7 +317,7 @@ def _draw_scene(axes: Axes, scene: SceneView, routes: Sequence[Route], limits: S
 
 
 def _scene_limits(tasks: Sequence[RoutesOfTask]) -> list[float]:
-    """x_min, x_max, y_min, y_max of all that is drawn, a square with a margin."""
+    """x_min, x_max, y_min, y_max of a square around all that is drawn, with a margin."""
     drawn: list[ArrayLike] = [route for task in tasks for routes in task["ways"] for route in routes]
     for scene in (task["scene"] for task in tasks):
         drawn += [[(x, y), (x + width, y + height)] for x, y, width, height in scene["walls"]]
@@ -348,7 +348,7 @@ def _score_label(score: str) -> str:
 
 
 def _short(tasks: Sequence[str]) -> list[str]:
-    """Labels that fit: numbers with three digits; where a label stays long, all tasks are numbered instead."""
+    """Short labels: numbers have three digits. If a label is still too long, all tasks are numbered instead."""
     names = [printable(str(task)) for task in tasks]
     labels = [re.sub(r"\d+\.\d+(e-?\d+)?", lambda number: f"{float(number[0]):.3g}", name) for name in names]
     fit = max(map(len, labels)) <= MAX_LABEL

@@ -11,14 +11,14 @@ MAX_NAME_LENGTH = 24
 
 
 def endpoints(unit: str) -> tuple[str, str]:
-    """What the first and the last point of an adaptation curve are called: a memory adapts from its first step on."""
+    """Names of the first and the last point of an adaptation curve. A memory adapts from its first step on."""
     if unit == "trajectories":
         return "first trajectory", "last trajectory"
     return "before adaptation", "after adaptation"
 
 
 def report_lines(report: Report) -> Iterator[str]:
-    """Lines that show the content of `adaptation.json`."""
+    """The content of `adaptation.json` as lines of text."""
     finite = report["num_replicates"] > 1
     if "trained_on" in report:
         yield _transfer(report["trained_on"], report["evaluated_on"])
@@ -78,7 +78,7 @@ def _headline(report: Report, finite: bool) -> str:
 
 
 def _transfer(trained: Family, evaluated: Family) -> str:
-    """What a run was trained and evaluated on; of two settings of one family, only what differs."""
+    """The families of training and evaluation. If they are the same, only settings that differ are listed."""
     same = trained["task_name"] == evaluated["task_name"]
     texts = []
     for one, other in ((trained, evaluated), (evaluated, trained)):
@@ -118,7 +118,7 @@ def _controls(controls: Controls, score: str, first: str) -> Iterator[str]:
 
 
 def _short_names(names: Sequence[str]) -> tuple[Sequence[str], list[str]]:
-    """Names that fit a table's head, and the lines that explain them where they are numbers."""
+    """Names that fit into a table's head. Long names become numbers; the lines then explain the numbers."""
     if max(len(name) for name in names) <= MAX_NAME_LENGTH:
         return names, []
     numbers = [f"task {number}" for number in range(1, len(names) + 1)]

@@ -34,7 +34,7 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
     """The trainer that `config` describes, ready to run.
 
     Raises:
-        InputError: the device is not there, or the environments' spaces cannot be used.
+        InputError: the device does not exist, or the environments' spaces cannot be used.
     """
     require_capacity(config)
     device = select_device(config.trainer.device)
@@ -67,7 +67,7 @@ def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer
 
 
 def distribution_of(config: RunConfig) -> AnyDistribution:
-    """The run's tasks, with the task in the observation of an agent that observes it."""
+    """The run's tasks. For an agent that observes the task, it is part of the observation."""
     task = config.task
     if not (config.learner_class.traits.observes_task and isinstance(task, EnvTaskDistribution)):
         return task
@@ -116,17 +116,17 @@ def _learner(config: RunConfig, spaces: Spaces | ExampleSpaces) -> AnyLearner:
 
 
 def keep_freed_memory() -> bool:
-    """Lets the process keep what it frees, so that the next iteration's tensors need no new pages. Only with glibc.
+    """Lets the process keep the memory that it frees, so that the next iteration's tensors need no new pages.
 
-    By default glibc takes every tensor of more than 32 MB from the system and gives it back; the system zeroes each of
-    its pages when it is next touched, which took 40 % of the time of Proto's 60-way episodes.
+    This works with glibc only. By default, glibc gives the memory of every tensor of more than 32 MB back to the
+    system, and the system zeroes each page before its next use. That took 40 % of the time of Proto's 60-way episodes.
 
     Returns:
-        Whether it was done.
+        Whether glibc accepted the settings.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # Memory of a thread's own arena comes in heaps of 64 MB, which would be too small: all threads share one arena.
+    # All threads share one arena: the heaps of a thread's own arena have 64 MB, which is too small.
     settings = {M_MMAP_THRESHOLD: LARGEST, M_TRIM_THRESHOLD: LARGEST, M_ARENA_MAX: 1}
     return all(mallopt(name, value) == 1 for name, value in settings.items())

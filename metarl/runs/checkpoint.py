@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or not there: `checkpoints/iteration_000100/{state.pt,manifest.json}`.
+"""Checkpoints that are complete or absent: `checkpoints/iteration_000100/{state.pt,manifest.json}`.
 
-A checkpoint is built in a temporary folder beside its place, its manifest with SHA-256 sums comes last, and one rename
-puts it in place. Loading checks every byte and never runs code (`weights_only=True`).
+A checkpoint is written into a temporary folder, the manifest with its SHA-256 sums last. One rename puts the folder in
+place. Loading checks every byte and never runs code (`weights_only=True`).
 """
 
 from __future__ import annotations
@@ -78,15 +78,14 @@ def save(
     config: Mapping[str, object],
     extra: Mapping[str, object] | None = None,
 ) -> Path:
-    """Writes one checkpoint; until it is complete nothing of it is visible.
+    """Writes one checkpoint. It becomes visible when it is complete.
 
     Args:
         run_dir: the run folder.
-        iteration: iterations done, >= 0; a checkpoint of the same iteration is replaced if it is damaged and stays as
-            it is otherwise, since between two renames there would be none.
+        iteration: iterations done, >= 0. An intact checkpoint of the same iteration is kept; a damaged one is replaced.
         state: tensors, numbers, strings, and lists, tuples and dicts of them.
         parameters: the meta-parameters, for `parameters_sha256` in the manifest.
-        config: JSON-ready settings by dotted name that the results depend on, for `load` to compare.
+        config: the settings that the results depend on, JSON-ready, by dotted name. `load` compares them.
         extra: more JSON-ready entries for the manifest.
 
     Returns:
@@ -95,7 +94,7 @@ def save(
     Raises:
         WriteError: the disk is full; earlier checkpoints are intact.
         InputError: the folder cannot be made or is not writable.
-        ValueError: `state` holds something that loading would refuse, or a tensor is not finite.
+        ValueError: loading would refuse a part of `state`, or a tensor is not finite.
     """
     _require_finite(state=state, parameters=parameters)
     data = _serialise(state)
@@ -127,12 +126,12 @@ def load(path: Path, *, config: Mapping[str, object] | None = None) -> Checkpoin
 
     Args:
         path: the folder.
-        config: settings that the checkpoint must have been made with, as `save` took them; settings that only one of
-            the two has are not compared.
+        config: the settings that the checkpoint must have, as given to `save`. A setting that only one of the two has
+            is not compared.
 
     Raises:
-        CheckpointError: incomplete, damaged, of a newer format or another configuration, or refused; names the file
-            and the reason.
+        CheckpointError: incomplete, damaged, of a newer format or another configuration, or refused. The message has
+            the file and the reason.
     """
     path = Path(path)
     if not path.is_dir():
@@ -151,7 +150,7 @@ def load(path: Path, *, config: Mapping[str, object] | None = None) -> Checkpoin
 
 
 def list_checkpoints(run_dir: Path) -> dict[int, Path]:
-    """The checkpoint folders of a run by iteration, oldest first, damaged ones too."""
+    """The checkpoint folders of a run by iteration, oldest first, damaged ones included."""
     parent = Path(run_dir) / "checkpoints"
     try:
         folders = list(parent.iterdir()) if parent.is_dir() else []
@@ -165,12 +164,12 @@ def list_checkpoints(run_dir: Path) -> dict[int, Path]:
 def latest(
     run_dir: Path, *, config: Mapping[str, object] | None = None, use: Callable[[Path, Checkpoint], None] | None = None
 ) -> Checkpoint:
-    """The newest checkpoint that `load` accepts; `skipped` says why newer ones are not it.
+    """The newest checkpoint that can be used; `skipped` has the reasons why newer ones cannot.
 
     Args:
         run_dir: the run folder.
         config: as in `load`.
-        use: called with what `load` accepted; it raises CheckpointError for a checkpoint that it cannot use.
+        use: called with each checkpoint that `load` accepts; it raises CheckpointError if it cannot use the checkpoint.
 
     Raises:
         CheckpointError: there is none.
@@ -194,9 +193,9 @@ def prune(run_dir: Path, keep_last: int, *, newest: int | None = None, keep: Col
     Args:
         run_dir: the run folder.
         keep_last: how many of the newest stay, >= 1.
-        newest: iteration to count back from; later ones, which a resumed run could not use, stay until they are saved
-            again. None = the last.
-        keep: iterations that stay besides.
+        newest: the iteration from which `keep_last` is counted back; None = the last. Later checkpoints stay until they
+            are saved again: a resumed run could not use them.
+        keep: other iterations that stay.
     """
     if keep_last < 1:
         raise ValueError(f"keep_last = {keep_last}: must be >= 1")
@@ -208,7 +207,7 @@ def prune(run_dir: Path, keep_last: int, *, newest: int | None = None, keep: Col
 
 
 def parameters_sha256(parameters: Mapping[str, Tensor]) -> str:
-    """Hash of names, dtypes, shapes and bytes: equal for equal parameters, whatever their device and order."""
+    """Hash of names, dtypes, shapes and bytes. It does not depend on the parameters' device and order."""
     digest = hashlib.sha256()
     for name in sorted(parameters):
         tensor = parameters[name].detach().cpu().contiguous()
@@ -220,7 +219,7 @@ def parameters_sha256(parameters: Mapping[str, Tensor]) -> str:
 def _require_finite(**trees: Mapping[str, object]) -> None:
     bad = next(nonfinite_tensors(trees), None)
     if bad is not None:
-        raise ValueError(f"{bad} is not finite: a checkpoint must be worth going on from")
+        raise ValueError(f"{bad} is not finite: a run cannot be resumed from it")
 
 
 def _serialise(state: Mapping[str, object]) -> bytes:
@@ -256,7 +255,7 @@ def _place(target: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def _discard(folder: Path) -> None:
-    """Deletes `folder` so that a kill on the way leaves no half checkpoint under its name."""
+    """Deletes `folder`. If the process is killed meanwhile, no partial checkpoint has its name."""
     aside = folder.with_name(f"{UNFINISHED}{folder.name}")
     folder.replace(aside)
     remove(aside)
@@ -330,7 +329,7 @@ def _read_verified(path: Path, name: str, expected: object) -> bytes:
 
 
 def _read(path: Path, name: str) -> bytes:
-    """The bytes of a file of the folder `path`, and of nothing outside it."""
+    """The bytes of a file in the folder `path`. Names that lead outside the folder are refused."""
     file = path / name
     plain = PurePath(name).name == name and "\\" not in name and name not in {"", ".."}
     try:
@@ -350,7 +349,7 @@ def _read(path: Path, name: str) -> bytes:
 def _read_state(path: Path, data: bytes) -> State:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about kinds of tensors that no learner saves
+            warnings.simplefilter("ignore")  # about tensors of kinds that no learner saves
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a malicious file can make its reader raise anything
         reason = "holds more than tensors and plain data" if isinstance(error, pickle.UnpicklingError) else repr(error)
@@ -368,7 +367,7 @@ def _read_state(path: Path, data: bytes) -> State:
 
 
 def _unusual(tensor: Tensor) -> str:
-    """Why no learner saves a tensor such as `tensor`; "" for a plain one."""
+    """The property of `tensor` that no saved tensor has; "" for a plain tensor."""
     if tensor.is_quantized:
         return "quantised"
     if tensor.layout is not torch.strided:

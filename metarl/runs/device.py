@@ -8,9 +8,11 @@ from metarl.core.errors import InputError
 
 
 def select_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is CUDA where torch finds it. There, cuDNN's convolutions and recurrent networks
-    keep all bits of float32 from now on, as matrix products do: TensorFloat-32, torch's default for them, turned MAML's
-    meta-gradient on images of noise by a fifth of its length."""
+    """The device called `name`; "auto" is CUDA if torch finds it, else the CPU.
+
+    On CUDA, this switches TensorFloat-32 off in cuDNN's convolutions and recurrent networks, where it is torch's
+    default. It changed MAML's meta-gradient on images of noise by a fifth of its length.
+    """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         reason = "this torch is a CPU build" if torch.version.cuda is None else "torch finds no CUDA device"

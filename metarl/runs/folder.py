@@ -1,4 +1,4 @@
-"""The folder of a run: it is made, and kept for one process."""
+"""Makes the folder of a run and locks it for one process."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def new_run_dir(config: RunConfig, start: Path = Path()) -> Iterator[Path]:
-    """Makes runs/<task>-<agent>-<date>-<time>-<seed> in `start`, with a number behind it if that exists.
+    """Makes the folder runs/<task>-<agent>-<date>-<time>-seed<seed> in `start`.
 
-    Nobody else gets the same folder; what is still empty of it at the end is gone again.
+    If it exists, a number is appended: no other process gets the same folder. If it is empty at the end, it is removed.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = f"{config.task_name}-{config.agent_name}-{stamp}-seed{config.trainer.seed}".replace(":", ".")
@@ -45,15 +45,17 @@ def new_run_dir(config: RunConfig, start: Path = Path()) -> Iterator[Path]:
                 raise write_error(f"run_dir = {str(shown(path))!r}: cannot be made", error) from None
             yield path
             return
-    raise InputError(f"run_dir = 'runs/{name}': cannot be made: it and 999 more like it are there; use --run-dir")
+    raise InputError(
+        f"run_dir = 'runs/{name}': cannot be made: it exists, and so do 999 with a number appended; use --run-dir"
+    )
 
 
 @contextlib.contextmanager
 def claimed(run_dir: Path) -> Iterator[None]:
-    """Makes the folder and keeps it for this process, free of what a killed one left unfinished.
+    """Makes the folder and locks it for this process. Unfinished files of a killed process are removed.
 
     Raises:
-        InputError: it cannot be made, or another process has it.
+        InputError: it cannot be made, or another process has locked it.
         WriteError: the disk is full.
     """
     with contextlib.ExitStack() as held:
@@ -68,7 +70,7 @@ def claimed(run_dir: Path) -> Iterator[None]:
 
 
 def what_is_left(run_dir: Path) -> str:
-    """From which checkpoint a run that ended can go on, in words."""
+    """A message on the checkpoint from which a run that ended can be resumed."""
     try:
         newest = checkpoint.latest(run_dir).iteration
         command = resume_command(run_dir)
@@ -80,10 +82,10 @@ def what_is_left(run_dir: Path) -> str:
 
 @contextlib.contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Keeps `folder` for this process; the lock of a process that was killed does not count.
+    """Locks `folder` for this process. The lock of a killed process has no effect.
 
     Raises:
-        InputError: another process has it; says which, and since when.
+        InputError: another process has locked it. The message names the process and the time.
         OSError: no file can be made in it.
     """
     path = folder / LOCK
@@ -96,11 +98,12 @@ def locked_folder(folder: Path) -> Iterator[None]:
         owner = _content(path) or holder or "another process"
         raise InputError(f"run_dir = {str(shown(folder))!r}: in use by {owner}") from None
     try:
-        with contextlib.suppress(OSError):  # on a full disk the lock holds without it
+        with contextlib.suppress(OSError):  # the lock also holds on a full disk, without this text
             path.write_text(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         yield
     finally:
-        # While it is held: who opened this file before and locks it now sees that it has no name, and makes another.
+        # The file is deleted before it is unlocked. A process that opened it earlier then locks a file without a name;
+        # it sees that, and makes a new one.
         path.unlink(missing_ok=True)
         lock.release()
 

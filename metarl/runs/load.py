@@ -27,17 +27,17 @@ _logger = logging.getLogger(__name__)
 
 
 def restore(trainer: Trainer, run_dir: Path, *, config: RunConfig, which: str | int = "latest") -> None:
-    """Puts `trainer` where a checkpoint of `run_dir` was taken.
+    """Loads a checkpoint of `run_dir` into `trainer`.
 
     Args:
         trainer: as `build` made it.
         run_dir: the run folder.
-        config: the run's; a checkpoint that was made with other settings is not used.
-        which: "latest" for the newest that can be used, and a warning about newer ones that cannot; "best" for that
-            of `best_iteration`; or an iteration.
+        config: the run's. A checkpoint with other settings is not used.
+        which: "latest", the newest checkpoint that can be used, with a warning about newer ones that cannot; "best",
+            that of `best_iteration`; or an iteration.
 
     Raises:
-        InputError: there is no such checkpoint, or it is damaged or of another learner.
+        InputError: no such checkpoint, or it is damaged or of another learner.
     """
     own = trainer.learner.state_dict()
 
@@ -70,9 +70,9 @@ def load(
 
     Args:
         run_dir: a folder that `metarl train` filled.
-        checkpoint: "latest" valid one, the "best" on validation tasks during training, or an iteration.
-        trusted: allow the folder's configuration to name code of its own (`module:Class`), which is imported.
-        paths: where the task's data lies now, if it was moved: {"root": "new/place"}.
+        checkpoint: "latest", "best" (by the score on validation tasks during training), or an iteration.
+        trusted: import classes that the folder names as `module:Class`.
+        paths: new places of the task's data, if it was moved: {"root": "new/place"}.
 
     Raises:
         InputError: the folder holds no run, or no such checkpoint.
@@ -90,16 +90,16 @@ def load_trainer(
     paths: Mapping[str, str] | None = None,
     **evaluation: Any,
 ) -> Trainer:
-    """The trainer of a run folder with the learner of one of its checkpoints, for evaluation on the CPU.
+    """The trainer of a run folder, with the learner of a checkpoint, for evaluation on the CPU.
 
     Args:
         run_dir: a folder that `metarl train` filled.
         checkpoint: as in `load`.
         trusted: as in `load`.
-        seed: of the evaluation; None for the run's.
-        on: other tasks than the run's, for evaluation.
+        seed: of the evaluation; None = the run's.
+        on: tasks to evaluate on instead of the run's.
         paths: as in `load`.
-        **evaluation: settings of the evaluation that replace the run's.
+        **evaluation: settings of the evaluation, instead of the run's.
 
     Raises:
         InputError: as `load`; the tasks of `on` have other observations, actions, inputs or classes than the run's.
@@ -136,7 +136,7 @@ def _chosen(
     settings: Mapping[str, object],
     use: Callable[[Path, checkpoint.Checkpoint], None],
 ) -> checkpoint.Checkpoint:
-    """The checkpoint that `restore` was asked for, after `use` took it."""
+    """The checkpoint `which` (as in `restore`), after `use` accepted it."""
     if which == "latest":
         newest = checkpoint.latest(run_dir, config=settings, use=use)
         for reason in newest.skipped:
@@ -170,7 +170,7 @@ def _say_other_spaces(trainer: Trainer, run_dir: Path) -> None:
 
 
 def _require_fit(path: Path, saved: object, own: object, name: str = "state") -> None:
-    """Compares a saved state with that of the learner that loads it. Parts that only one has are not compared.
+    """Compares a saved state with the state of the learner that loads it. Parts that only one has are not compared.
 
     Raises:
         CheckpointError: a part has another type, shape or dtype. The message names it.

@@ -1,4 +1,4 @@
-"""Evaluation of a trained run on tasks that it was not trained on: another family, or its own with other settings."""
+"""Evaluation on tasks that a run was not trained on: of another family, or of its own with other settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from metarl.rl.tasks import EnvTaskDistribution
 from metarl.runs import registry
 from metarl.runs.config import RunConfig, to_dict
 
-# How an agent meets tasks, not which tasks there are: another family takes these from the run where it has them.
+# Settings of how an agent meets tasks. Another family that has them takes their values from the run.
 CARRIED = ("horizon", "action_limit", "contact_forces", "num_ways", "num_shots", "num_queries")
 
 
@@ -37,15 +37,15 @@ class Target:
 
 
 def target_family(config: RunConfig, on: str | None, *, trusted: bool = False) -> Target:
-    """The family called `on`, with its own settings but for those in `CARRIED`, which are the run's.
+    """The family called `on`. It has the run's values for the settings in `CARRIED`, and its defaults for all others.
 
     Args:
         config: the run's.
-        on: registered name, or module:Class; None or the run's own family for its own settings.
+        on: registered name, or module:Class. None or the run's family: all settings are the run's.
         trusted: accept module:Class, which imports code.
 
     Raises:
-        InputError: no such family; or one of another kind: a run that learned to act needs environments.
+        InputError: no such family, or one of examples for a run on environments, or the reverse.
     """
     if on is None or on == config.task_name:
         return Target(config.task_name, config.task)
@@ -61,7 +61,7 @@ def target_family(config: RunConfig, on: str | None, *, trusted: bool = False) -
 
 
 def require_same_spaces(target: Target, there: AnySpaces, own: AnySpaces) -> None:
-    """Raises `InputError` naming both if a learner built for the spaces `own` cannot use those of `target`, `there`."""
+    """Raises `InputError` if the spaces `there` of `target` differ from `own`, which the learner was built for."""
     if _shapes(there) != _shapes(own):
         raise InputError(f"{target.name}: has {_shapes(there)}; the run was trained with {_shapes(own)}")
 
@@ -88,7 +88,7 @@ def _shapes(spaces: AnySpaces) -> str:
 
 
 def _same_training(config: RunConfig, target: Target) -> bool:
-    """Whether the run trained on what `target` calls training: the same family, with the settings that decide it."""
+    """Whether the run was trained on the training tasks of `target`: one family, with equal settings for training."""
     if target.name != config.task_name:
         return False
     own, there = (to_dict(c)["task"] for c in (config, dataclasses.replace(config, task=target.task)))

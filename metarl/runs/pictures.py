@@ -1,4 +1,4 @@
-"""Pictures of run folders, whose files may hold anything."""
+"""Draws pictures of run folders. Their files may have any content."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def draw(run_dirs: Sequence[Path], out: Path) -> list[Path]:
 
 
 def _drawn(source: Path, draw: Callable[[], Figure], path: Path) -> bytes:
-    """The picture that `draw` makes of the file `source` of a run folder, in the format of `path`.
+    """The picture that `draw` makes of the file `source`, in the format of `path`.
 
     Raises:
         InputError: `source` cannot be drawn.

@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 
 
 class RunRecorder(Callback):
-    """Keeps a run's folder: config, metrics, TensorBoard events, checkpoints.
+    """Writes the configuration, metrics, TensorBoard events and checkpoints of a run.
 
     Checkpoints are saved every `checkpoint_every` iterations, before each evaluation, and at the end. The newest
     `keep_last` and the best one are kept. After a failed write, nothing more is written.
@@ -83,10 +83,10 @@ class RunRecorder(Callback):
         if self._tracker is None:
             return
         with self._recording() as tracker:
-            if self._saved < self._logged == trainer.iteration:  # one that broke off is done again, not saved
+            if self._saved < self._logged == trainer.iteration:  # an iteration that broke off is repeated, not saved
                 self._save(trainer, tracker)
             if trainer.curve is not None:
-                # Tags of their own: the last point of the test curves is recorded already.
+                # With tags of their own: `on_evaluation` has recorded the last point of the test curves.
                 scalars = curve_scalars(trainer.curve)
                 scores = {tag: value for tag, value in scalars.items() if tag.startswith("meta_test/")}
                 results = {tag.replace("meta_test", "hparam"): value for tag, value in scores.items()}
@@ -105,7 +105,7 @@ class RunRecorder(Callback):
             raise
 
     def _save(self, trainer: Trainer, tracker: Tracker) -> None:
-        if not self._run_dir.is_dir():  # made again, it would have checkpoints and no settings
+        if not self._run_dir.is_dir():  # a new one would have checkpoints and no settings
             raise RunError(f"{shown(self._run_dir)}: was moved or deleted while the run wrote to it")
         tracker.sync()  # rows first: a checkpoint must not lack the rows of its iterations
         checkpoint.save(

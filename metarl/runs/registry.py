@@ -1,7 +1,7 @@
-"""Names and what they stand for: task families, RL agents, few-shot learners and presets.
+"""The names of task families, RL agents, few-shot learners and presets.
 
-A name is built in, or comes from an installed package (entry-point groups `metarl.tasks`, `metarl.agents` and
-`metarl.learners`), or is spelled out by the user as `package.module:Class`.
+A name is built in, registered by an installed package (entry-point groups `metarl.tasks`, `metarl.agents` and
+`metarl.learners`), or written out as `package.module:Class`.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ ACTING_METHODS = (*LEARNER_METHODS, "act", "observe")
 
 
 def names(kind: Kind) -> dict[str, str]:
-    """Every registered name of `kind` with its "module:attribute"; a built-in name cannot be taken by a package."""
+    """Every registered name of `kind` with its "module:attribute". A package cannot replace a built-in name."""
     built_in = {"task": TASKS, "agent": AGENTS, "learner": LEARNERS}[kind]
     installed = {entry.name: entry.value.partition("[")[0].strip() for entry in _entry_points(f"metarl.{kind}s")}
     return {**installed, **built_in}
@@ -121,7 +121,7 @@ def load_task(name: str) -> type[AnyDistribution]:
     """The task distribution class called `name`.
 
     Raises:
-        InputError: unknown, not importable, or not a task distribution; says which methods are missing.
+        InputError: unknown, not importable, or not a task distribution. The message lists missing methods.
     """
     found = _load("task", name)
     if not (isinstance(found, type) and issubclass(found, TaskDistribution)):
@@ -141,19 +141,19 @@ def load_task(name: str) -> type[AnyDistribution]:
 
 
 def load_agent(name: str) -> LearnerClass:
-    """The RL agent class called `name`; its settings are the dataclass `Config` it carries.
+    """The RL agent class called `name`.
 
     Raises:
-        InputError: unknown, not importable, or not an acting learner; says what is missing.
+        InputError: unknown, not importable, or not an acting learner. The message lists missing parts.
     """
     return _load_learner("agent", name)
 
 
 def load_learner(name: str) -> LearnerClass:
-    """The few-shot learner class called `name`; its settings are the dataclass `Config` it carries.
+    """The few-shot learner class called `name`.
 
     Raises:
-        InputError: unknown, not importable, or not a learner; says what is missing.
+        InputError: unknown, not importable, or not a learner. The message lists missing parts.
     """
     return _load_learner("learner", name)
 
@@ -178,17 +178,17 @@ def load_unchecked(name: str, task: type[AnyDistribution] | None = None) -> list
 
 
 def load_agent_for(task: type[AnyDistribution], task_name: str, agent_name: str) -> LearnerClass:
-    """Looks `agent_name` up among the RL agents or the few-shot learners, whichever `task` needs.
+    """The class called `agent_name`: an RL agent or a few-shot learner, whichever `task` needs.
 
     Raises:
-        InputError: as `load_agent`; a name of the other kind is told so.
+        InputError: as `load_agent` and `kind_of_agent`.
     """
     kind = kind_of_agent(task, task_name, agent_name)
     return load_agent(agent_name) if kind == "agent" else load_learner(agent_name)
 
 
 def kind_of_agent(task: type[AnyDistribution], task_name: str, agent_name: str) -> Kind:
-    """Which kind of agent `task` needs; imports nothing, so that a wrong name is told at once.
+    """The kind of agent that `task` needs. It imports no agent, so a wrong name is reported at once.
 
     Raises:
         InputError: `agent_name` is of the other kind, or a name that is not registered.
@@ -207,12 +207,12 @@ def kind_of_agent(task: type[AnyDistribution], task_name: str, agent_name: str) 
 
 
 def presets(task_name: str, agent_name: str) -> list[str]:
-    """The presets shipped for (task, agent); "default" comes first."""
+    """The names of the presets for (task, agent); "default" comes first."""
     return _presets_by_agent(task_name).get(base_of(agent_name) or agent_name, [])
 
 
 def preset_table(task_name: str, agent_name: str, preset: str) -> Tables:
-    """The tables of a preset, as in a configuration file; "default" without a file of its own is empty.
+    """The tables of a preset, as in a configuration file. A "default" without a file is empty.
 
     Raises:
         InputError: no such preset; lists those of this (task, agent).
@@ -231,13 +231,13 @@ def preset_table(task_name: str, agent_name: str, preset: str) -> Tables:
 
 
 def base_of(agent_name: str) -> str | None:
-    """The agent whose presets a baseline uses: `based_on` in its file; None for an agent that is no baseline."""
+    """The agent whose presets a baseline uses (`based_on` in its file); None for an agent that is no baseline."""
     base: str | None = _baseline(agent_name).get("based_on")
     return base
 
 
 def baseline_changes(agent_name: str) -> Tables:
-    """The tables of settings that a baseline changes in the presets that it uses."""
+    """The settings that a baseline changes in these presets, as tables."""
     return {name: table for name, table in _baseline(agent_name).items() if name != "based_on"}
 
 
@@ -278,7 +278,7 @@ def entries() -> dict[str, list[Entry]]:
 def _entry(kind: Kind, name: str) -> Entry:
     entry: Entry = {"name": name, "summary": "", "module": names(kind)[name].partition(":")[0]}
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # what a package prints on import is no part of the list
+        with contextlib.redirect_stdout(sys.stderr):  # packages may print when they are imported
             lines = (inspect.getdoc(_load_class(kind, name)) or "").splitlines()
     except KeyboardInterrupt:
         raise
@@ -302,11 +302,11 @@ def _presets_by_agent(task_name: str) -> dict[str, list[str]]:
 
 
 def _target(kind: Kind, name: str) -> tuple[str, str]:
-    """Module and attribute that `name` stands for."""
+    """The module and the attribute of `name`."""
     registered = names(kind)
     module_name, _, attribute = registered.get(name, name).partition(":")
     if name in registered and not (module_name and attribute):
-        allowed = "module:Class; the package that registers it has to be mended"
+        allowed = "module:Class; this is a fault of the package that registers it"
         raise InputError(f"{kind} = {name!r}: its entry point is {registered[name]!r}: must be {allowed}")
     if not (module_name and attribute):
         error = unknown_name(kind, name, registered)
@@ -315,7 +315,7 @@ def _target(kind: Kind, name: str) -> tuple[str, str]:
 
 
 def _load(kind: Kind, name: str) -> object:
-    """What `name` stands for, whatever it is."""
+    """The object called `name`, of any type."""
     module_name, attribute = _target(kind, name)
     if module_name.endswith(".py"):
         dotted = ".".join(PurePath(module_name).with_suffix("").parts)

@@ -1,4 +1,4 @@
-"""Reports of an evaluation, and the files that hold them."""
+"""The report of an evaluation, and the files of a run folder that hold reports."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MAX_CONTROL_TASKS = 5
 
 
 def choose_step_size(trainer: Trainer) -> tuple[float, dict[str, float]]:
-    """Gives `trainer` its learner with the step size that is best on validation tasks.
+    """Chooses the size of the test-time steps on validation tasks; `trainer` gets the learner with that size.
 
     Returns:
         The chosen factor on the learner's own step size, and the mean score with each factor that was tried.
 
     Raises:
-        InputError: the learner has no step size that could be chosen.
+        InputError: the learner has no step size.
     """
     learner, settings = trainer.learner, trainer.evaluation
     steps = settings.num_adaptation_steps
@@ -50,7 +50,7 @@ def choose_step_size(trainer: Trainer) -> tuple[float, dict[str, float]]:
 
 
 def describe(trainer: Trainer, curve: AdaptationCurve, *, controls: bool) -> Report:
-    """`curve` as JSON-ready data, with the controls on up to five test tasks, and what few-shot scores stand beside."""
+    """The report of `curve`, with the controls on up to five test tasks and, for few-shot tasks, the baseline."""
     report = curve.to_json()
     report["settings"] = {**trainer.learner.settings} if isinstance(trainer.learner, FewShotLearner) else {}
     if isinstance(trainer.distribution, ExampleTaskDistribution):
@@ -109,7 +109,7 @@ def _read(path: Path) -> dict[str, Json]:
 
 
 def write_json(value: Mapping[str, object], path: Path, *, indent: int | None = 1) -> None:
-    """Writes JSON so that `path` holds the old content or the whole new one.
+    """Writes JSON. An interrupted write leaves the old content of `path`.
 
     Raises:
         InputError: `path` cannot be written.

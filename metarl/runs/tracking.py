@@ -37,20 +37,19 @@ Row = dict[str, Any]
 
 
 class Tracker:
-    """Writes what happens in a run.
+    """Writes the records of a run.
 
     Args:
         run_dir: the run folder; made if missing.
         config: JSON-ready configuration.
         num_adaptation_steps: the last step K of `adapt/step_K`.
         num_evaluation_steps: the last step K of `meta_test/step_K`; None = the same.
-        start_iteration: first iteration that will be logged. What a resumed or repeated run finds recorded from this
-            iteration on is dropped from both records.
-        evaluated_again: nothing is left to log but the evaluation after the last iteration and its results; those that
-            are recorded, perhaps in one of the two records only, are dropped too.
+        start_iteration: the first iteration that will be logged. Records of this iteration and later ones are dropped.
+        evaluated_again: the evaluation after the iteration before `start_iteration` is repeated. Its earlier scores,
+            which may be in only one of the two records, are dropped too.
 
     Raises:
-        WriteError: the disk is full, here as in the methods.
+        WriteError: the disk is full. All methods raise it too.
         InputError: the folder is not writable.
     """
 
@@ -85,7 +84,7 @@ class Tracker:
         table = _markdown_table(flatten(config))
         self._events.add(start_iteration, summary=summaries.text("config", table))  # type: ignore[no-untyped-call]
         self._events.flush()
-        with writing(self._path):  # last: that it is there says that the layout is, too
+        with writing(self._path):  # last: where this file is, the layout is too
             write_atomically(self._path, b"".join(map(_line, kept)))
             self._file = self._path.open("ab")
         if evaluated_again:
@@ -94,11 +93,11 @@ class Tracker:
             self._add_scalars(scalars, kept[-1]["iteration"])
 
     def log(self, iteration: int, scalars: Mapping[str, float], *, env_steps: int, wall_s: float) -> None:
-        """Records one iteration, readable by others when this returns.
+        """Records one iteration. Other processes can read it when this returns.
 
         Args:
             iteration: number of the iteration.
-            scalars: by TensorBoard tag; those that are not finite become null in `metrics.jsonl` and a gap in
+            scalars: by TensorBoard tag. A value that is not finite becomes null in `metrics.jsonl` and a gap in
                 TensorBoard.
             env_steps: environment steps of the run so far.
             wall_s: seconds of the run so far.
@@ -116,7 +115,7 @@ class Tracker:
         TensorBoard is written first, so an evaluation in `metrics.jsonl` is in both records.
 
         Args:
-            iteration: the last one that was logged. If its row was lost, it gets a row with only these scores.
+            iteration: the last one that was logged. If its row was lost, a row with only these scores is written.
             scalars: as in `log`.
             env_steps: as in `log`.
             wall_s: as in `log`.
@@ -152,7 +151,7 @@ class Tracker:
 
         Args:
             config_flat: setting -> value, such as `flatten(config)`.
-            metrics: results by tag; a tag of its own ("hparam/return") keeps them out of the run's curves.
+            metrics: results by tag. Tags of their own, such as "hparam/return", keep them out of the run's curves.
         """
         plain = (bool, int, float, str)
         settings = {
@@ -164,7 +163,7 @@ class Tracker:
         self._add_scalars(results, self._last_row.get("iteration", 0))
 
     def close(self) -> None:
-        """Closes both records; every method leaves them complete, so that closing after an error loses nothing."""
+        """Closes both records. They are complete after every method, so closing after an error loses nothing."""
         with contextlib.suppress(OSError):
             self._file.close()
         self._events.close()
@@ -184,11 +183,11 @@ class Tracker:
 
 
 class _EventFile:
-    """One of TensorBoard's event files. SummaryWriter writes on a thread of its own, where an error is lost."""
+    """A TensorBoard event file. (SummaryWriter would write on another thread, where errors are lost.)"""
 
     def __init__(self, run_dir: Path) -> None:
-        # TensorBoard reads event files by name and stops reading one when it finds the next, so a name comes after all
-        # others, those of the same second or of a clock that was set back too.
+        # TensorBoard reads event files in the order of their names, and stops reading one when it finds the next. The
+        # new name must be the last one, even if a file has the same second or the clock was set back.
         earlier = [path.name.split(".") for path in run_dir.glob("events.out.tfevents.*")]
         second = max([int(time.time()), *(int(parts[3]) for parts in earlier if parts[3].isdecimal())])
         name = f"events.out.tfevents.{second:010d}.{len(earlier):06d}.{socket.gethostname()}"
@@ -217,7 +216,7 @@ class _EventFile:
 
 
 def read_metrics(run_dir: Path) -> list[Row]:
-    """The rows of `metrics.jsonl`, oldest first; a last line that a kill left torn is ignored.
+    """The rows of `metrics.jsonl`, oldest first. An incomplete last line, left by a kill, is ignored.
 
     Raises:
         InputError: no such file, or a damaged line before the last.
@@ -233,7 +232,7 @@ def read_rows_before(run_dir: Path, start_iteration: int) -> tuple[list[Row], li
     """The rows of `metrics.jsonl` that a run resumed at `start_iteration` keeps, and what is wrong with them.
 
     Returns:
-        The rows in order, only the last one of each iteration; and a text for each lost, damaged or repeated row.
+        The rows in order, one for each iteration (the last one), and a text for each lost, damaged or repeated row.
 
     Raises:
         InputError: the file cannot be read.
@@ -275,7 +274,7 @@ def _rows(path: Path) -> list[Row]:
 
 
 def _row(line: bytes) -> Row:
-    """What `log` wrote: an iteration, and a number or null under every tag. Raises `ValueError` if `line` is no row."""
+    """The row in `line`. Raises `ValueError` if it is not an iteration with a number or null under every tag."""
     row = parse_json(line)
     numbers = isinstance(row, dict) and all(value is None or type(value) in (int, float) for value in row.values())
     if not numbers or type(row.get("iteration")) is not int:
@@ -293,7 +292,7 @@ def _number(value: float) -> float | None:
 
 
 def _layout(num_adaptation_steps: int, num_evaluation_steps: int) -> Summary:
-    """Charts of TensorBoard's custom scalars: every curve's steps together, those of test tasks with intervals too."""
+    """TensorBoard's custom charts: one chart has all steps of a curve; test tasks also have a chart with intervals."""
     charts = []
     for title, tag, last in (
         ("training tasks", TRAIN_STEP, num_adaptation_steps),
@@ -318,7 +317,7 @@ def _layout(num_adaptation_steps: int, num_evaluation_steps: int) -> Summary:
 
 
 def _as_text(value: object) -> str:
-    """`value` as Markdown that shows it unchanged: characters of Markdown and HTML are escaped."""
+    """`value` as Markdown. Characters with a meaning in Markdown or HTML are escaped."""
     text = printable(str(value)).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*{}\[\]()#!|>]|(?<!\w)_|_(?!\w))", r"\\\1", text)
 

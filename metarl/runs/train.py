@@ -21,23 +21,21 @@ from metarl.runs.reports import describe, write_report, write_routes
 def train(
     config: RunConfig, run_dir: Path, *, resume: bool = False, callbacks: tuple[Callback, ...] = ()
 ) -> Report | None:
-    """Trains, evaluates and fills `run_dir`.
-
-    No other process can train in `run_dir` meanwhile.
+    """Trains, evaluates and writes the results into `run_dir`, which is locked meanwhile.
 
     Args:
         config: the run.
         run_dir: its folder, made if it does not exist.
-        resume: go on from the newest valid checkpoint in `run_dir`.
-        callbacks: called before the folder's own, which writes what they add to an iteration's scalars.
+        resume: continue from the newest valid checkpoint in `run_dir`.
+        callbacks: called before the recorder, which also writes the scalars that they add.
 
     Returns:
-        What `adaptation.json` holds; None if the run was stopped before its evaluation.
+        The content of `adaptation.json`; None if the run was stopped before its evaluation.
 
     Raises:
-        InputError: as `build` and `restore`; the folder cannot be made, is in use, or holds a run that is not to be
-            resumed or was made with other settings.
-        WriteError: the disk is full; says from which checkpoint the run can be resumed.
+        InputError: as `build` and `restore`; or the folder cannot be made, is in use, or holds a run that was not to be
+            resumed or has other settings.
+        WriteError: the disk is full. The message names the checkpoint from which the run can be resumed.
     """
     run_dir = run_dir.absolute()  # an environment may change the working directory
     with claimed(run_dir):

@@ -21,9 +21,9 @@ class Slow(Walks):
 
 
 def test_what_takes_long_is_said_on_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    with waiting.telling("checking") as begin:
+    with waiting.reporting("checking") as begin:
         begin("sample")
-    with waiting.telling("checking") as begin:
+    with waiting.reporting("checking") as begin:
         begin("reset")
         time.sleep(1.1)
     assert capsys.readouterr().err == "metarl: checking, 1 s: reset\n"
@@ -34,11 +34,11 @@ def test_on_a_terminal_nothing_is_shown_before_and_nothing_stays(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any stream for a terminal
     monkeypatch.setenv("TERM", "xterm")
-    with waiting.telling("checking"):
+    with waiting.reporting("checking"):
         pass
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(waiting, "SILENCE_S", 0.2)
-    with waiting.telling("checking") as begin:
+    with waiting.reporting("checking") as begin:
         begin("reset")
         time.sleep(0.6)
     shown = capsys.readouterr().err
