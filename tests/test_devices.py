@@ -23,7 +23,6 @@ from metarl.agents.maml import MAML, MAMLConfig
 from metarl.agents.rl2 import RL2, RL2Config
 from metarl.core.data import Episodes, Examples, Trajectories
 from metarl.core.episode import run_episodes
-from metarl.core.errors import InputError
 from metarl.core.learner import Spaces
 from metarl.core.seeds import Purpose, Seeds, generator
 from metarl.core.trees import to_device, tree_map
@@ -36,7 +35,6 @@ from metarl.gradients.lifting import over_tasks
 from metarl.rl.policy_gradient import PolicyBatch, kl_from, surrogate
 from metarl.rl.rollout import RolloutCollector
 from metarl.runs import registry
-from metarl.runs.device import select_device
 
 N, K, H = 2, 2, 3
 GAUSSIAN = Spaces(observation_size=3, action_size=2, discrete=False)
@@ -264,20 +262,6 @@ def test_acting_elsewhere_data_crosses_at_every_step(crossings: Counter[str]) ->
     assert counts[2]["tensors"] - counts[1]["tensors"] == 3 * per_step
     assert 0 < per_step <= 5  # observation, noise, reward, terminated, truncated
     assert all((count["state"], count["data"]) == (1, 1) for count in counts)
-
-
-def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert select_device("auto") == select_device("cpu") == torch.device("cpu")
-    with pytest.raises(InputError, match=r"^trainer.device = 'cuda': .*; use 'auto' or 'cpu'$") as raised:
-        select_device("cuda")
-    assert "\n" not in str(raised.value)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    assert select_device("cpu") == torch.device("cpu")
-    assert torch.backends.cudnn.allow_tf32
-    assert select_device("auto") == select_device("cuda") == torch.device("cuda")
-    assert not torch.backends.cudnn.allow_tf32
 
 
 def one_iteration(device: str) -> tuple[Tensor, Tensor]:

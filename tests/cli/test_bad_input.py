@@ -3,7 +3,7 @@
 `NUMBER` refers to a list of 45 bad inputs that the project was planned with. Of these, 9 and 44 need several processes,
 41 videos, 43 few-shot learners, 14 a budget of steps and 34 a MuJoCo model of the user's own, none of which the command
 line has; 23 is no error (the file wins over the preset), nor is 12 (the baseline is regularised: one trajectory is
-enough). A run folder that another process uses is in tests/runs/test_runs.py, a full disk in
+enough). A run folder that another process uses is in tests/runs/test_folder.py, a full disk in
 tests/runs/test_checkpoint.py.
 
 `python tests/cli/test_bad_input.py` prints the table in markdown.

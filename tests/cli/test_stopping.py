@@ -19,8 +19,7 @@ from metarl.cli.main import main
 from metarl.cli.stopping import Stopped, StopSignals
 from metarl.core import step_scale, trainer
 from metarl.report import plots
-from metarl.runs import best, checkpoint, load, recorder, tracking, train
-from metarl.runs import reports as runs
+from metarl.runs import best, checkpoint, load, recorder, reports, tracking, train
 from metarl.runs.tracking import Tracker, read_metrics
 
 SETTINGS = (
@@ -98,7 +97,7 @@ def records(run_dir: Path) -> list[Any]:
         (trainer, "evaluate", 3, 4, 1),
         (Tracker, "evaluation", 1, 3, 1),  # while it is written: it is, and the run stops
         (Tracker, "evaluation", 2, 4, 1),
-        (runs, "adaptation_controls", 1, 4, 1),
+        (reports, "adaptation_controls", 1, 4, 1),
         (train, "write_report", 1, 4, 1),
         (Tracker, "log", 2, 2, 2),  # in an iteration: it is finished
         (checkpoint, "save", 1, 3, 2),

@@ -3,12 +3,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
-import signal
 import socket
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +23,6 @@ from metarl.core.files import (
     write_error,
     writing,
 )
-from metarl.runs.folder import locked_folder
 
 
 def listed(folder: Path) -> list[str]:
@@ -124,14 +119,6 @@ def test_the_longest_name_of_a_file_can_be_written(tmp_path: Path) -> None:
     assert path.read_bytes() == b"new"
 
 
-def test_a_lock_that_is_no_regular_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / ".lock").symlink_to(tmp_path / "target")
-    (tmp_path / "target").write_bytes(b"kept")
-    with pytest.raises(OSError, match="Is a link"), locked_folder(tmp_path):
-        pass
-    assert (tmp_path / "target").read_bytes() == b"kept"
-
-
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -210,63 +197,3 @@ def test_a_made_folder_is_gone_again_with_its_parents_if_it_stays_empty(tmp_path
     with pytest.raises(FileExistsError), made_folder(tmp_path / "a" / "c", exist_ok=False):
         pass
     assert listed(tmp_path / "a") == ["c"]
-
-
-HOLDER = """
-import sys
-from pathlib import Path
-from metarl.runs.folder import locked_folder
-with locked_folder(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-@pytest.mark.parametrize("killed", [False, True])
-def test_a_folder_is_one_processes_until_it_ends_however_it_ends(killed: bool, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        for _ in range(2):
-            with pytest.raises(InputError) as caught, locked_folder(tmp_path):
-                pass
-            said = f"run_dir = '{tmp_path}': in use by process {holder.pid} since "
-            assert re.fullmatch(re.escape(said) + r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", str(caught.value))
-        if killed:
-            holder.send_signal(signal.SIGKILL)
-        else:
-            holder.communicate("")
-    assert listed(tmp_path) == ([".lock"] if killed else [])
-    with locked_folder(tmp_path):
-        assert listed(tmp_path) == [".lock"]
-    assert listed(tmp_path) == []
-
-
-COUNTER = """
-import sys, time
-from pathlib import Path
-from metarl.core.errors import InputError
-from metarl.runs.folder import locked_folder
-folder, done = Path(sys.argv[1]), 0
-while done < 150:
-    try:
-        with locked_folder(folder):
-            count = folder / "count"
-            number = int(count.read_text())
-            time.sleep(0.0005)
-            count.write_text(str(number + 1))
-            done += 1
-    except InputError:
-        pass
-"""
-
-
-def test_processes_that_take_turns_never_have_the_folder_together(tmp_path: Path) -> None:
-    """The lock's file is deleted at every end: nobody may hold the deleted one while another holds the new one."""
-    (tmp_path / "count").write_text("0")
-    commands = [[sys.executable, "-c", COUNTER, str(tmp_path)]] * 3
-    processes = [subprocess.Popen(command) for command in commands]
-    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
-    assert (tmp_path / "count").read_text() == "450"
-    assert listed(tmp_path) == ["count"]

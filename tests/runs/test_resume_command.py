@@ -1,4 +1,4 @@
-"""What is printed on how to go on with a run works as it is printed, for own code and for data that was moved too."""
+"""The printed command that resumes a run works as printed, also for own classes and for data that was moved."""
 
 from __future__ import annotations
 
