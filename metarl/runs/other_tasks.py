@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 from metarl.core.errors import InputError, require
 from metarl.core.learner import Spaces
