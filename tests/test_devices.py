@@ -1,5 +1,8 @@
-"""Learners run wherever their parameters are. No accelerator is needed to show it: the device here is "meta", whose
-tensors have no content, under a watch that lets no operation mix it with the CPU."""
+"""Learners run on the device of their parameters.
+
+The tests need no accelerator: the device is "meta", whose tensors have no content. `Watch` refuses operations that mix
+it with the CPU.
+"""
 
 from __future__ import annotations
 
@@ -220,7 +223,7 @@ def test_a_memory_acts_remembers_and_learns_where_it_is(memory: Any, spaces: Spa
 
 @pytest.fixture
 def crossings(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Counts tensors sent to "meta", which stay on the CPU in truth, and trees moved by the collector."""
+    """Counts tensors that are sent to "meta" (they really stay on the CPU), and trees that the collector moves."""
     counted: Counter[str] = Counter()
     move, move_tree = torch.Tensor.to, to_device
 
@@ -280,14 +283,14 @@ def one_iteration(device: str) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_an_iteration_on_cuda_equals_one_on_the_cpu() -> None:
-    """To two hundredths of the step: conjugate gradients multiply what rounding differs by."""
+    """To two hundredths of the step: conjugate gradients amplify differences in rounding."""
     (before, here), (same, there) = one_iteration("cpu"), one_iteration("cuda")
     assert torch.equal(before, same)
     assert float((there - here).norm()) < 0.02 * float((here - before).norm())
 
 
 class Offset(torch.nn.Module):
-    """An encoder of a user's, with a buffer and a frozen layer."""
+    """A user's encoder, with a buffer and a frozen layer."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -332,7 +335,7 @@ class Crossings(Watch):
 
 @pytest.mark.usefixtures("one_thread")
 def test_images_are_gathered_where_the_learner_is() -> None:
-    """The set crosses once; then an episode's places, labels and classes do, and where which image is turned."""
+    """The images cross once. Then only places, labels, classes and rotations of each episode cross."""
     tasks = Glyphs(num_ways=3, num_shots=2, num_queries=2, train_rotations=True)
     drawn = tasks.sample(4, generator(0, 0, Purpose.TASKS))
     with Crossings() as crossings:
@@ -346,8 +349,11 @@ def test_images_are_gathered_where_the_learner_is() -> None:
 
 
 def few_shot_updates(name: str, device: str, execution: Any) -> tuple[dict[str, Tensor], list[float]]:
-    """The first meta-gradient, and the losses of three updates. Batched on every device: in the layout of the loop on a
-    CPU, torch sums gradients of batch norms less exactly (see `Conv4.forward`)."""
+    """The first meta-gradient, and the losses of three updates.
+
+    Tasks are batched on every device. In the layout of the loop on a CPU, torch sums gradients of batch norms less
+    exactly (see `Conv4.forward`).
+    """
     tasks = Glyphs(num_ways=5, num_shots=1, num_queries=5, train_rotations=True)
     kind = registry.load_learner(name)
     collector = ExampleCollector(tasks, device=device)
@@ -355,15 +361,15 @@ def few_shot_updates(name: str, device: str, execution: Any) -> tuple[dict[str, 
         kind.Config(num_filters=16, execution=execution), tasks.spaces, generator=torch.Generator().manual_seed(0)
     ).to(device)
     gradients: dict[str, Tensor] = {}
-    told = []
+    losses = []
     for iteration in range(3):
         drawn = tasks.sample(4, generator(0, iteration, Purpose.TASKS))
         seeds = Seeds.first(4, iteration=iteration)
         episodes = run_episodes(learner, collector, drawn, seeds, num_steps=1, adapting=False)
         gradients = gradients or learner.meta_gradient(episodes.support, episodes.query)[0]
-        told.append(learner.meta_update(episodes)["loss"])
+        losses.append(learner.meta_update(episodes)["loss"])
     assert learner.device.type == episodes.query.inputs.device.type == device
-    return {key: value.cpu() for key, value in gradients.items()}, told
+    return {key: value.cpu() for key, value in gradients.items()}, losses
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -372,7 +378,7 @@ def few_shot_updates(name: str, device: str, execution: Any) -> tuple[dict[str, 
 def test_few_shot_updates_on_cuda_equal_those_on_the_cpu(
     name: str, execution: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With TensorFloat-32 off, which torch by default uses in convolutions: it keeps 10 bits of the factors."""
+    """With TensorFloat-32 off: torch uses it in convolutions by default, and it keeps 10 bits of the factors."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     here, losses = few_shot_updates(name, "cpu", "vmap")
     there, others = few_shot_updates(name, "cuda", execution)

@@ -52,8 +52,8 @@ def install(folder: Path, *options: str) -> Install:
     venv.create(environment, symlinks=True)
     python = environment / "bin" / "python"
     site = sysconfig.get_path("purelib", "venv", vars={"base": str(environment), "platbase": str(environment)})
-    # The running environment lends its packages (torch, pip, setuptools) but not its own MetaRL: .pth files are not
-    # followed in a folder that a .pth file names.
+    # The packages of the running environment (torch, pip, setuptools) are used, but not its MetaRL: Python ignores .pth
+    # files in a folder that a .pth file names.
     Path(site, "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
     built = Install(checkout, elsewhere, python)
     pip = ("-m", "pip", "install", "--quiet", "--ignore-installed", "--no-deps", "--no-build-isolation", "--no-index")

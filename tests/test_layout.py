@@ -1,4 +1,4 @@
-"""The folders, the layers and the public names are what the project says they are."""
+"""Folders, layers and public names are as documented."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's Python runs as written."""
+"""The README's Python code runs as written."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def test_ones_own_tasks_take_fifteen_lines(
 ) -> None:
     if family.startswith("maze"):
         pytest.importorskip("gymnasium_robotics", reason="the maze's package, of the extra dev, is not installed")
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # it leaves its models there
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # the package leaves its models there
     module, name = family.split(":")
     assert f"`{module}.py`" in README
     assert f"{family}`" in README
     assert sum(bool(line.strip()) for line in block(name).splitlines()) <= 15
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])  # the command line adds the folder it is called in
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the command line adds the working directory
     Path(f"{module}.py").write_text(block(name))
     assert main(["check-tasks", family]) == 0
     *notes, verdict = capsys.readouterr().out.splitlines()

@@ -1,10 +1,9 @@
-"""What a user can get wrong on the command line: exit code 2, one line that says it, and nothing left behind.
+"""Bad input on the command line: exit code 2, one line with the fault, and no file left behind.
 
-`NUMBER` refers to a list of 45 bad inputs that the project was planned with. Of these, 9 and 44 need several processes,
-41 videos, 43 few-shot learners, 14 a budget of steps and 34 a MuJoCo model of the user's own, none of which the command
-line has; 23 is no error (the file wins over the preset), nor is 12 (the baseline is regularised: one trajectory is
-enough). A run folder that another process uses is in tests/runs/test_folder.py, a full disk in
-tests/runs/test_checkpoint.py.
+`NUMBER` refers to a list of 45 bad inputs from the project's plan. Some have no case here: 9 and 44 need several
+processes, 41 videos, 43 few-shot learners, 14 a budget of steps, and 34 a MuJoCo model of the user's own. 23 is no
+error (the file overrides the preset), nor is 12 (the baseline is regularised: one trajectory is enough). A run folder
+that another process uses is in tests/runs/test_folder.py, a full disk in tests/runs/test_disk_full.py.
 
 `python tests/cli/test_bad_input.py` prints the table in markdown.
 """
@@ -145,7 +144,7 @@ CASES = [
     Case("own", "train bandit --config day.toml", r"trainer.seed = datetime.date\(.*\): must be an integer"),
     Case("own", "train bandit --config pipe", "pipe: cannot be read: Is a named pipe, not a regular file"),
     Case("own", "train bandit --config /dev/zero", "/dev/zero: cannot be read: Is a device, not a regular file"),
-    # What no machine can hold.
+    # Too large for any machine.
     Case("own", f"train bandit {TINY} --agent.num-trajectories {10**12}", "agent.num_trajectories = 10+: must be at"),
     Case("own", f"train point-nav {TINY} --task.horizon {10**12}", "task.horizon = 10+: must be at most .* has .* GB"),
     Case("own", f"train bandit {TINY} --task.num-pulls {10**12}", "task.num_pulls = 10+: must be at most"),
@@ -241,7 +240,7 @@ CASES = [
     Case("own", "check-tasks", "MOD:CLASS: missing; a registered task family, or module:Class of your own"),
 ]  # fmt: skip
 
-# A process that has imported what takes seconds and runs the script in a fork of itself for each line it reads.
+# A process that imports the slow modules once. For each line that it reads, it runs the script in a fork.
 FORKING = """
 import gc, json, os, resource, runpy, sys, traceback
 import metarl.agents.maml, metarl.cli.flags, metarl.cli.main, metarl.envs.bandit, metarl.runs.train
@@ -252,7 +251,7 @@ for line in sys.stdin:
     child = os.fork()
     if child == 0:
         os.chdir(folder)
-        resource.setrlimit(resource.RLIMIT_CPU, (30, 30))  # what should have been refused may train for hours
+        resource.setrlimit(resource.RLIMIT_CPU, (30, 30))  # a run that should have been refused may train for hours
         for number, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(os.open(f"{script_output}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         sys.argv = [script, *argv]
@@ -265,7 +264,7 @@ for line in sys.stdin:
             traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)  # taking the interpreter apart would copy every page of it
+        os._exit(code)  # a normal exit would copy every page of the interpreter
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -297,7 +296,7 @@ class CommandLine:
         return Said(code, *((self._outputs / name).read_text() for name in ("stdout", "stderr")))
 
     def fresh(self, command: str) -> Said:
-        """The same in a process of its own, which takes seconds."""
+        """The same in a new process, which takes seconds."""
         argv = [str(METARL), *shlex.split(command)]
         done = subprocess.run(argv, cwd=self.folder, env=self._env, capture_output=True, text=True, timeout=60)
         return Said(done.returncode, done.stdout, done.stderr)
@@ -339,7 +338,7 @@ def make_folder(folder: Path) -> None:
 
 
 def listing(folder: Path) -> dict[str, str]:
-    """Every path below `folder` with its content's hash; compiled modules of the user's aside."""
+    """Every path below `folder` with the hash of its content, without compiled modules."""
     paths = [path for path in folder.rglob("*") if "__pycache__" not in path.parts]
     hashed = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
     return {str(path.relative_to(folder)): hashed.get(path, "") for path in paths}
@@ -408,7 +407,7 @@ def test_a_device_that_is_not_there_is_named_with_its_reason(metarl: CommandLine
 )
 def test_check_tasks_reports_what_it_finds(name: str, code: int, expected: str, metarl: CommandLine) -> None:
     said = metarl(f"check-tasks family:{name}")
-    progress = f"metarl: checking family:{name}, "  # of what took longer than a second
+    progress = f"metarl: checking family:{name}, "  # for checks of more than a second
     assert (said.code, [line for line in said.err.splitlines() if not line.startswith(progress)]) == (code, [])
     assert re.fullmatch(expected, said.out)
     assert all(line.startswith(f"family:{name}: ") for line in said.out.splitlines())

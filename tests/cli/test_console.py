@@ -56,7 +56,7 @@ def ended(request: pytest.FixtureRequest) -> Iterator[TextIO | None]:
         yield None
         return
     yield stream
-    stream.close()  # which would fail if anything were left in it that cannot be written
+    stream.close()  # fails if text is left that cannot be written
 
 
 @pytest.mark.parametrize(("ended", "reason"), ENDED.items(), indirect=["ended"])

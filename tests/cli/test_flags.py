@@ -279,7 +279,7 @@ def test_what_tasks_say_while_they_are_made_is_not_lost(capsys: pytest.CaptureFi
 
 
 def test_an_own_encoder_of_a_run_folder_is_imported_on_demand_only(run: Path) -> None:
-    """Resuming needs its name on the command line, everything else needs trust; the printed command gives it."""
+    """Resuming needs the encoder's name as a flag; everything else needs trust. The printed command has the flag."""
     plain = json.loads((run / "config.json").read_text())
     plain["agent"]["encoder"] = "no.such.module:Net"
     (run / "config.json").write_text(json.dumps(plain))

@@ -1,4 +1,4 @@
-"""The command line as a user meets it; what is wrong with its input is in tests/cli/test_bad_input.py.
+"""The commands of the command line. Bad input is in tests/cli/test_bad_input.py.
 
 Most runs share this process; what needs a process of its own is at the end.
 """
@@ -300,6 +300,6 @@ def test_libraries_find_nothing_in_the_working_directory(tmp_path: Path) -> None
     for name in ("opt_einsum", "dill", "tensorflow", "tqdm"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')")
     (tmp_path / "own.py").write_text("from metarl.envs.bandit import Bandit as Own")
-    command = [sys.executable, "-m", "metarl", "check-tasks", "own:Own"]  # Python puts the working directory first
+    command = [sys.executable, "-m", "metarl", "check-tasks", "own:Own"]  # Python searches the working directory first
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "own:Own: fine\n", "")

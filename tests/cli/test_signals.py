@@ -1,4 +1,4 @@
-"""Real processes, really signalled."""
+"""Real signals to real processes."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def test_a_signal_ends_the_run_after_its_iteration_and_resume_goes_on(
 
 @pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN], ids=["foreground", "background"])
 def test_a_second_signal_ends_the_run_at_once(before: Any, tmp_path: Path) -> None:
-    """The first one falls into an iteration that takes minutes. A shell without job control has what it starts in the
-    background ignore SIGINT."""
+    """The first signal comes in an iteration that takes minutes. (Processes that a shell without job control starts in
+    the background ignore SIGINT.)"""
     command = [METARL, *TINY.split(), "--iterations", "9", "--meta-batch-size", "3000", "--task.num-pulls", "2000"]
     kept = signal.signal(signal.SIGINT, before)  # which the run inherits
     try:

@@ -1,4 +1,4 @@
-"""Signals in this process, each at a chosen place; tests/cli/test_signals.py signals real ones."""
+"""Signals to this process at chosen places. tests/cli/test_signals.py has signals to real processes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 @pytest.fixture(scope="module", autouse=True)
 def _blank_pictures() -> Iterator[None]:
-    """Drawing is most of a tiny run's time."""
+    """No pictures: drawing takes most of a tiny run's time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "adaptation_figure", lambda report: Figure())
         yield
@@ -74,7 +74,7 @@ def signalled(patch: pytest.MonkeyPatch, place: Any, name: str, *, nth: int = 1,
 
 
 def records(run_dir: Path) -> list[Any]:
-    """What must not depend on interruptions: rows, TensorBoard's points, checkpoints and the report."""
+    """The results, which must not depend on interruptions: rows, TensorBoard's points, checkpoints and the report."""
 
     def untimed(tag: str) -> bool:
         return tag != "wall_s" and (not tag.startswith("time/") or tag == "time/env_steps")
@@ -95,11 +95,11 @@ def records(run_dir: Path) -> list[Any]:
     [
         (trainer, "evaluate", 2, 3, 2),  # the periodic evaluation, which the resumed run does first
         (trainer, "evaluate", 3, 4, 1),
-        (Tracker, "evaluation", 1, 3, 1),  # while it is written: it is, and the run stops
+        (Tracker, "evaluation", 1, 3, 1),  # while it is written: writing ends, then the run stops
         (Tracker, "evaluation", 2, 4, 1),
         (reports, "adaptation_controls", 1, 4, 1),
         (train, "write_report", 1, 4, 1),
-        (Tracker, "log", 2, 2, 2),  # in an iteration: it is finished
+        (Tracker, "log", 2, 2, 2),  # in an iteration: the iteration is finished
         (checkpoint, "save", 1, 3, 2),
     ],
 )
@@ -204,13 +204,13 @@ def test_signals_raise_once_and_the_first_one_can_wait() -> None:
     with StopSignals() as signals:
         with pytest.raises(Stopped):
             os.kill(os.getpid(), signal.SIGHUP)
-        os.kill(os.getpid(), signal.SIGHUP)  # what ends in between is not disturbed
-        with pytest.raises(Stopped):  # by code that swallowed it
+        os.kill(os.getpid(), signal.SIGHUP)  # it does not interrupt the ending
+        with pytest.raises(Stopped):  # raised again after code that swallowed it
             signals.stop_at_once()
 
 
 def test_a_third_signal_ends_the_process_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where what ends in between hangs."""
+    """The code that ends the run hangs."""
     sent: list[Any] = []
     with StopSignals() as signals:
         signals.finish_first(lambda: None)

@@ -1,4 +1,4 @@
-"""Whatever a user's code does wrong ends a command in its traceback, then one line that says where, and code 1."""
+"""A fault in a user's code ends a command with its traceback, then one line with the place, and exit code 1."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Valley(gymnasium.Env[Any, Any]):
 
 
 class Valleys(EnvTaskDistribution[Any]):
-    """Something happens in the `when`-th call of the method `where`, from 0."""
+    """A fault in call number `when` (from 0) of the method `where`."""
 
     horizon = 4
     where = ""
@@ -121,7 +121,7 @@ class Valleys(EnvTaskDistribution[Any]):
 
 
 class Careless(MAML):
-    """Leaves in its second update."""
+    """Ends the process in its second update."""
 
     def meta_update(self, episodes: Any) -> dict[str, float]:
         Valleys.happen("meta_update")
@@ -167,7 +167,7 @@ RAISED = [
     (RuntimeError("out of memory"), "RuntimeError: out of memory"),
     (ValueError("x" * 1000), f"ValueError: {'x' * 200}"),
 ]
-CALLS = [  # method, call, agent, what the line says of the place
+CALLS = [  # method, call, agent, the place in the message
     ("sample", 0, "maml", "the task distribution's sample(split='train')"),
     ("sample", AT_THE_THIRD_ITERATION, "maml", "the task distribution's sample(2, split='train')"),
     ("all_tasks", 3, "maml", "the task distribution's all_tasks("),
@@ -254,7 +254,7 @@ def test_a_wrong_answer_is_said_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    if where == "reset":  # as environments of the old gym do
+    if where == "reset":  # as in the old gym
         monkeypatch.setattr(Valley, "reset", lambda env, **_: answer)
         said = "reset returned one ndarray: must be 2 values, observation, info, as in gymnasium"
     agent = "oracle" if where == "task_features" else "maml"
@@ -367,7 +367,7 @@ def test_an_environment_that_leaves_while_it_is_closed(
 
 
 class Vague(ExampleTaskDistribution[float]):
-    """Few-shot tasks whose method `where` does what it likes."""
+    """Few-shot tasks with a fault in the method `where`."""
 
     spaces = ExampleSpaces((1,), 1, discrete=False)
 

@@ -1,4 +1,4 @@
-"""What is said while a user's code takes its time."""
+"""Reports of progress while a user's code runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_what_takes_long_is_said_on_plain_lines(capsys: pytest.CaptureFixture[st
 def test_on_a_terminal_nothing_is_shown_before_and_nothing_stays(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any stream for a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then treats any stream as a terminal
     monkeypatch.setenv("TERM", "xterm")
     with waiting.reporting("checking"):
         pass

@@ -1,4 +1,4 @@
-"""What every registered task family must let a learner do."""
+"""Tests of every registered task family: training is finite and repeatable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Films: what they show, and what cannot be filmed. Only the last test draws with MuJoCo's renderer, not a stand-in."""
+"""The content of films, and families that cannot be filmed. Only the last test uses MuJoCo's renderer."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def cheetah(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def views(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
-    """Pictures whose first pixels are the simulation's state instead of MuJoCo's; the cameras asked for."""
+    """Replaces the renderer: the first pixels hold the simulation's state. Returns the cameras that were used."""
     seen: list[float | None] = []
 
     def render(env: Any, index: int, *, width: int, height: int, side_view: float | None = None) -> NDArray[np.uint8]:
@@ -92,7 +92,7 @@ def test_a_film_shows_each_task_before_and_after_adaptation(cheetah: Path, views
     assert calls == [(number, 4 * (HORIZON + 1)) for number in range(1, 4 * (HORIZON + 1) + 1)]
     for before, after in zip(*film.panels, strict=True):
         assert same(before.frames[0], after.frames[0])  # one start
-        assert not same(before.frames[-1], after.frames[-1])  # two ways on
+        assert not same(before.frames[-1], after.frames[-1])  # different routes
         assert all(not same(*pair) for pair in zip(before.frames, before.frames[1:], strict=False))
 
 
@@ -168,7 +168,7 @@ def test_a_caption_stays_within_its_panel() -> None:
     film = Film(((panel(255, task="Task(with=many, words=in, it=all, of=them)"), panel(255, task="")),), 10.0)
     (picture,) = (np.asarray(picture) for picture in compose(film))
     assert (picture[8:27, 97:] == 255).all()
-    assert (picture[8:27, 70:89] < 128).any()  # cut, not left out
+    assert (picture[8:27, 70:89] < 128).any()  # shortened, not left out
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
@@ -190,7 +190,7 @@ def test_the_command_writes_a_moving_picture_and_says_what_it_shows(
         picture.load()
         assert picture.info["duration"] == 50
         assert picture.info["loop"] == 0
-    assert {*views} == {None, 6.0}  # None: the picture that tries whether drawing works
+    assert {*views} == {None, 6.0}  # None: the first picture, which tests the renderer
 
 
 def test_an_mp4_has_the_frames(cheetah: Path, views: list[float | None]) -> None:
@@ -316,7 +316,7 @@ def test_a_fault_of_a_familys_own_code_is_said_alike(
 
 
 def test_mujoco_draws_the_film(cheetah: Path, tmp_path: Path) -> None:
-    """With the first back end that works here; the process ends without a word of its renderers."""
+    """With the first back end that works here. The process must end without a message of the renderers."""
     for back_end in ("osmesa", "egl"):
         environment = {**os.environ, "MUJOCO_GL": back_end, "OMP_NUM_THREADS": "1"}
         command = [METARL, "video", cheetah, "--out", "a.webp", "--size", "100", "80", "--stride", "3"]

@@ -147,7 +147,7 @@ def test_success_is_a_panel_between_the_curve_and_the_matrix() -> None:
 
 
 def paths(*, unit: str = "gradient steps", steps: tuple[int, ...] = (0, 3), **scene: Any) -> dict[str, Any]:
-    """Two tasks, two ways each at every step; those of step k go to (k, 1) and (k, 2)."""
+    """Two tasks with two routes each at every step. Those of step k end at (k, 1) and (k, 2)."""
     plain = {"walls": [], "start": None, "goal": None, "goal_radius": 0.0, "extent": None, **scene}
     ways = [[[[0.0, 0.0], [float(k), float(end)]] for end in (1, 2)] for k in steps]
     tasks = [{"task": f"Goal(x=0.{number}23456)", "scene": plain, "ways": ways} for number in (1, 2)]

@@ -103,8 +103,8 @@ def test_a_finite_family_is_told_task_by_task() -> None:
     assert cells(lines[1])[6:] == ["Direction(sign=1)", "Direction(sign=-1)"]
     low, high = report["per_task_ci_low"], report["per_task_ci_high"]
     for k in range(3):
-        told = [f"{number(report['per_task'][k][i])} {bounds(low[k][i], high[k][i])}" for i in range(2)]
-        assert cells(lines[2 + k])[6:] == told
+        expected = [f"{number(report['per_task'][k][i])} {bounds(low[k][i], high[k][i])}" for i in range(2)]
+        assert cells(lines[2 + k])[6:] == expected
     gain, per_task = report["gain"], report["per_task_gain"]
     assert lines[5:] == [
         f"paired gain of step 1 over step 0: {gain['mean'][1]:+.3g} {bounds(gain['ci_low'][1], gain['ci_high'][1])}",
@@ -119,10 +119,10 @@ def test_a_finite_family_is_told_task_by_task() -> None:
 def test_a_memory_is_judged_by_its_last_trajectory() -> None:
     report = {**finite(), "unit": "trajectories"}
     gain, per_task = report["gain"], report["per_task_gain"]
-    told = [line for line in report_lines(report) if line.startswith(("paired gain", "  Direction"))]
+    expected = [line for line in report_lines(report) if line.startswith(("paired gain", "  Direction"))]
     interval = bounds(gain["ci_low"][2], gain["ci_high"][2])
-    assert told[0] == f"paired gain of the last trajectory over the first: {gain['mean'][2]:+.3g} {interval}"
-    assert told[1].startswith(f"  Direction(sign=1): {per_task['mean'][2][0]:+.3g} [")
+    assert expected[0] == f"paired gain of the last trajectory over the first: {gain['mean'][2]:+.3g} {interval}"
+    assert expected[1].startswith(f"  Direction(sign=1): {per_task['mean'][2][0]:+.3g} [")
     (shots,) = (line for line in report_lines({**report, "unit": "shots"}) if line.startswith("paired gain"))
     assert shots.startswith("paired gain of step 2 over step 0: ")
 
@@ -143,8 +143,8 @@ def test_success_is_a_column_where_it_is_known(report: dict[str, Any]) -> None:
     rates = {"success": [0.0, 0.25, 1.0], "success_ci_low": [0.0, 0.1, 1.0], "success_ci_high": [0.0, 0.5, 1.0]}
     lines, plain = ([*report_lines(known)] for known in (report | rates, report))
     assert cells(lines[1])[6] == "success"
-    told = ["0.000 [0.000, 0.000]", "0.250 [0.100, 0.500]", "1.000 [1.000, 1.000]"]
-    assert [cells(line)[6] for line in lines[2:5]] == told
+    expected = ["0.000 [0.000, 0.000]", "0.250 [0.100, 0.500]", "1.000 [1.000, 1.000]"]
+    assert [cells(line)[6] for line in lines[2:5]] == expected
     assert [cells(line)[:6] + cells(line)[7:] for line in lines[1:5]] == [cells(line) for line in plain[1:5]]
 
 

@@ -1,4 +1,4 @@
-"""Small runs, and what their tests share."""
+"""Small runs, and the fixtures of their tests."""
 
 from __future__ import annotations
 
@@ -51,5 +51,5 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def _blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing is most of a tiny run's time."""
+    """No pictures: drawing takes most of a tiny run's time."""
     monkeypatch.setattr(plots, "adaptation_figure", lambda report: Figure())

@@ -27,8 +27,8 @@ from metarl.runs.best import best_iteration
 def test_the_best_is_by_the_learners_own_steps_and_direction(
     score_name: str, steps: int, others: dict[str, Any], best: int, tmp_path: Path
 ) -> None:
-    """Iteration 1 has no checkpoint, 4 no evaluation, and step 2 is the last evaluated one, which counts for a learner
-    of shots and one that trains jointly."""
+    """Iteration 1 has no checkpoint and iteration 4 no evaluation. Step 2 is the last evaluated one: it counts for a
+    learner of shots and for one that trains jointly."""
     scores = {1: (9, 9, 9), 2: (1, 3, 1), 3: (2, 1, 3)}
     rows = [{"iteration": i, **{f"meta_test/step_{k}": x for k, x in enumerate(row)}} for i, row in scores.items()]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in [*rows, {"iteration": 4}]))
@@ -36,7 +36,7 @@ def test_the_best_is_by_the_learners_own_steps_and_direction(
         (tmp_path / "checkpoints" / f"iteration_00000{iteration}").mkdir(parents=True)
     traits = Traits(unit="gradient steps", **others)
     learner: Any = SimpleNamespace(traits=traits, num_adaptation_steps=steps, score_name=score_name)
-    assert best_iteration(tmp_path, learner) == best  # as in a run from before there were validation scores
+    assert best_iteration(tmp_path, learner) == best  # as in old runs, without validation scores
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"iteration": 4, "meta_validation/score": 0.0, "meta_test/step_0": 0.0}) + "\n")
     assert best_iteration(tmp_path, learner) == 4  # scores on test tasks no longer count

@@ -19,7 +19,7 @@ def faults(repeats):
     for _ in range(repeats):
         torch.empty(10, 2**20).fill_(1.0)  # 40 MB, 10,240 pages
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-before = faults(20)  # what lies in between needs some rounds to find its place
+before = faults(20)  # warm-up: other allocations settle in the first rounds
 print(faults(5) - before)
 """
 

@@ -105,7 +105,7 @@ def test_state_that_loading_would_refuse_is_not_saved(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_saving_an_iteration_again_replaces_it_only_if_it_is_damaged(tmp_path: Path, damaged: bool) -> None:
-    """Replacing takes two renames, and a kill between them would leave no checkpoint."""
+    """Replacing needs two renames. A kill between them would leave no checkpoint."""
     path = write(tmp_path, 3, note="first")
     if damaged:
         (path / "state.pt").write_bytes(b"")
@@ -313,7 +313,7 @@ def test_what_stands_in_the_place_of_a_checkpoint_is_replaced_and_nothing_waits(
             place.touch()
         elif kind == "pipe":
             os.mkfifo(place)
-            held.callback(os.close, os.open(place, os.O_RDWR))  # who opens it does not wait: this test always ends
+            held.callback(os.close, os.open(place, os.O_RDWR))  # so no open waits, and the test always ends
         else:
             place.symlink_to(kept if kind == "link" else "absent")
         write(tmp_path, 1)

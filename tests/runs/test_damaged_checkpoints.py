@@ -1,4 +1,4 @@
-"""What the command line says of a run whose newest checkpoint is damaged, and which checkpoint it uses instead.
+"""A damaged newest checkpoint: the message, and the checkpoint that is used instead.
 
     python tests/runs/test_damaged_checkpoints.py
 
@@ -38,7 +38,7 @@ SENTINEL = "the-payload-ran"
 
 @dataclass(frozen=True)
 class Case:
-    """`harm` gets the folder of the newest checkpoint, iteration 6 of 2, 4 and 6; `said` stands behind its name."""
+    """`harm` changes the newest checkpoint folder (iteration 6 of 2, 4, 6); `said` is the message after its name."""
 
     name: str
     harm: Callable[[Path], object]
@@ -67,7 +67,7 @@ def cut(path: Path, size: int) -> None:
 
 
 def rewrite(folder: Path, **changes: Any) -> None:
-    """Changes the manifest so that it fits its own hash."""
+    """Changes the manifest and its own hash."""
     path = folder / "manifest.json"
     manifest = {**json.loads(path.read_text()), **changes}
     del manifest["manifest_sha256"]
@@ -115,13 +115,13 @@ def damage_all(folder: Path) -> None:
 
 
 def replace_run(folder: Path) -> None:
-    """What another library saves, where a checkpoint should be."""
+    """Puts the file of another library in the place of a checkpoint."""
     shutil.rmtree(folder)
     folder.write_bytes(b"PK\x03\x04")
 
 
 def change(part: Callable[[torch.Tensor], Any]) -> Callable[[Path], None]:
-    """Puts `part` of the first parameter in its place, hashes fit."""
+    """Replaces the first parameter by its `part`; the hashes fit."""
 
     def harm(folder: Path) -> None:
         state = torch.load(folder / "state.pt", weights_only=True)
@@ -261,7 +261,7 @@ def test_damage_is_named_and_the_newest_valid_checkpoint_is_used(number: int, ou
 
 @pytest.mark.usefixtures("outcomes")
 def test_a_damaged_checkpoint_from_a_shell(folder: Path, tmp_path: Path) -> None:
-    """A process of its own, its output in a file, which ends in what an undamaged run ends in."""
+    """A separate process, with its output in a file. It must end like an undamaged run."""
     shutil.copytree(folder / "whole", tmp_path / "whole")
     state = tmp_path / "whole" / "checkpoints" / "iteration_000006" / "state.pt"
     whole = state.read_bytes()

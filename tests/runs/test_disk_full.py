@@ -1,4 +1,4 @@
-"""A run whose disk fills up ends with one line, and goes on where it was once there is space.
+"""A run ends with one line when its disk is full, and can be resumed when there is space.
 
     unshare -rm python tests/runs/test_disk_full.py FOLDER checkpoint events picture limit
 
@@ -34,7 +34,7 @@ FULL, LIMIT = "No space left on device", "File too large"
 
 @dataclass(frozen=True)
 class Case:
-    """`kib` of space, or at most so many in one file, are too few for the file that `said` names."""
+    """`kib` KiB of space (or at most so many in one file) are not enough for the file that `said` names."""
 
     flags: str
     kib: int
@@ -87,7 +87,7 @@ def space(case: Case, folder: Path, kib: int | None) -> Iterator[None]:
 
 
 def run(case: Case, folder: Path) -> Outcome:
-    """Trains until the disk is full, then on with more space, and once without interruption."""
+    """Trains until the disk is full, resumes with more space, and trains once without interruption."""
     disk, whole = folder / "disk", folder / "whole"
     disk.mkdir(parents=True)
     with space(case, disk, case.kib):
@@ -133,7 +133,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_run_goes_on_once_there_i
     case, outcome = CASES[name], outcomes[name]
     assert outcome.codes == [1, 1, 0, 0], outcome.errors
     left = f"run/checkpoints/iteration_00000{case.last_good}; metarl train --resume run goes on from it"
-    # The second attempt has one more file of events to write, and may get less far.
+    # The second attempt writes one more event file, and may end earlier.
     anything = rf"run/\S+: cannot be \S+: ({FULL}|{LIMIT}).*"
     for error, said in zip(outcome.errors, [case.said, anything], strict=False):
         assert re.fullmatch(rf"metarl: {said}; the last good checkpoint is {left}\n", error), error

@@ -153,7 +153,7 @@ while done < 150:
 
 
 def test_processes_that_take_turns_never_have_the_folder_together(tmp_path: Path) -> None:
-    """The lock's file is deleted at every end: nobody may hold the deleted one while another holds the new one."""
+    """The lock's file is deleted at each end. No process may hold the deleted file while another holds the new one."""
     (tmp_path / "count").write_text("0")
     commands = [[sys.executable, "-c", COUNTER, str(tmp_path)]] * 3
     processes = [subprocess.Popen(command) for command in commands]

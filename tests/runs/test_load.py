@@ -135,7 +135,7 @@ def test_a_checkpoint_of_another_learner_is_said_in_one_line(tmp_path: Path, run
     with pytest.raises(InputError) as error:
         load(tmp_path)
     assert "is of another configuration: agent.hidden_sizes = [4], the run's is [5]" in one_line(error)
-    for manifest in tmp_path.glob("checkpoints/*/manifest.json"):  # such as it was before it held the settings
+    for manifest in tmp_path.glob("checkpoints/*/manifest.json"):  # as in old runs, without the settings
         rewrite_manifest(manifest, "config")
     with pytest.raises(InputError) as error:
         load(tmp_path)

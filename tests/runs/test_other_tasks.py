@@ -105,7 +105,7 @@ def test_held_out_intervals(evaluate: Any) -> None:
     first = "trained on half-cheetah-vel (test_low = None, test_high = None), "
     assert said.startswith(f"{first}evaluated on half-cheetah-vel (test_low = 2.0, test_high = 3.0)\n")
     assert "on 4 test tasks (splits: disjoint)" in said
-    moved, _ = evaluate("half-cheetah-vel --task.low 2 --task.high 3")  # the run did not train on what it would say
+    moved, _ = evaluate("half-cheetah-vel --task.low 2 --task.high 3")  # the run was not trained on this interval
     assert (targets(moved), moved["mean"]) == (targets(report), report["mean"])
     assert moved["splits"] == "transfer"
     assert evaluate("half-cheetah-vel --task.horizon 5")[0]["splits"] == "same distribution"

@@ -113,7 +113,7 @@ def test_a_run_folder_that_is_moved_away_ends_the_run_and_goes_on_from_its_new_p
 
 @dataclass
 class Scores(Callback):
-    """Puts other scores on test tasks in the place of the measured ones."""
+    """Replaces the measured scores."""
 
     scores: list[float]
 
@@ -127,8 +127,8 @@ class Scores(Callback):
 @pytest.mark.parametrize(
     ("scores", "every", "last", "kept"),
     [
-        ([1, 5, 2, 3, 4, 0], 6, 1, [2, 6]),  # saved because it is the best, though none is due
-        ([5, 5, 2, 3, 4, 0], 6, 1, [1, 6]),  # of equal ones the earliest
+        ([1, 5, 2, 3, 4, 0], 6, 1, [2, 6]),  # saved because it is the best, not because it is due
+        ([5, 5, 2, 3, 4, 0], 6, 1, [1, 6]),  # the earliest of equal scores
         ([1, 5, 2, 3, 4, 6], 6, 1, [6]),  # the last evaluation comes after the last checkpoint
         ([6, 5, 4, 3, 2, 1], 1, 3, [1, 4, 5, 6]),
         ([math.nan, 1, 0, 0, 0, 0], 1, 3, [2, 4, 5, 6]),

@@ -172,7 +172,7 @@ def test_installed_packages_add_names_but_cannot_take_built_in_ones(
 def test_an_installed_distribution_is_listed_and_loads(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "path", [*sys.path])  # the command line adds the folder it is called in
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the command line adds the working directory
     added = {"tasks": ("my-family", "Whole"), "agents": ("my-agent", "Agent"), "learners": ("my-learner", "Agent")}
     groups = [f"[metarl.{kind}]\n{name} = {module}:{value}\n" for kind, (name, value) in added.items()]
     installed = tmp_path / "my_package-1.0.dist-info"
@@ -243,7 +243,7 @@ def test_broken_packages_are_named_and_break_nothing_else(
     lines = "".join(f"{name} = {value}\n" for name, value in values.items())
     install(tmp_path, "registry-odd", f"[metarl.tasks]\n{lines}[metarl.agents]\n{lines}".encode())
     assert main(["list", "--json"]) == 0
-    entries = json.loads(capsys.readouterr().out)  # without what packages print on import
+    entries = json.loads(capsys.readouterr().out)  # what packages print on import is not in it
     for kind in ("tasks", "agents"):
         rows = {row["name"]: row for row in entries[kind]}
         for name, (_, problem) in BROKEN.items():
@@ -289,7 +289,9 @@ def test_presets_are_listed_default_first_and_read(tmp_path: Path, monkeypatch: 
 
 def test_entries_describe_and_survive_what_cannot_be_imported(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "TASKS", {"whole": f"{module}:Whole", "broken": "registry_broken:Whole"})
-    monkeypatch.setattr(metadata, "entry_points", lambda *, group: [])  # those of this machine's packages
+    monkeypatch.setattr(
+        metadata, "entry_points", lambda *, group: []
+    )  # this machine may have packages with entry points
     broken, whole = registry.entries()["tasks"]
     assert whole == {"name": "whole", "summary": "A whole family.", "module": module, "presets": {}}
     assert broken["summary"] == ""

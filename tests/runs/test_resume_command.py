@@ -111,7 +111,7 @@ def test_a_run_whose_data_was_moved_is_evaluated_and_goes_on(
     shares = "0.5 0.25 0.25 --agent proto --agent.num-filters 2"
     command = ["train", "image-folder", *f"{task} {shares} {TINY}".split(), "--task.root", "my data"]
     assert main([*command, "--run-dir", "run"]) == 0
-    monkeypatch.chdir(tmp_path / "run")  # the folder was given from elsewhere
+    monkeypatch.chdir(tmp_path / "run")  # another working directory than before
     assert main(["evaluate", "."]) == 0
     monkeypatch.chdir(tmp_path)
     Path("my data").rename("new place")
@@ -126,7 +126,7 @@ def test_a_run_whose_data_was_moved_is_evaluated_and_goes_on(
         metarl.load("run", paths={"root": "new place", "cash": "x"})
     assert main(["evaluate", "run", "--task.root=new place", "--task.num-shots=2", "--json", "other.json"]) == 0
     assert {"trained_on", "evaluated_on"} <= json.loads(Path("other.json").read_text()).keys()
-    assert main(["evaluate", "run", "--task.root"]) == 2  # before anything is made of a missing value
+    assert main(["evaluate", "run", "--task.root"]) == 2  # before the missing value is used
     shutil.copytree("run", "again")
     assert main(["train", "--resume", "run", "--iterations=3", "--task.root", "new place", "--quiet"]) == 0
     assert main(["train", "--resume", "run", "--iterations=4", "--quiet"]) == 0

@@ -155,7 +155,7 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> N
 def test_event_files_are_read_in_the_order_in_which_they_were_written(
     clock: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are read by name, also those of one second and those written after the clock was set back."""
+    """They are read in the order of their names, also within one second and after the clock was set back."""
     for start, now in zip((0, 2, 3), clock, strict=True):
         monkeypatch.setattr(tracking.time, "time", lambda now=now: now)
         with tracker(tmp_path, start_iteration=start) as record:

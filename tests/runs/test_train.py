@@ -89,7 +89,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(config: Any, tmp_path: Path) -> 
 @pytest.mark.usefixtures("_blank_pictures")
 @pytest.mark.parametrize("checkpoint_is_lost", [False, True])
 def test_a_broken_run_can_be_resumed(config: Any, checkpoint_is_lost: bool, tmp_path: Path, run_dir: Path) -> None:
-    if checkpoint_is_lost:  # as if a kill had come before it: iteration 3 is recorded, but must be done again
+    if checkpoint_is_lost:  # as after a kill before it was saved: iteration 3 is recorded, but must be repeated
         train(config(*SAVED_TWICE), tmp_path)
         (tmp_path / "checkpoints" / "iteration_000003" / "state.pt").unlink()
     else:
