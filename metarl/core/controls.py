@@ -11,7 +11,6 @@ from torch import Tensor
 from metarl.core.episode import Collector, run_episodes
 from metarl.core.errors import one_line
 from metarl.core.evaluation import Batch, Data, State, score_rows
-from metarl.core.files import Json
 from metarl.core.learner import Learner
 from metarl.core.schema import Controls
 from metarl.core.seeds import CONTROLS_ITERATION, Purpose, Seeds, generator

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from metarl.core.errors import one_line
-from metarl.core.files import Json
 from metarl.core.learner import ScoreName, Unit
 from metarl.core.schema import Report
 from metarl.core.seeds import Purpose, generator

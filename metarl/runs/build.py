@@ -74,7 +74,9 @@ def distribution_of(config: RunConfig) -> AnyDistribution:
     return TaskInObservation(task, timeout=config.trainer.environment_timeout)
 
 
-def collectors_of(config: RunConfig, distribution: AnyDistribution, device: torch.device) -> tuple[RunCollector, RunCollector]:
+def collectors_of(
+    config: RunConfig, distribution: AnyDistribution, device: torch.device
+) -> tuple[RunCollector, RunCollector]:
     """The collectors of training and of evaluation. They are the same object where data is given."""
     evaluation = config.evaluation
     if not isinstance(distribution, EnvTaskDistribution):
