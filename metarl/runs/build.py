@@ -27,7 +27,7 @@ from metarl.runs.device import select_device
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 LARGEST = 2**31 - 1
 
-RunCollector = RolloutCollector | ExampleCollector
+RunCollector = RolloutCollector | ExampleCollector[Any]
 
 
 def build(config: RunConfig, *, callbacks: tuple[Callback, ...] = ()) -> Trainer:

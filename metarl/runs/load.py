@@ -16,9 +16,11 @@ from metarl.core.learner import AnyLearner
 from metarl.core.settings import unknown_setting
 from metarl.core.tags import VALIDATION
 from metarl.core.trainer import Trainer
+from metarl.fewshot.base.examples import ExampleCollector
+from metarl.rl.rollout import RolloutCollector
 from metarl.runs import checkpoint
 from metarl.runs.best import best_iteration
-from metarl.runs.build import RunCollector, build, collectors_of, distribution_of, observer_of
+from metarl.runs.build import build, collectors_of, distribution_of, observer_of
 from metarl.runs.config import SPACES, RunConfig, decisive_settings, load_config, path_settings, read_saved
 from metarl.runs.other_tasks import Target, require_same_spaces
 from metarl.runs.tracking import read_metrics
@@ -119,7 +121,7 @@ def load_trainer(
     restore(trainer, run_dir, config=saved, which=checkpoint)
     if on is not None:
         before = trainer.evaluation_collector
-        assert isinstance(before, RunCollector), "as `build` made it"
+        assert isinstance(before, (RolloutCollector, ExampleCollector)), "as `build` made it"
         config = replace(config, task_name=on.name, task=on.task)
         trainer.distribution = distribution_of(config)
         there = collectors_of(config, trainer.distribution, trainer.learner.device)

@@ -11,7 +11,7 @@ from metarl.core.controls import adaptation_controls
 from metarl.core.curve import AdaptationCurve
 from metarl.core.errors import InputError, require
 from metarl.core.files import Json, parse_json, read_file, write_atomically, writing
-from metarl.core.schema import Report, Routes
+from metarl.core.schema import Baseline, Report, Routes
 from metarl.core.step_scale import choose_step_scale
 from metarl.core.trainer import Trainer
 from metarl.fewshot.base.baseline import evaluate_baseline
@@ -57,7 +57,7 @@ def describe(trainer: Trainer, curve: AdaptationCurve, *, controls: bool) -> Rep
         report["protocol"] = trainer.distribution.caption
         baseline = evaluate_baseline(trainer.distribution, curve.tasks, seed=trainer.config.seed)
         if baseline is not None:
-            report["baseline"] = baseline._asdict()
+            report["baseline"] = cast(Baseline, baseline._asdict())
     if controls and trainer.learner.num_adaptation_steps > 0:
         tasks = list(curve.tasks)[:MAX_CONTROL_TASKS]
         report["cross_adaptation"] = adaptation_controls(
