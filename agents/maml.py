@@ -112,7 +112,7 @@ class AdaptedSurrogate:
         return self._evaluate(self._learner.adaptation_path(state, self._support))
 
     def _evaluate(self, path: Sequence[Parameters]) -> tuple[float, float]:
-        """Of a candidate's states: before adaptation and after each step."""
+        """Surrogate and KL of a candidate from its states `path`: before adaptation and after each step."""
         learner = self._learner
 
         def values(parameters: Parameters, data: PolicyBatch, old: Distribution) -> tuple[Tensor, Tensor]:
@@ -172,7 +172,7 @@ def _credited(distribution: Distribution, batch: PolicyBatch, credit: Tensor) ->
 def credits_of(query: PolicyBatch) -> Tensor:
     """[N]: each task's return minus the mean of the other tasks', in the unit of the surrogate.
 
-    A task's support does not touch the other tasks' returns, so they are a baseline without bias.
+    A task's support does not change the other tasks' returns, so their mean is a baseline without bias.
     """
     returns, scale = query.mean_return, query.return_scale
     others = (returns.sum() - returns) / max(1, len(returns) - 1)

@@ -46,7 +46,7 @@ class ProMPConfig(PolicyConfig):
     num_epochs: Annotated[int, AtLeast(1)] = 5
     """Outer steps per meta-batch, each on all of its data."""
     clip_range: Annotated[float, Positive] = 0.3
-    """Likelihood ratios of the adapted policy gain nothing beyond 1 plus or minus this."""
+    """PPO's bound on the change of the adapted policy's likelihood ratio."""
     kl_coefficient: Annotated[float, AtLeast(0)] = 5e-4
     """Weight of the KL from the policies that collected the support; larger: the policy before adaptation changes
     less."""
@@ -119,7 +119,7 @@ class ProMP(AdaptivePolicy):
         behaviour: tuple[Distribution, ...],
         query: PolicyBatch,
     ) -> tuple[Tensor, Outcome]:
-        """Of ONE task, as a function of the meta-parameters.
+        """The outer loss of ONE task, as a function of the meta-parameters.
 
         Args:
             parameters: the meta-parameters.

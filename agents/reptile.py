@@ -52,7 +52,7 @@ class ReptileConfig(BasePolicyConfig):
     """Start every task with Adam's second moments at zero. If false: at their mean over the tasks of the last
     meta-batch."""
     later_step_scale: Annotated[float, Positive] = 1.0
-    """Factor on inner_lr for test-time updates beyond those meta-trained."""
+    """Factor on inner_lr for test-time updates beyond those of meta-training."""
     meta_step_size: Annotated[float, Positive] = 1.0
     """Step of the meta-parameters at the first iteration; 1 goes all the way to the mean of the trained parameters."""
     schedule_iterations: Annotated[int | None, AtLeast(1)] = None
@@ -124,7 +124,7 @@ class Reptile(AdaptivePolicy):
         return packed_step(state, torch.func.grad(self.inner_loss)(parameters, batch), lr)
 
     def step_size(self, step: int) -> float:
-        """Of update `step`; the update on the query is one of meta-training, too."""
+        """The step size of update `step`; the update on the query belongs to meta-training, too."""
         later = step >= self.config.inner_updates
         return self.config.inner_lr * (self.config.later_step_scale if later else 1.0)
 
@@ -142,5 +142,5 @@ class Reptile(AdaptivePolicy):
         return {"meta_step_size": meta_step_size, "move_norm": move_norm, **action_std(self._parameters)}
 
     def meta_step_size(self) -> float:
-        """Of the next meta-update."""
+        """The step size of the next meta-update."""
         return self.config.meta_step_size * schedule_left(self.config.schedule_iterations, self._num_updates)

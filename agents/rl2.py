@@ -1,4 +1,4 @@
-"""RL²: a memory that learns to learn, trained by proximal policy optimisation over whole trials.
+"""RL²: a policy with a memory, trained by proximal policy optimisation on whole trials.
 
 Yan Duan, John Schulman, Xi Chen, Peter L. Bartlett, Ilya Sutskever, Pieter Abbeel: RL²: Fast Reinforcement Learning via
 Slow Reinforcement Learning. 2016, arXiv:1611.02779. (The same idea: Wang et al. 2016, arXiv:1611.05763.)
@@ -187,7 +187,7 @@ class RL2:
         )
 
     def distribution(self, state: TrialState, observations: Tensor) -> tuple[Distribution, Tensor, TrialState]:
-        """Of the next actions, the values [N, K], and the state that has seen `observations` [N, K, ...]."""
+        """The distribution of the next actions, the values [N, K], and the state after `observations` [N, K, ...]."""
         network = self._network_on(observations.device)
         state, size = state.widened(observations.shape[1]), observations.shape[:2]
         inputs = memory_inputs(self._seen(observations.to(state.action.dtype)), state.action, state.reward, state.done)
@@ -226,7 +226,7 @@ class RL2:
         goes through the trajectories again.
         """
         if differentiable:
-            raise ValueError("RL2 adapts by remembering: there is nothing to differentiate")
+            raise ValueError("RL2 adapts by its memory, which cannot be differentiated")
         with torch.no_grad():
             after: TrialState = self._replayed(state, support) if support.state is None else support.state
         return after._replace(over=torch.zeros_like(after.over))

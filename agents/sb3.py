@@ -247,7 +247,7 @@ class TaskVecEnv(VecEnv):
         return draw(self.distribution, 1, self._rngs[i], split=self.split)[0]
 
     def _advance(self) -> _Step:
-        """Steps every sub-environment and resets none."""
+        """Steps all sub-environments, without resets."""
         if self._last is None:
             raise gymnasium.error.ResetNeeded("step was called before the first reset")
         stepped = step_all(self._env, self._actions, step=None)

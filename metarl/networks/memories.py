@@ -205,7 +205,7 @@ class _Block(nn.Module):
         self.contract = nn.Linear(4 * hidden_size, hidden_size)
 
     def state_shapes(self, num_sequences: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of the last key [B, num_heads, head_size] and an empty ring [B, 2, num_heads, slots, head_size]."""
+        """Shapes of the last key [B, num_heads, head_size] and an empty ring [B, 2, num_heads, slots, head_size]."""
         size = self.mix.in_features // self.num_heads
         return (num_sequences, self.num_heads, size), (num_sequences, 2, self.num_heads, 0, size)
 

@@ -102,7 +102,7 @@ Distribution = Gaussian | Categorical
 
 
 def action_std(parameters: Mapping[str, Tensor]) -> dict[str, float]:
-    """The metric "std": the mean standard deviation of continuous actions; nothing for a policy of discrete actions."""
+    """The metric "std", the mean standard deviation of continuous actions; empty for a policy of discrete actions."""
     return {"std": float(parameters["log_std"].exp().mean())} if "log_std" in parameters else {}
 
 

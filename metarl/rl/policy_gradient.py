@@ -103,7 +103,7 @@ class PolicyBatch(NamedTuple):
 
     @property
     def num_steps(self) -> int:
-        """S."""
+        """S, steps per task."""
         return self.mask.shape[1]
 
     def every(self, stride: int) -> PolicyBatch:
@@ -116,7 +116,7 @@ class PolicyBatch(NamedTuple):
 
 
 class AdaptivePolicy(ABC):
-    """A learner but for its `meta_update`. Its adapted state is one set of policy parameters per task.
+    """A learner without its `meta_update`. Its adapted state is one set of policy parameters per task.
 
     A `meta_update` must end with `see(episodes)`.
 
@@ -262,7 +262,10 @@ class AdaptivePolicy(ABC):
         return -live_mean(log_probs * batch.advantages, batch.mask)
 
     def step_size(self, step: int) -> StepSize:
-        """Of adaptation step `step`; `later_step_scale` applies after the steps of meta-training, or the first step."""
+        """The step size of adaptation step `step`.
+
+        `later_step_scale` applies to steps beyond those of meta-training, but never to the first step.
+        """
         later = step >= max(1, self.config.num_adaptation_steps)
         return self.config.inner_lr * (self.config.later_step_scale if later else 1.0)
 
@@ -273,11 +276,11 @@ class AdaptivePolicy(ABC):
         return scaled
 
     def chunk_size(self, num_steps: int) -> int:
-        """Tasks per pass over the data at most, of `num_steps` steps each."""
+        """The largest number of tasks per pass over the data, for `num_steps` steps each."""
         return max(1, self.config.chunk_steps // max(1, num_steps))
 
     def distribution(self, parameters: Parameters, observations: Tensor) -> Distribution:
-        """Of actions, for ONE task's parameters or with the task axis leading.
+        """The distribution of actions, for ONE task's parameters or with the task axis leading.
 
         `parameters` may also hold entries that are not of the policy.
         """

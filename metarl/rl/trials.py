@@ -59,7 +59,7 @@ class Trials(NamedTuple):
 
 
 class TrialData(NamedTuple):
-    """What was collected in whole trials: R trials, live steps first, T the largest number of them.
+    """The collected data of whole trials: R trials, live steps first, T the largest number of them.
 
     Attributes:
         observations: [R, T, observation_size].

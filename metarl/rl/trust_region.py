@@ -52,7 +52,7 @@ class OuterProblem(Protocol):
 
 
 class TrustRegionPolicy(AdaptivePolicy):
-    """A learner but for its `outer_problem`."""
+    """A learner without its `outer_problem`."""
 
     config: TrustRegionConfig
 
