@@ -13,7 +13,8 @@ import pytest
 from metarl.cli.main import main
 from metarl.runs import registry
 
-TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 FILES = dict(re.findall(r"^`([\w/]+\.py)`:\n\n```python\n(.*?)```", TEXT, re.DOTALL | re.M))
 LINES = re.findall(r'^```python\n    "([\w-]+)": "([\w.]+):(\w+)",\n```', TEXT, re.M)
 TINY = "--iterations 1 --meta-batch-size 2 --evaluation.num-tasks 2 --evaluation.no-controls --device cpu --quiet"
@@ -32,6 +33,13 @@ def module(name: str, path: str, folder: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, name, made)
     spec.loader.exec_module(made)
     return made
+
+
+def test_the_files_that_it_names_exist() -> None:
+    paths = {*re.findall(r"`([\w./]+/[\w./]*)`", TEXT)}
+    new = {*FILES, "scripts/train_poles.py"}
+    assert len(paths) > 40
+    assert [path for path in sorted(paths - new) if not (ROOT / path).exists()] == []
 
 
 @pytest.mark.parametrize(
