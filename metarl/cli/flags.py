@@ -118,7 +118,7 @@ def task_values(argv: Sequence[str]) -> dict[str, str]:
     return {flag.removeprefix("--task.").replace("-", "_"): _find_value(argv, flag) or "" for flag in flags}
 
 
-def parse_task_flags(task: Any, flags: Sequence[str]) -> Any:
+def parse_task_flags(task: Task, flags: Sequence[str]) -> Task:
     """The task distribution `task` with the settings that `flags`, all `--task.*`, give it.
 
     Raises:
@@ -127,7 +127,9 @@ def parse_task_flags(task: Any, flags: Sequence[str]) -> Any:
     known = [f"--task.{name}".replace("_", "-") for name in fields_of(task)]
     command: Any = _TaskFlags
     with _parsing("metarl evaluate", known):
-        parsed = tyro.cli(command[_type_of(task)], default=_TaskFlags(task), prog="metarl evaluate", args=list(flags))
+        parsed: _TaskFlags[Task] = tyro.cli(
+            command[_type_of(task)], default=_TaskFlags(task), prog="metarl evaluate", args=list(flags)
+        )
     check(parsed.task, "task")
     return parsed.task
 

@@ -8,8 +8,6 @@ from typing import Annotated, Literal
 from metarl.core.bounds import AtLeast, Between, Positive
 from metarl.core.errors import require
 from metarl.core.settings import check
-from metarl.core.settings import from_table as from_table
-from metarl.core.settings import read_toml as read_toml
 
 # Nobody means a larger number. A run with one would fail later, for lack of memory.
 MOST = 10**6

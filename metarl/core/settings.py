@@ -21,7 +21,7 @@ Config = TypeVar("Config")
 TABLES = ("task", "agent", "trainer", "evaluation")
 
 
-def from_table(cls: type[Config], table: Mapping[str, Any], prefix: str, base: Config | None = None) -> Config:
+def from_table(cls: type[Config], table: Mapping[str, object], prefix: str, base: Config | None = None) -> Config:
     """Builds a settings dataclass from a TOML table (or a JSON object), strictly.
 
     Args:
@@ -39,7 +39,7 @@ def from_table(cls: type[Config], table: Mapping[str, Any], prefix: str, base: C
         raise InputError(f"{prefix} = {shortened(table)}: must be a table")
     fields = fields_of(cls)
     hints = _hints(cls) if fields else {}
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for key, value in table.items():
         if key not in fields:
             raise unknown_setting(f"{prefix}.{key}", key, fields)
@@ -54,10 +54,9 @@ def from_table(cls: type[Config], table: Mapping[str, Any], prefix: str, base: C
     return _made(prefix, cls, cls, **values)
 
 
-def _made(prefix: str, cls: type[Config], make: Callable[..., Any], *values: Any, **settings: Any) -> Config:
+def _made(prefix: str, cls: type[Config], make: Callable[..., Config], *values: object, **settings: object) -> Config:
     try:
-        made: Config = make(*values, **settings)
-        return made
+        return make(*values, **settings)
     except (InputError, KeyboardInterrupt):
         raise
     except BaseException as error:  # the class may be the user's own and raise anything
@@ -65,7 +64,7 @@ def _made(prefix: str, cls: type[Config], make: Callable[..., Any], *values: Any
         raise InputError(f"{prefix}: {cls.__name__}({given}) raised {raised(error)}") from error
 
 
-def _require_no_arguments(cls: type[Any], prefix: str) -> None:
+def _require_no_arguments(cls: type[object], prefix: str) -> None:
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     wanted = [
         parameter.name
@@ -79,7 +78,7 @@ def _require_no_arguments(cls: type[Any], prefix: str) -> None:
         )
 
 
-def read_toml(path: Path) -> dict[str, dict[str, Any]]:
+def read_toml(path: Path) -> dict[str, dict[str, object]]:
     """The tables of a settings file.
 
     Raises:
@@ -142,7 +141,7 @@ def check(settings: object, table: str) -> None:
                 convert(getattr(settings, name), hints[name], f"{table}.{name}")
 
 
-def _hints(cls: type[Any]) -> dict[str, Any]:
+def _hints(cls: type[object]) -> dict[str, Any]:
     """The annotations of all settings. A subclass that only changes a default keeps the bounds of its base."""
     hints = typing.get_type_hints(cls, include_extras=True)
     for base in cls.__mro__[1:]:

@@ -23,9 +23,7 @@ import numpy as np
 from metarl.core.config import EvaluationConfig, TrainerConfig
 from metarl.core.errors import InputError, require
 from metarl.core.files import LARGEST_TEXT, Json, parse_json, read_file, shown
-from metarl.core.settings import TABLES, convert, fields_of, unknown_setting
-from metarl.core.settings import from_table as from_table
-from metarl.core.settings import read_toml as read_toml
+from metarl.core.settings import TABLES, convert, fields_of, from_table, read_toml, unknown_setting
 from metarl.core.tasks import AnyDistribution
 from metarl.runs import registry
 

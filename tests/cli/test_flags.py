@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from metarl.cli.flags import errors_in_one_line, parse_train
+from metarl.cli.flags import errors_in_one_line, parse_task_flags, parse_train
 from metarl.core.errors import InputError
 from metarl.runs import registry
 from metarl.runs.config import load_config, to_dict
@@ -16,7 +16,7 @@ MODULE = '''
 from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
-from metarl.core.bounds import Positive
+from metarl.core.bounds import Finite, Positive
 from metarl.core.errors import require
 from metarl.core.learner import Traits
 from metarl.rl.tasks import EnvTaskDistribution
@@ -26,7 +26,7 @@ class Family(EnvTaskDistribution):
     """A toy family."""
     horizon: int = 20
     """Steps of a trajectory."""
-    low: float | None = None
+    low: Annotated[float | None, Finite] = None
     mode: Literal["paper", "sampled"] = "paper"
     def __post_init__(self):
         require(self.horizon >= 1, "task.horizon", self.horizon, "an integer >= 1")
@@ -164,6 +164,7 @@ def test_a_family_without_settings_and_one_that_is_not_frozen_are_parsed() -> No
         (["family", "--max-minutes", "nan"], "trainer.max_minutes = nan: must be a positive number"),
         (["family", "--task.horizon", "0"], "task.horizon = 0: must be an integer >= 1"),
         (["family", "--agent.inner-lr", "0"], "agent.inner_lr = 0.0: must be a positive number"),
+        (["family", "--task.low", "nan"], "task.low = nan: must be a finite number, or left out"),
         (["family", "--seed", "1.5"], "--seed/--trainer.seed = '1.5': must be an integer"),
         (["family", "--device", "gpu"], "--device/--trainer.device = 'gpu': must be one of 'auto', 'cpu', 'cuda'"),
         (["family", "--agent.inner-lrr", "1"], "--agent.inner-lrr: unknown; did you mean --agent.inner-lr?"),
@@ -270,6 +271,13 @@ def test_a_resumed_run_imports_only_code_that_the_command_line_names(run: Path) 
     command = f"metarl train arguments_family:Family --resume {run}"
     assert str(error.value).endswith(f"given by you, since code named in a run folder is not imported: {command}")
     assert parse_train(["arguments_family:Family", "--resume", str(run)]).config.agent.inner_lr == 0.7
+
+
+def test_flags_of_a_task_are_checked_even_if_its_class_does_not_check_itself() -> None:
+    task = parse_train(["family"]).config.task
+    assert parse_task_flags(task, ["--task.low", "3"]).low == 3.0
+    with pytest.raises(InputError, match=r"^task\.low = nan: must be a finite number, or left out$"):
+        parse_task_flags(task, ["--task.low", "nan"])
 
 
 def test_what_tasks_say_while_they_are_made_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
