@@ -5,10 +5,12 @@ Shape legend: K the last adaptation step, T distinct tasks, R replicates of each
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from metarl.core.files import Json
-from metarl.core.learner import ScoreName, Unit
+
+if TYPE_CHECKING:  # it imports torch
+    from metarl.core.learner import ScoreName, Unit
 
 
 class Gain(TypedDict):
