@@ -222,6 +222,16 @@ def test_a_dump_reproduces_its_update(tmp_path: Path) -> None:
     assert bool(learner.parameters["guess"].isfinite().all())
 
 
+def test_a_dump_that_names_modules_by_their_earlier_names_reproduces_its_update(tmp_path: Path) -> None:
+    make({1: "metric"}, folder=tmp_path, iterations=1).run()
+    path = tmp_path / "iteration_000001.pt"
+    content = torch.load(path, weights_only=True)
+    assert content["episodes"]["__class__"] == "metarl.core.data:Episodes"
+    content["episodes"]["__class__"] = "metarl.episodes:Episodes"
+    torch.save(content, path)
+    assert math.isnan(reproduce(Descender({0: "metric"}), path)["loss"])
+
+
 def test_what_is_no_dump_is_refused(tmp_path: Path) -> None:
     make({1: "metric"}, folder=tmp_path, iterations=1).run()
     path = tmp_path / "iteration_000001.pt"
