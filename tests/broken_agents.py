@@ -117,6 +117,12 @@ class LiveState(Sound):
         return {"weight": self.weight.detach(), "moments": self.moments()}
 
 
+class ChangesType(Sound):
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        return {**state, "weight": state["weight"].double()} if state["moments"] else state
+
+
 class KeepsWhatItLoads(Sound):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)

@@ -52,8 +52,9 @@ def adam_step(
     weight1, weight2 = (1.0 - beta ** num_steps.double() for beta in (beta1 if first else 0.0, beta2))
     stepped = {}
     for name, value in parameters.items():
-        mean = (first or gradients)[name] / weight1
-        stepped[name] = value - lr * mean / ((second[name] / weight2).sqrt() + epsilon)
+        # Of two tensors without axes, the one of more bits would decide the type of the quotient.
+        mean = (first or gradients)[name] / weight1.to(value.dtype)
+        stepped[name] = value - lr * mean / ((second[name] / weight2.to(value.dtype)).sqrt() + epsilon)
     return stepped, Moments(num_steps, first, second)
 
 

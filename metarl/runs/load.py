@@ -45,7 +45,8 @@ def restore(trainer: Trainer, run_dir: Path, *, config: RunConfig, which: str | 
 
     def use(folder: Path, found: checkpoint.Checkpoint) -> None:
         try:
-            _require_fit(folder, found.state, own)
+            if reason := misfit(found.state, own):
+                raise _of_another_learner(folder, reason)
             trainer.learner.load_state_dict(found.state)
         except checkpoint.CheckpointError:
             raise
@@ -171,21 +172,18 @@ def _say_other_spaces(trainer: Trainer, run_dir: Path) -> None:
         _logger.warning(text, run_dir, then, still)
 
 
-def _require_fit(path: Path, saved: object, own: object, name: str = "state") -> None:
-    """Compares a saved state with the state of the learner that loads it. Parts that only one has are not compared.
+def misfit(saved: object, own: object, name: str = "state") -> str | None:
+    """The first part of a saved state whose type, shape or dtype is not that of the learner's own state, in words.
 
-    Raises:
-        CheckpointError: a part has another type, shape or dtype. The message names it.
+    None if all parts fit. Parts that only one of the two states has are not compared.
     """
     if isinstance(own, Mapping) and isinstance(saved, Mapping):
-        for key in [key for key in own if key in saved]:
-            _require_fit(path, saved[key], own[key], f"{name}.{key}")
-    if own is None or (isinstance(own, Mapping) and isinstance(saved, Mapping)):
-        return
-    described = [_described(value) for value in (saved, own)]
-    if described[0] != described[1]:
-        what = f"{one_line(name)} is {described[0]}, the learner's is {described[1]}"
-        raise _of_another_learner(path, what)
+        found = (misfit(saved[key], own[key], f"{name}.{key}") for key in own if key in saved)
+        return next((reason for reason in found if reason is not None), None)
+    there, here = _described(saved), _described(own)
+    if own is None or there == here:
+        return None
+    return f"{one_line(name)} is {there}, the learner's is {here}"
 
 
 def _require_counts(path: Path, manifest: checkpoint.Manifest) -> None:

@@ -25,6 +25,7 @@ from metarl.rl.rollout import RolloutCollector
 from metarl.rl.task_in_observation import TaskInObservation
 from metarl.rl.tasks import EnvTaskDistribution
 from metarl.runs import checkpoint, registry
+from metarl.runs.load import misfit
 from metarl.testing.watched import CheckFailedError, Watched, copied, differences, listed, same, seeded_globally
 
 NUM_TASKS = 4
@@ -245,6 +246,9 @@ def _resume_faults(bench: _Bench, learner: AnyLearner) -> Iterator[str]:
         except (ValueError, TypeError, RunError) as error:
             yield f"state_dict() cannot be saved ({one_line(error)}): it holds more than plain data"
             return
+    if odd := misfit(kept, bench.new().state_dict(), "state_dict()"):
+        yield f"after an update, {odd} before it: no run could be resumed"
+        return
     given = copied(state)
     fresh, other = Watched(bench.new()), Watched(bench.new(bench.seed + 1))
     for one in (fresh, other):

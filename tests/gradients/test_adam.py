@@ -8,7 +8,7 @@ import torch
 from metarl.gradients.adam import adam_step, no_moments
 from metarl.gradients.lifting import over_tasks
 
-SHAPES = {"weight": (3, 2), "bias": (3,)}
+SHAPES: dict[str, tuple[int, ...]] = {"weight": (3, 2), "bias": (3,), "scale": ()}
 
 
 def draw(rng: torch.Generator, *leading: int) -> dict[str, torch.Tensor]:
@@ -52,3 +52,12 @@ def test_tasks_side_by_side_equal_one_at_a_time(dtype: torch.dtype) -> None:
         assert stepped[name].dtype == dtype
         torch.testing.assert_close(stepped[name], alone[name])
         torch.testing.assert_close(after.second[name], after_alone.second[name])
+
+
+def test_a_parameter_without_axes_keeps_its_type() -> None:
+    parameters = {"scale": torch.tensor(1.0)}
+    stepped, moments = adam_step(parameters, {"scale": torch.tensor(2.0)}, no_moments(parameters), 0.1)
+    assert {value.dtype for value in (stepped["scale"], moments.first["scale"], moments.second["scale"])} == {
+        torch.float32
+    }
+    torch.testing.assert_close(stepped["scale"], torch.tensor(0.9))

@@ -67,6 +67,7 @@ def test_a_sound_agent_passes_and_the_global_generators_stay_as_they_are(broken:
         ("ForgetsCounter", ["state_dict lacks something that meta_update uses"]),
         ("IgnoresKeys", ["load_state_dict does not restore moments.step, moments.exp_avg, moments.exp_avg_sq"]),
         ("LiveState", ["state_dict() is not a copy: later updates changed weight in it"]),
+        ("ChangesType", ["after an update, state_dict().weight is a tensor (2, 2) of torch.float64, the learner's is"]),
         ("KeepsWhatItLoads", ["load_state_dict keeps what it is given: later updates changed moments."]),
         ("SavesAFunction", ["state_dict() cannot be saved ("]),
         ("UnsavedFeatures", ["state_dict lacks something that the constructor draws at random"]),
