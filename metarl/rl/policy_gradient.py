@@ -123,7 +123,7 @@ class AdaptivePolicy(ABC):
     Args:
         config: settings.
         spaces: of the environments.
-        generator: draws the initial weights.
+        generator: draws the initial weights, and the seed of any other random numbers of a subclass.
 
     Attributes:
         first_order: derivatives through an adaptation take the inner gradient as a constant.
