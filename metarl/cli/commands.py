@@ -32,7 +32,7 @@ def plot(run_dirs: tyro.conf.Positional[tuple[Path, ...]], out: Path) -> int:
         raise InputError("run_dirs = (): must be one run folder or more")
     for run_dir in run_dirs:
         if not (run_dir / "metrics.jsonl").is_file() and not (run_dir / "adaptation.json").is_file():
-            read_saved(run_dir)  # its error says what the folder is
+            read_saved(run_dir)  # raises an error that describes the folder
 
     from metarl.runs.pictures import draw
 
@@ -140,7 +140,7 @@ def check_agent(
 ) -> int:
     """Checks an RL agent or few-shot learner on small tasks. Prints one line for each fault.
 
-    If a registered name has both, such as maml, both are checked.
+    If a name is both an agent and a learner, such as maml, both are checked.
 
     Args:
         name: a registered agent or learner, or module:Class of your own.

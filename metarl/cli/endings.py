@@ -15,7 +15,7 @@ def code_after(error: BaseException, *, helped: bool) -> int:
     """Prints one line on what ended a command, and returns its exit code. Unforeseen errors print a traceback first.
 
     Args:
-        error: what ended it.
+        error: the error that ended the command.
         helped: whether the command got `--help`, which ends it with SystemExit.
     """
     if isinstance(error, SystemExit):
@@ -47,7 +47,7 @@ def code_after(error: BaseException, *, helped: bool) -> int:
 
 
 def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
-    """`error` if it is an interrupt, or the interrupt behind it: a C module turns one into an ImportError."""
+    """`error` if it is an interrupt, or the interrupt that caused it: a C module may raise ImportError instead."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error

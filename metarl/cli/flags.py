@@ -249,7 +249,7 @@ def errors_in_one_line(command: str, known: Sequence[str] = ()) -> Iterator[None
         while cause is not None and not isinstance(cause, InputError):
             cause = cause.__context__
         raise cause or InputError(_one_line(printed.getvalue(), command, known)) from None
-    sys.stderr.write(printed.getvalue())  # from the construction of the tasks
+    sys.stderr.write(printed.getvalue())  # what the constructors of the tasks printed
 
 
 @contextlib.contextmanager
@@ -314,7 +314,7 @@ _SHORT = ("iterations", "meta_batch_size", "max_minutes", "seed", "device", "che
 
 @_RULES.struct_rule
 def _settings_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """The flags of a dataclass as tyro makes them, with what is allowed and the short names in addition.
+    """The flags of a dataclass as tyro makes them, plus the allowed values and the short names.
 
     The inner call applies tyro's own rule. `in_union_context`, which matters for lists alone, marks that call.
     """

@@ -65,7 +65,7 @@ def _train_in(run_dir: Path, parsed: TrainArguments, signals: StopSignals) -> in
     stopping = StopOnSignal(signals)
 
     class Announce(Callback):
-        """Prints the run folder when training starts: data was found, and agent and tasks fit."""
+        """Prints the run folder when training starts, which is after the data, agent and tasks were checked."""
 
         def on_start(self, trainer: Trainer) -> None:
             for note in trainer.space_notes or ():

@@ -49,8 +49,8 @@ class FineTuneConfig(EpisodicConfig):
 class FineTune(SteppingLearner, TaskLossLearner[Adapted]):
     """Joint training, then gradient steps on the support.
 
-    The parameters `classes` hold a row per training class. The parameters `head` are the new layer's, which
-    meta-training leaves as they start.
+    The parameters `classes` hold a row per training class. The parameters `head` are those of the new
+    layer; meta-training does not change them.
     """
 
     Config = FineTuneConfig

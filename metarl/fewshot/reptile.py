@@ -1,14 +1,14 @@
 """Reptile for examples: train on a task for a few mini-batches, then move the weights towards the trained ones.
 
 Alex Nichol, Joshua Achiam, John Schulman: On First-Order Meta-Learning Algorithms. 2018, arXiv:1803.02999. The inner
-optimiser is Adam without momentum. Only the support is trained on. In the paper, it has more examples of each class in
-training (`task.train_shots`) than in testing.
+optimiser is Adam without momentum. Training uses only the support. In the paper, the support has more examples of each
+class in training (`task.train_shots`) than in testing.
 
 Differs from the paper:
 - The tasks of a meta-batch are trained independently; the authors' code trains one after another. It carries Adam's
   second moments from task to task. Here, their mean over the tasks is carried to the next meta-batch.
-- Their test without transduction normalises each query by the support and itself. `batch_norm = "support"` normalises
-  by the support alone.
+- The authors' test without transduction normalises each query by the support and that query.
+  `batch_norm = "support"` normalises by the support alone.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class ReptileConfig(InnerLoopConfig):
     meta_step_size: Annotated[float, Positive] = 1.0
     """Size of the step towards the mean of the trained weights, at the first iteration; 1 = the whole way."""
     schedule_iterations: Annotated[int | None, AtLeast(1)] = None
-    """Iterations in which meta_step_size falls linearly to zero; None = it stays."""
+    """Iterations in which meta_step_size falls linearly to zero; None = it is constant."""
     execution: Literal["auto", "loop", "vmap"] = "auto"
-    """How the tasks of a meta-batch are computed. loop: one by one, side by side on a CPU's cores. vmap: in batched
+    """How the tasks of a meta-batch are computed. loop: each task alone, in parallel on a CPU's cores. vmap: in batched
     operations. auto: loop for images on a CPU (batched convolutions are slow there), vmap for conv4-strided and
     everything else."""
 
@@ -113,7 +113,7 @@ class Reptile(SteppingLearner):
         return {**scores, "move_norm": norm_of(moves.values()), "meta_step_size": share}
 
     def meta_step_size(self) -> float:
-        """Of the next meta-update."""
+        """The step size of the next meta-update."""
         schedule = self.config.schedule_iterations
         left = 1.0 if schedule is None else max(0.0, 1.0 - self._num_updates / schedule)
         return self.config.meta_step_size * left
@@ -136,7 +136,7 @@ class Reptile(SteppingLearner):
 
 
 def mini_batch(batch: ExampleBatch, number: int, size: int) -> ExampleBatch:
-    """Mini-batch `number`, from 0, of ONE task's examples. After the last example come the first ones again."""
+    """Mini-batch `number`, from 0, of ONE task's examples. After the last example, it goes on with the first."""
     count = len(batch.targets)
     places = (torch.arange(min(size, count), device=batch.targets.device) + number * size) % count
     return ExampleBatch(*(part[places] for part in batch))

@@ -4,8 +4,8 @@ Gregory Koch, Richard Zemel, Ruslan Salakhutdinov: Siamese Neural Networks for O
 Learning Workshop 2015. The probability of "same" is a logistic function of a learned, weighted L1 distance of features.
 
 Differs from the paper:
-- The loss is over all pairs of an episode. The pairs of one class weigh as much, together, as all other pairs.
-  The paper draws pairs, half of them of one class.
+- The loss is over all pairs of an episode. Same-class pairs have half of the total weight. The paper draws pairs,
+  half of them from the same class.
 - The encoder is that of the other learners, not the paper's.
 """
 
@@ -73,7 +73,7 @@ class Siamese(MetricLearner[Remembered]):
 def pair_loss(odds: Tensor, targets: Tensor) -> Tensor:
     """Binary cross-entropy of log-odds of "same class" [E, E], over all pairs of two different examples.
 
-    The pairs of one class weigh as much, together, as all other pairs.
+    Same-class pairs have half of the total weight.
     """
     same = (targets.unsqueeze(0) == targets.unsqueeze(1)).to(odds.dtype)
     apart = 1.0 - same

@@ -34,7 +34,7 @@ MOST_TASKS = 8
 MARGIN = 8  # pixels around a panel; its caption is two lines of text above the image
 FONT_SIZE = 14
 LINE = 19
-GIF_FRAME = 20  # milliseconds, the least that viewers respect
+GIF_FRAME = 20  # milliseconds, the shortest that viewers show as given
 WEBP_QUALITY = 70
 
 Frame = NDArray[np.uint8]
@@ -150,7 +150,7 @@ def make_film(trainer: Trainer, settings: FilmSettings, *, on_frame: Callable[[i
     distribution, dt = _check_rendering(trainer.distribution, tasks[0], settings.size)
     collector = trainer.evaluation_collector
     assert isinstance(collector, RolloutCollector)
-    width = collector.num_trajectories  # a memory's state has this many trajectories
+    width = collector.num_trajectories  # the state of a memory agent such as RL² has this many trajectories
     seeds = Seeds.first(len(tasks), seed=seed, iteration=EVALUATION_ITERATION, evaluation=True)
     last = learner.num_adaptation_steps if settings.num_adaptation_steps is None else settings.num_adaptation_steps
     states = {0: learner.begin(len(tasks))}
@@ -309,7 +309,7 @@ def _encode_picture(pictures: Iterator[Image.Image], fps: float, kind: str) -> b
 
 
 def _encode_mp4(pictures: Iterator[Image.Image], fps: float, kind: str) -> bytes:
-    av: Any = importlib.import_module("av")  # an extra, with types where it is installed and none elsewhere
+    av: Any = importlib.import_module("av")  # an optional package, typed only where it is installed
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=kind) as container:
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"

@@ -28,7 +28,7 @@ from metarl.core.files import require_replaceable, write_atomically, writing
 from metarl.core.schema import Controls, Report, Routes, RoutesOfTask, SceneView
 from metarl.report.text import endpoints
 
-# Okabe and Ito's palette: its colours stay apart for colour-blind readers.
+# Okabe and Ito's palette: colour-blind readers can distinguish its colours.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B6F47")
 JOINT_TAGS = ("train/accuracy", "train/mse")  # of updates that adapt to no task
 SCORE_LABELS = {"return": "return per trajectory", "accuracy": "accuracy (fraction)", "mse": "mean squared error"}
@@ -305,7 +305,7 @@ def _draw_scene(axes: Axes, scene: SceneView, routes: Sequence[Route], limits: S
         axes.add_patch(Circle((x, y), scene["goal_radius"], facecolor=_GOAL, alpha=0.45, linewidth=0))
     for number, (route, colour) in enumerate(zip(routes, COLOURS, strict=False)):
         points = _floats(route)
-        # Later ones are thinner, so that all routes are seen where they coincide.
+        # Later routes are thinner, so that routes that coincide all stay visible.
         axes.plot(*points.T, color=colour, linewidth=3.2 * 0.7**number, solid_joinstyle="round")
         axes.plot(*points[-1], color=colour, **_MARKS["end of a trajectory"], zorder=3)
     if scene["start"]:

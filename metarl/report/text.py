@@ -11,7 +11,7 @@ MAX_NAME_LENGTH = 24
 
 
 def endpoints(unit: str) -> tuple[str, str]:
-    """Names of the first and the last point of an adaptation curve. A memory adapts from its first step on."""
+    """Names of the first and the last point of an adaptation curve. A memory agent adapts from its first step on."""
     if unit == "trajectories":
         return "first trajectory", "last trajectory"
     return "before adaptation", "after adaptation"

@@ -41,6 +41,9 @@ def evaluated_part(row: Row) -> Row:
 
 
 def best_of(scores: Mapping[int, float], candidates: Collection[int]) -> int | None:
-    """The iteration among `candidates` with the highest score, the earliest among equal ones; None if none has one."""
+    """The iteration among `candidates` with the highest score, the earliest among equal ones.
+
+    None if no candidate has a score.
+    """
     among = [iteration for iteration in scores if iteration in candidates]
     return max(among, key=lambda iteration: (scores[iteration], -iteration), default=None)

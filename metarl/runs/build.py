@@ -77,7 +77,7 @@ def distribution_of(config: RunConfig) -> AnyDistribution:
 def collectors_of(
     config: RunConfig, distribution: AnyDistribution, device: torch.device
 ) -> tuple[RunCollector, RunCollector]:
-    """The collectors of training and of evaluation. They are the same object where data is given."""
+    """The collectors of training and of evaluation. For few-shot tasks they are the same object."""
     evaluation = config.evaluation
     if not isinstance(distribution, EnvTaskDistribution):
         settings = {"num_trajectories": evaluation.num_trajectories, "min_live_steps": evaluation.min_live_steps}
@@ -112,7 +112,7 @@ def observer_of(collector: RunCollector) -> RouteRecorder | None:
 
 
 def _learner(config: RunConfig, spaces: Spaces | ExampleSpaces) -> AnyLearner:
-    """A new learner, its weights drawn by the run's seed."""
+    """A new learner. Its weights are drawn with the run's seed."""
     seed = int(generator(config.trainer.seed, 0, Purpose.INITIALISE).integers(2**63))
     return config.learner_class(config.agent, spaces, generator=torch.Generator().manual_seed(seed))
 

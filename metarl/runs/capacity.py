@@ -11,7 +11,7 @@ from metarl.rl.tasks import EnvTaskDistribution
 from metarl.runs import registry
 from metarl.runs.config import RunConfig
 
-# Settings of built-in families and agents, and the power of each with which the memory of a task grows.
+# Settings of built-in families and agents. The memory of a task grows linearly or with the square of the setting.
 LINEAR = (
     "horizon",
     "num_arms",

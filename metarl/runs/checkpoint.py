@@ -58,9 +58,9 @@ class Checkpoint:
 
     Attributes:
         iteration: iterations done when it was written.
-        state: what `save` was given, tensors on the CPU.
+        state: the `state` passed to `save`, with tensors on the CPU.
         manifest: `format_version`, `metarl_version`, `iteration`, `files`, `parameters_sha256`, `config` and `extra`.
-        skipped: from `latest`: why newer checkpoints could not be used, newest first.
+        skipped: set by `latest`: the reasons why newer checkpoints could not be used, newest first.
     """
 
     iteration: int
@@ -193,8 +193,8 @@ def prune(run_dir: Path, keep_last: int, *, newest: int | None = None, keep: Col
     Args:
         run_dir: the run folder.
         keep_last: how many of the newest stay, >= 1.
-        newest: the iteration from which `keep_last` is counted back; None = the last. Later checkpoints stay until they
-            are saved again: a resumed run could not use them.
+        newest: the iteration from which `keep_last` is counted back; None = the last. Later checkpoints are those
+            that a resumed run could not use; they stay until the run saves them again.
         keep: other iterations that stay.
     """
     if keep_last < 1:
@@ -367,7 +367,7 @@ def _read_state(path: Path, data: bytes) -> State:
 
 
 def _unusual(tensor: Tensor) -> str:
-    """The property of `tensor` that no saved tensor has; "" for a plain tensor."""
+    """How `tensor` differs from the tensors that learners save; "" for a plain tensor."""
     if tensor.is_quantized:
         return "quantised"
     if tensor.layout is not torch.strided:
@@ -380,7 +380,7 @@ def _is_count(value: object) -> bool:
 
 
 def manifest_sha256(manifest: Manifest) -> str:
-    """The hash that a manifest holds of its other entries, under "manifest_sha256"."""
+    """The hash of all entries except "manifest_sha256"; the manifest holds it under that name."""
     rest = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
     return hashlib.sha256(_canonical(rest)).hexdigest()
 

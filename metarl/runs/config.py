@@ -1,9 +1,10 @@
 """Configuration of a run: frozen dataclasses filled from a preset, a TOML file and the command line, in this order.
 
-Before the preset come the `defaults` of the task family and those in the learner's `Traits`: tables as in a preset.
+The `defaults` of the task family and of the learner's `Traits` are applied before the preset. They are tables as in a
+preset.
 
-Settings files and presets are TOML with the tables [task], [agent], [trainer] and [evaluation]; the command line spells
-the same settings `--agent.inner-lr 0.1`. The final configuration of a run is saved in its `config.json`.
+Settings files and presets are TOML with the tables [task], [agent], [trainer] and [evaluation]. On the command line, a
+setting is written as `--agent.inner-lr 0.1`. The final configuration of a run is saved in its `config.json`.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class RunConfig:
 def resolve(
     task_name: str, agent_name: str, *, preset: str | None = None, config_file: Path | None = None
 ) -> RunConfig:
-    """The configuration before any command-line flag: a file's settings over a preset's over the defaults.
+    """The configuration before any command-line flag: a file overrides the preset, which overrides the defaults.
 
     Args:
         task_name: registered name, or module:Class.
@@ -80,7 +81,7 @@ def resolve(
         preset = "default"
     tables = {} if preset is None else registry.preset_table(task_name, agent_name, preset)
     agent_class = registry.load_agent_for(task_class, task_name, agent_name)  # last: importing it takes seconds
-    if registry.base_of(agent_name) is not None:  # its presets may have settings that it lacks
+    if registry.base_of(agent_name) is not None:  # the base's presets may have settings that the baseline lacks
         tables = tables or registry.baseline_changes(agent_name)
         known = fields_of(agent_class.Config).keys()
         tables = {**tables, "agent": {key: tables["agent"][key] for key in known & tables.get("agent", {}).keys()}}

@@ -102,8 +102,8 @@ def locked_folder(folder: Path) -> Iterator[None]:
             path.write_text(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         yield
     finally:
-        # The file is deleted before it is unlocked. A process that opened it earlier then locks a file without a name;
-        # it sees that, and makes a new one.
+        # The file is deleted before it is unlocked. A process that opened it earlier then locks a deleted file. It
+        # detects that, and makes a new file.
         path.unlink(missing_ok=True)
         lock.release()
 

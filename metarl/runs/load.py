@@ -36,7 +36,7 @@ def restore(trainer: Trainer, run_dir: Path, *, config: RunConfig, which: str | 
         run_dir: the run folder.
         config: the run's. A checkpoint with other settings is not used.
         which: "latest", the newest checkpoint that can be used, with a warning about newer ones that cannot; "best",
-            that of `best_iteration`; or an iteration.
+            the one that `best_iteration` chooses; or an iteration.
 
     Raises:
         InputError: no such checkpoint, or it is damaged or of another learner.

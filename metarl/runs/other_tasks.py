@@ -1,4 +1,4 @@
-"""Evaluation on tasks that a run was not trained on: of another family, or of its own with other settings."""
+"""Evaluation on tasks that a run was not trained on: of another family, or of the same family with other settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from metarl.rl.tasks import EnvTaskDistribution
 from metarl.runs import registry
 from metarl.runs.config import RunConfig, to_dict
 
-# Settings of how an agent meets tasks. Another family that has them takes their values from the run.
+# Settings that must fit the trained agent. Another family that has them takes their values from the run.
 CARRIED = ("horizon", "action_limit", "contact_forces", "num_ways", "num_shots", "num_queries")
 
 
@@ -68,8 +68,8 @@ def require_same_spaces(target: Target, there: AnySpaces, own: AnySpaces) -> Non
 def describe_transfer(report: Report, config: RunConfig, target: Target) -> Report:
     """`report` with `trained_on` and `evaluated_on`: each the name of a family and its settings.
 
-    `splits` compares the test tasks with the family's own training tasks. If the run was trained on others, it becomes
-    "transfer".
+    `splits` compares the test tasks with the family's own training tasks. If the run was trained on others, `splits`
+    becomes "transfer".
     """
     there = dataclasses.replace(config, task_name=target.name, task=target.task)
     trained, evaluated = (Family(task_name=c.task_name, task=to_dict(c)["task"]) for c in (config, there))

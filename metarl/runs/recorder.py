@@ -83,7 +83,7 @@ class RunRecorder(Callback):
         if self._tracker is None:
             return
         with self._recording() as tracker:
-            if self._saved < self._logged == trainer.iteration:  # an iteration that broke off is repeated, not saved
+            if self._saved < self._logged == trainer.iteration:  # an interrupted iteration is repeated, not saved
                 self._save(trainer, tracker)
             if trainer.curve is not None:
                 # With tags of their own: `on_evaluation` has recorded the last point of the test curves.
@@ -105,7 +105,7 @@ class RunRecorder(Callback):
             raise
 
     def _save(self, trainer: Trainer, tracker: Tracker) -> None:
-        if not self._run_dir.is_dir():  # a new one would have checkpoints and no settings
+        if not self._run_dir.is_dir():  # a new folder would have checkpoints and no settings
             raise RunError(f"{shown(self._run_dir)}: was moved or deleted while the run wrote to it")
         tracker.sync()  # rows first: a checkpoint must not lack the rows of its iterations
         checkpoint.save(

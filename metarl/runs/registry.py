@@ -163,7 +163,7 @@ def load_unchecked(name: str, task: type[AnyDistribution] | None = None) -> list
 
     Args:
         name: registered, or module:Class.
-        task: a family, for only the kind that it needs; None for both.
+        task: a family; only the kind of agent that it needs is loaded. None = both kinds.
 
     Raises:
         InputError: unknown, not importable, or no class.
@@ -237,7 +237,7 @@ def base_of(agent_name: str) -> str | None:
 
 
 def baseline_changes(agent_name: str) -> Tables:
-    """The settings that a baseline changes in these presets, as tables."""
+    """The settings that a baseline changes in the presets of its base agent, as tables."""
     return {name: table for name, table in _baseline(agent_name).items() if name != "based_on"}
 
 

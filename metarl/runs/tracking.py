@@ -84,7 +84,7 @@ class Tracker:
         table = _markdown_table(flatten(config))
         self._events.add(start_iteration, summary=summaries.text("config", table))  # type: ignore[no-untyped-call]
         self._events.flush()
-        with writing(self._path):  # last: where this file is, the layout is too
+        with writing(self._path):  # last, so that a run folder with this file also has the layout
             write_atomically(self._path, b"".join(map(_line, kept)))
             self._file = self._path.open("ab")
         if evaluated_again:

@@ -33,8 +33,8 @@ def train(
         The content of `adaptation.json`; None if the run was stopped before its evaluation.
 
     Raises:
-        InputError: as `build` and `restore`; or the folder cannot be made, is in use, or holds a run that was not to be
-            resumed or has other settings.
+        InputError: as `build` and `restore`; or the folder cannot be made, is in use, or holds a run although
+            `resume` is false, or a run with other settings.
         WriteError: the disk is full. The message names the checkpoint from which the run can be resumed.
     """
     run_dir = run_dir.absolute()  # an environment may change the working directory

@@ -31,7 +31,7 @@ from metarl.testing.sizes import size_notes
 NUM_TASKS = 8
 NUM_TRAJECTORIES = 2
 MAX_STEPS = 50
-# If short episodes under random actions do not show the task, longer ones with repeated actions are tried.
+# If short episodes under random actions show no effect of the task, longer ones with repeated actions are tried.
 FEWER_TASKS = 4
 MORE_TRAJECTORIES = 16
 MORE_STEPS = 1000
@@ -100,7 +100,7 @@ class _Check:
         return collector, first, None
 
     def finds_no_task(self, on_note: Callable[[str], None]) -> str | None:
-        """Returns the fault if the task does not reach the environment. Notes it if no episode shows that it does."""
+        """Returns the fault if the task cannot affect the environment, or None. A note says if no effect was found."""
         full = _with_horizon(self.distribution, MORE_STEPS)
         for hold in (1, 10, full.horizon):
             with self._collecting(full, num_trajectories=MORE_TRAJECTORIES, hold=hold) as (_, collect):
@@ -230,7 +230,7 @@ class _Outside:
         self._before = self._data()
 
     def changed(self) -> str:
-        """What has changed since this was made, or ""."""
+        """The names of data that has changed since the constructor ran, or ""."""
         after = self._data()
         changed = [name for name, value in after.items() if not same_task(value, self._before.get(name))]
         return " and ".join(changed[:3])

@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 class Foreign:
-    """Runs foreign code. If it raises or takes too long, this is an `EnvironmentFaultError`.
+    """Runs foreign code. An error or a timeout becomes an `EnvironmentFaultError`.
 
     Args:
         timeout: seconds that one call may take, > 0; None for no limit.

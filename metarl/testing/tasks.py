@@ -39,7 +39,7 @@ def check_task_distribution(
 
     The checks:
         - Sampling gives the requested number of tasks, and they depend only on the generator.
-        - Tasks are plain data with finite parameters, and `splits` is true.
+        - Tasks are plain data with finite parameters, and `splits` is correct.
         - Episodes depend only on the task and the seed, and all numbers are finite.
         - The task reaches the environment. `scene` and `positions`, if there are any, can be drawn.
         - Examples depend only on the task and its slot's seed, have the sizes in `spaces`, and differ between tasks.
@@ -52,7 +52,7 @@ def check_task_distribution(
         on_note: called with each note: one line that is useful to know but not a fault.
 
     Raises:
-        EnvironmentFaultError: the distribution or an environment raised, or took too long; the cause is what it raised.
+        EnvironmentFaultError: the distribution or an environment raised, or took too long; its cause is the original error.
     """
     call, note = Foreign(timeout, on_call), on_note or (lambda _: None)
     try:
@@ -96,7 +96,7 @@ def check_before_training(
 
     Raises:
         InputError: the first thing that is wrong.
-        EnvironmentFaultError: the distribution or an environment raised, or took too long; the cause is what it raised.
+        EnvironmentFaultError: the distribution or an environment raised, or took too long; its cause is the original error.
     """
     call = Foreign(timeout, on_call)
     require(distribution.splits in get_args(Splits), "splits", distribution.splits, f"one of {get_args(Splits)}")
@@ -240,7 +240,7 @@ def _check_examples(distribution: ExampleTaskDistribution[Any], seed: int, call:
                 problems.append(f"{part.__name__} of a task depends on other things than the task and its slot's seed")
     if problems or len(tasks) < 2:
         return list(dict.fromkeys(problems))
-    seeds = dataclasses.replace(seeds, slots=(0,) * len(tasks))  # equal random numbers: what differs is the task's
+    seeds = dataclasses.replace(seeds, slots=(0,) * len(tasks))  # equal random numbers, so only the tasks differ
     support, query = distribution.support(tasks, seeds), distribution.query(tasks, seeds)
     if all(torch.equal(part[0], part[1]) for data in (support, query) for part in (data.inputs, data.targets)):
         both = f"{one_line(tasks[0])} and {one_line(tasks[1])}"

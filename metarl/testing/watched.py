@@ -28,7 +28,7 @@ class CheckFailedError(Exception):
 
 
 class Watched:
-    """A learner whose calls are watched: for errors, wrong results, changed arguments and global generators.
+    """A learner whose calls are watched: for errors, wrong results, changed arguments and use of global generators.
 
     Attributes:
         faults: faults after which the checks could continue.

@@ -23,11 +23,11 @@ Result = TypeVar("Result")
 class Compiled(Generic[Result]):
     """A function as one compiled graph of tensor operations, derivatives included.
 
-    The graph holds everything but the arguments as constants, so the function may read nothing else that changes.
+    The graph stores everything except the arguments as constants. So the function must read nothing else that changes.
     Without a C++ compiler the graph runs uncompiled, and one line says so.
 
     Args:
-        function: of trees of tensors; returns a tree of tensors. It may use `torch.func`.
+        function: takes trees of tensors and returns one. It may use `torch.func`.
     """
 
     def __init__(self, function: Callable[..., Result]) -> None:
@@ -35,7 +35,7 @@ class Compiled(Generic[Result]):
         self._graphs: dict[Hashable, tuple[Graph, TreeSpec]] = {}
 
     def __call__(self, *arguments: object) -> Result:
-        """As the function, for arguments that `prepare` has seen the shapes of."""
+        """Calls the compiled function. `prepare` must have been called with arguments of the same shapes."""
         leaves, structure = tree_flatten(arguments)
         graph, result = self._graphs[_key(leaves, structure)]
         with torch.no_grad():

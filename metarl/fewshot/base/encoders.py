@@ -105,7 +105,9 @@ class ConvBlock(nn.Module):
 
 
 class Conv4(nn.Module):
-    """Four blocks of 64 filters: Vinyals et al. 2016, arXiv:1606.04080; Finn et al. 2017, arXiv:1703.03400.
+    """Convolutional blocks. The papers have four blocks of 64 filters.
+
+    Sources: Vinyals et al. 2016, arXiv:1606.04080; Finn et al. 2017, arXiv:1703.03400.
 
     Args:
         input_shape: (C, H, X).
@@ -156,7 +158,7 @@ class Conv4(nn.Module):
         return hidden.flatten(1) if self.flat else hidden
 
 
-# Layers that are tested to have a right second derivative when several tasks share their weights under `vmap`.
+# Layers whose second derivative is tested to be correct when several tasks share their weights under `vmap`.
 SHAREABLE = (Conv4, ConvBlock, Convolution, BatchNorm, nn.Conv2d, nn.GroupNorm, nn.Linear, nn.ModuleList)
 
 
@@ -194,7 +196,7 @@ ENCODERS: dict[str, Callable[[Sequence[int], EncoderConfig, torch.Generator], nn
 
 
 def make_encoder(config: EncoderConfig, input_shape: Sequence[int], *, generator: torch.Generator) -> nn.Module:
-    """The encoder that `config` names: [B, *input_shape] -> [B, D]. A user's own may return feature maps.
+    """The encoder that `config` names: [B, *input_shape] -> [B, D]. A user's own encoder may return maps.
 
     Raises:
         InputError: the input's shape does not fit; a user's own class cannot be imported or called, or has batch norms

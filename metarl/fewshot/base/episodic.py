@@ -59,8 +59,8 @@ class EpisodicLearner(FewShotLearner[State]):
     def meta_update(self, episodes: Episodes[State, ExampleBatch]) -> dict[str, float]:
         """One step of Adam.
 
-        The score is returned as `adapt/step_k`. Joint training adapts to nothing, so its score is returned under its
-        own name: `accuracy` or `mse`.
+        The score is returned as `adapt/step_k`. Joint training does not adapt, so its score is returned as `accuracy`
+        or `mse`.
         """
         gradients, outcome = self.meta_gradient(episodes.support, episodes.query)
         self.networks.parameters = self._adam.step(self.networks.parameters, gradients)

@@ -45,10 +45,11 @@ class ExampleTaskDistribution(TaskDistribution[Task]):
     """A distribution of supervised tasks: the input of every few-shot learner.
 
     All random numbers come from `seeds`, so a task's support and query are the same for every adaptation step and every
-    learner. They share no example. `seeds.evaluation` decides whether the sizes of training or of evaluation apply.
+    learner. Support and query share no example. `seeds.evaluation` selects the sizes of evaluation instead of those of
+    training.
 
     Attributes:
-        caption: the protocol that a score belongs to, for people: "5-way 1-shot".
+        caption: the protocol of the scores, for reports: "5-way 1-shot".
         baseline_name: name of `baseline` in a report.
     """
 
@@ -73,7 +74,7 @@ class ExampleTaskDistribution(TaskDistribution[Task]):
         Args:
             tasks: one per slot of `seeds`.
             seeds: of the episode.
-            shot: number, from 0, of the one example of every class to return; None = all examples.
+            shot: return only this example of every class, counted from 0; None = all examples.
             device: where to put the examples.
         """
 
@@ -110,7 +111,7 @@ class ExampleCollector(Generic[Task]):
 
     @property
     def spaces(self) -> ExampleSpaces:
-        """Of the distribution."""
+        """The shapes of the distribution's tasks."""
         return self.tasks.spaces
 
     def support(

@@ -1,7 +1,7 @@
 """How the tasks of a meta-batch are computed: one by one or in batched operations, compiled or not.
 
 Learners write their functions for ONE task. `Execution` computes them for many. All choices give the same numbers up to
-rounding. The number of CPU cores never changes a bit.
+rounding. Results are bit-identical for any number of CPU cores.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from metarl.gradients.lifting import chunk_length, chunkwise, lifted, num_tasks_
 _logger = logging.getLogger(__name__)
 
 ExecutionMode = Literal["auto", "loop", "vmap", "compiled"]
-# Tasks with images that are batched together on a CPU. Fewer cost time in every operation, more leave the CPU's cache.
+# Number of image tasks in one batch on a CPU. Smaller batches need more operations; larger ones exceed the CPU's cache.
 TASKS_AT_ONCE = 16
 Result = TypeVar("Result")
 
@@ -66,7 +66,7 @@ class Execution:
         """Chooses for the device where the parameters are.
 
         Raises:
-            InputError: the user's own encoder has no such derivatives.
+            InputError: the user's own encoder lacks the derivatives that training needs.
         """
         images = len(self._input_shape) > 1
         slow = self._networks.device.type == "cpu" and images and self._encoder != "conv4-strided"
@@ -84,7 +84,7 @@ class Execution:
         require(fits, "agent.execution", self._mode, f"'auto', 'loop' or 'vmap' on {device}")
 
     def over_tasks(self, function: Callable[..., Result], *arguments: object) -> Result:
-        """What `function`, written for one task, returns for all tasks.
+        """Applies `function`, written for one task, to all tasks.
 
         Args:
             function: of trees of tensors.
@@ -94,7 +94,7 @@ class Execution:
         return result
 
     def by_chunks(self, function: Callable[..., Result], *arguments: object) -> list[Result]:
-        """What `function`, written for several tasks, returns for each chunk of tasks."""
+        """Applies `function`, written for several tasks, to each chunk of tasks."""
         num_tasks = num_tasks_of(arguments)
         with self._foreign_code():
             if self.batched or self._networks.device.type == "cpu":
@@ -120,13 +120,13 @@ class Execution:
     def _tasks_at_once(self, num_tasks: int) -> int | None:
         """The largest number of tasks that are computed at once; None = all of `num_tasks`.
 
-        It does not depend on the number of cores, since the last bits of batched results depend on it.
+        It must not depend on the number of cores, since the size of a batch changes the last bits of its results.
         """
         if not self.batched:
             return 1
         if self._networks.device.type != "cpu" or len(self._input_shape) == 1:
             return None
-        return min(TASKS_AT_ONCE, num_tasks if num_tasks % 2 else num_tasks // 2)  # two equal parts: for two cores
+        return min(TASKS_AT_ONCE, num_tasks if num_tasks % 2 else num_tasks // 2)  # two equal parts, for two cores
 
     def _try(self, encoder: Network) -> None:
         """Refuses an encoder whose derivatives do not work with the mode; "auto" runs tasks one by one instead."""

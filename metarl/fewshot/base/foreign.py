@@ -31,7 +31,7 @@ def is_foreign(encoder: str) -> bool:
 
 @contextlib.contextmanager
 def calling(encoder: str, *, plain: bool) -> Iterator[None]:
-    """A context in which an encoder runs. Threads that run it must be finished before its end.
+    """A context in which an encoder runs. Threads that run the encoder must finish before the context ends.
 
     Args:
         encoder: its name. An error in a user's encoder becomes a `RunError` with this name.
@@ -140,10 +140,10 @@ def _refuse(condition: bool, allowed: str) -> None:
 
 
 class Trial:
-    """Takes the derivatives of an encoder that training will take, on a few random inputs.
+    """Tries out the derivatives that training needs of an encoder, on a few random inputs.
 
     Args:
-        encoder: of ONE task's parameters and inputs; differentiable in the parameters.
+        encoder: a function of ONE task's parameters and inputs; differentiable in the parameters.
         parameters: the encoder's.
         input_shape: of one input.
         twice: take the second derivative, else the first.
@@ -185,7 +185,7 @@ class Trial:
         function: Callable[..., Any] = make_fx(derivative) if traced else derivative
         try:
             with plain_attention() if self._twice or batched else contextlib.nullcontext(), torch.no_grad():
-                lifted(self._encoder)(*arguments)  # some layers run other code without derivatives
+                lifted(self._encoder)(*arguments)  # some layers run different code when no derivatives are taken
                 derivatives = function(*arguments)
         except KeyboardInterrupt:
             raise

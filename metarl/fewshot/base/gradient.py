@@ -33,7 +33,7 @@ class InnerLoopConfig(FewShotConfig):
     """Factor on the step size of test-time steps beyond those of meta-training."""
 
     def step_size(self, step: int) -> float:
-        """Of inner step `step`, from 0."""
+        """The step size of inner step `step`, counted from 0."""
         later = step >= self.num_adaptation_steps
         return self.inner_lr * (self.later_step_scale if later else 1.0)
 
@@ -58,7 +58,7 @@ class Adapted(NamedTuple):
 class SteppingLearner(FewShotLearner[Adapted]):
     """A learner that adapts by gradient steps: an encoder, and a linear layer on its features.
 
-    It has no way to train. `GradientLearner` trains through the steps; Reptile trains in its own way.
+    It does not define training. `GradientLearner` trains through the steps; Reptile has its own training.
     """
 
     traits = Traits(unit="gradient steps", adapts_in_update=True)
@@ -78,7 +78,7 @@ class SteppingLearner(FewShotLearner[Adapted]):
 
     @abstractmethod
     def step_size(self, step: int) -> StepSize:
-        """Of adaptation step `step`, from 0. Learned step sizes are multiplied by it."""
+        """The step size of adaptation step `step`, counted from 0. Learned step sizes are multiplied by it."""
 
     def outputs(self, parameters: Parameters, inputs: Tensor, statistics: Statistics | None = None) -> Tensor:
         """[E, num_outputs], for ONE task."""

@@ -34,7 +34,7 @@ class FewShotConfig(EncoderConfig):
     """Settings that every few-shot learner has."""
 
     execution: ExecutionMode = "auto"
-    """How the tasks of a meta-batch are computed. loop: one by one, side by side on a CPU's cores. vmap: in batched
+    """How the tasks of a meta-batch are computed. loop: each task alone, in parallel on a CPU's cores. vmap: in batched
     operations. auto: loop for images on a CPU (batched convolutions are slow there), vmap for conv4-strided and
     everything else. compiled: as auto, with meta-gradients compiled by torch.compile, which takes a minute or two. On a
     GPU, convolutions then become matrix products."""

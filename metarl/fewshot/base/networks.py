@@ -29,7 +29,7 @@ class _Copy(threading.local):
 class Network:
     """A module as a function of parameters and batch statistics, for ONE task.
 
-    A call puts the parameters into the module. So each thread has its own copy of it.
+    A call puts the parameters into the module, so each thread has its own copy of the module.
 
     Args:
         module: the network.
@@ -40,7 +40,7 @@ class Network:
         buffers: constants by name: the module's buffers, and parameters that require no gradient.
         statistics: [2, C] for every batch norm by name: mean and variance before any training.
         momenta: share of a new batch in the running average of each batch norm, by name.
-        can_share: all layers have a right second derivative when several tasks share their weights under `vmap`.
+        can_share: all layers have a correct second derivative when several tasks share their weights under `vmap`.
         shares: several tasks share the weights under `vmap`.
         multiplies: MetaRL's own convolutions are computed as matrix products.
     """
@@ -114,7 +114,7 @@ class Network:
 
 
 class Networks:
-    """All networks of a learner, and what they hold.
+    """All networks of a learner, with their parameters and statistics.
 
     Attributes:
         members: the networks, in the order in which they were added.

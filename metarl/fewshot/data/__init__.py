@@ -1,1 +1,1 @@
-"""Few-shot task families: one file each. Nothing is downloaded; errors name the files that are wanted."""
+"""Few-shot task families: one file each. Nothing is downloaded; errors name missing files."""

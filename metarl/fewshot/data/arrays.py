@@ -45,7 +45,7 @@ def from_arrays(
         y: [num_images], the class of each: integers, bools or strings.
         splits: class labels of "train", "test" and perhaps "val" (other classes are left out); or shares of the classes
             for train, val and test, drawn at random.
-        split_seed: of that draw.
+        split_seed: seed of the random shares.
         settings: of `ImageTasks`: num_ways, num_shots, num_queries, ...
 
     Raises:
@@ -66,7 +66,7 @@ def from_arrays(
         maximum=maximum,
     )
 
-    # The arrays are no setting, since `config.json` of a run holds the settings. So this class holds them.
+    # `config.json` of a run holds all settings, so the arrays are not a setting. This class holds them instead.
     @dataclass(frozen=True)
     class ArrayTasks(ImageTasks):
         """Examples that were given as arrays."""

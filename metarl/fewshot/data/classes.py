@@ -1,8 +1,8 @@
 """N-way K-shot tasks from images (or vectors) that are sorted into classes.
 
-The images lie on the learner's device once; a meta-batch gathers its episodes from them by index. Support and query
-share one random order of each class's images. The query takes the first images, and the support takes the next ones.
-So they are disjoint for any number of shots, and more shots change no query.
+The images are copied once to the learner's device. Episodes select them by index. Support and query share one random
+order of each class's images. The query takes the first images, and the support takes the next ones. So they are
+disjoint for any number of shots, and more shots change no query.
 
 Shape legend: N num_tasks, W ways, E examples of a task, C channels, H height, X width.
 """
@@ -32,7 +32,7 @@ QUARTER_TURNS = 4
 SPLITS = ("train", "val", "test")
 SHARES = (0.64, 0.16, 0.2)  # of mini-ImageNet's classes
 SIZES = ("ways", "shots", "queries")
-NUM_NAMED = 8  # of the classes with too few images
+NUM_NAMED = 8  # classes with too few images that an error names
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class ImageSet:
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
-        """The place of each class's first image."""
+        """The index of each class's first image."""
         return np.asarray(np.cumsum(self.counts) - self.counts)
 
 
@@ -80,7 +80,7 @@ class Classes:
 
     Attributes:
         ids: global class numbers. The place of a class here is its label. With n classes in all, number c + k n is
-            class c turned by k quarters.
+            class c turned k times by 90 degrees.
     """
 
     ids: tuple[int, ...]
@@ -128,7 +128,7 @@ class ImageTasks(ExampleTaskDistribution[Classes]):
             self._require_enough()
 
     def available(self) -> bool:
-        """Whether the images' place is known. They are then read and counted at once."""
+        """Whether it is known where the images are. If so, the constructor reads and counts them."""
         return True
 
     @abstractmethod
@@ -303,7 +303,8 @@ def _split(seeds: Seeds) -> Split:
 def _orders(counts: tuple[tuple[int, ...], ...], seeds: Seeds) -> tuple[NDArray[np.int64], ...]:
     """A random order of the images of each class, one row per class, for each task.
 
-    Rows have one length. In the row of a class with fewer images, places beyond its last image come last.
+    All rows of a task have the same length. In the row of a class with fewer images, indices beyond its last image
+    come last.
 
     Args:
         counts: images of each class of each task.

@@ -40,7 +40,7 @@ NAMES_OF_SPLITS = {
     "test": "test",
     "testing": "test",
 }
-NUM_NAMED = 5  # of what is left out
+NUM_NAMED = 5  # files or folders that a message names
 
 _logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def _require_pictures(folders: Mapping[Path, Sequence[Path]]) -> None:
         raise InputError(f"{named}{more}: {holds} no pictures ({', '.join(sorted(SUFFIXES))}){inside}; {advice}")
 
 
-@functools.lru_cache(maxsize=1)  # once, although a run makes its tasks several times
+@functools.lru_cache(maxsize=1)  # warns once, although a run makes its tasks several times
 def _say_what_is_left_out(root: Path, used: frozenset[Path]) -> None:
     """Warns of entries of `root` and of its split and class folders that are not used."""
     folders = {root, *(path for path in used if path.is_dir())}

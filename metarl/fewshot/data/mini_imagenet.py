@@ -39,7 +39,7 @@ Listing = Mapping[str, Mapping[str, list[Path]]]
 
 @dataclass(frozen=True)
 class MiniImageNet(ImageTasks):
-    """Natural images of 84 by 84 of 100 classes of ImageNet. You bring the files.
+    """Natural images of 84 by 84 of 100 classes of ImageNet. You provide the files.
 
     The first use decodes all images into one file of 1.27 GB, `mini-imagenet-84-<fingerprint>.npy`. Later runs map it
     into memory. It is made again when an image file changes, and can be deleted at any time.

@@ -32,14 +32,14 @@ FOLDERS = (".", "omniglot-py", "omniglot")
 DRAWINGS = 20
 # Finn et al. 2017 train on 1,200 characters. The usual split keeps 100 of these for validation.
 RANDOM_SHARES = (1100 / 1623, 100 / 1623)
-# Pixels of at least this grey are ink in the smaller picture. A stroke is three of 105 pixels wide, so less than one of
-# 28. With half of 255, a stroke between two pixels would break.
+# Pixels of at least this darkness (255 = black) are ink in the smaller picture. A stroke is three of 105 pixels wide,
+# which is less than one of 28. With a threshold of half of 255, a stroke that lies between two pixels would break.
 INK = 102
 
 
 @dataclass(frozen=True)
 class Omniglot(ImageTasks):
-    """Handwritten characters of 50 alphabets, 20 drawings each. You bring the files.
+    """Handwritten characters of 50 alphabets, 20 drawings each. You provide the files.
 
     All forms of the files give the same class numbers and one-bit pictures of 28 by 28, with ink 1 on 0.
     """

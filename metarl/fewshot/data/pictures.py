@@ -93,7 +93,7 @@ def read_picture(
 ) -> NDArray[np.uint8]:
     """The picture in `source` as uint8 [C, H, X], as viewers show it: upright, with transparent parts on white.
 
-    Of an animation, it is the first picture.
+    An animation gives its first picture.
 
     Args:
         source: a file, or an open one.
@@ -201,7 +201,7 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # Deleted while it is held: a waiting process then sees that the file has no name, and makes another.
+            # Delete the file while the lock is held: a waiting process then detects that, and makes a new file.
             path.unlink(missing_ok=True)
 
 
