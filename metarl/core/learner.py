@@ -12,8 +12,8 @@ trainer and the evaluation treat all of them alike.
 
 To be trained by `metarl train`, a class also has a dataclass `Config` of its settings, and its constructor takes
 `(config, spaces, *, generator)`. `spaces` gives the sizes of inputs and outputs (`Spaces` for an RL agent), and
-`generator`, a `torch.Generator`, draws the initial weights and the seed of any other random numbers. The `Config` of an RL
-agent has `num_trajectories`, the number of trajectories to collect per task and adaptation step.
+`generator`, a `torch.Generator`, draws the initial weights and the seed of any other random numbers. The `Config` of an
+RL agent has `num_trajectories`, the number of trajectories to collect per task and adaptation step.
 """
 
 from __future__ import annotations
