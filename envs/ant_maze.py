@@ -1,7 +1,7 @@
 """Gymnasium's ant in a maze, where it must find a goal that it does not observe.
 
 Tasks and rewards are those of `metarl.envs.maze_robots`, which lists how they differ from Gymnasium-Robotics' AntMaze.
-Differs from it also in the goal's radius: 1 m instead of 0.45 m, because an ant is about 1 m wide.
+The goal's radius differs too: 1 m instead of 0.45 m, because an ant is about 1 m wide.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class AntMazeEnv(MazeEnv):
 class AntMazeGoal(FixedMazeTasks):
     """An ant must find a goal in a maze that is the same for all tasks.
 
-    It starts in the first free cell. The goals are the other free cells. Row by row, every third is for test only.
+    It starts in the first free cell. The goals are the other free cells. Every third of them, counted
+    row by row, is for test only.
 
     Attributes:
         horizon: steps per trajectory, of 0.05 s each.

@@ -1,7 +1,7 @@
 """Many MuJoCo simulations of one model as one vector environment.
 
 The physics runs on `mujoco.batch.Batch` (MuJoCo >= 3.17), a pool of C++ threads. With an older MuJoCo it runs in a loop
-of `mj_step`. Both give the same bits as gymnasium's MuJoCo environments, for any number of threads.
+of `mj_step`. In both cases, results are bit-identical to gymnasium's MuJoCo environments, for any number of threads.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ _logger = logging.getLogger(__name__)
 class Simulator:
     """`num_simulations` simulations of one model, stepped together on `mujoco.batch.Batch`.
 
-    Not safe to use from several Python threads at once. Live arrays always show the current state, and values written
-    into them hold from the next call.
+    Not safe to use from several Python threads at once. Live arrays always show the current state. Values written
+    into them take effect at the next call.
 
     Attributes:
         model: the model that the simulations share.
@@ -95,12 +95,12 @@ class Simulator:
         return self._batch.get_model(index), self._batch.get_data(index)
 
     def close(self) -> None:
-        """Ends the threads, as soon as no live array is in use either."""
+        """Ends the threads, once no live array is in use any more."""
         del self._batch, self._breakdowns, self.qpos, self.qvel, self.ctrl
 
 
 class LoopSimulator:
-    """`Simulator` for MuJoCo before 3.17: the same interface and the same bits from one `MjData` per simulation."""
+    """`Simulator` for MuJoCo before 3.17: same interface, bit-identical results, one `MjData` per simulation."""
 
     def __init__(self, model: Any, num_simulations: int, num_threads: int) -> None:
         self.model = model

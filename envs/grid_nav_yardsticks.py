@@ -41,8 +41,8 @@ def bayes_optimal(family: GridNav, num_episodes: int) -> Floats:
     on. A later episode is at best as good as walking straight to the goal.
 
     This function searches for a first walk that meets a new possible goal at each step from step 2 to the last. All
-    goals that it leaves must lie on one shortest path from the start. A second episode along this path meets each of
-    them as early as walking straight to it. Then both bounds are reached, and the trial is optimal.
+    goals that this walk misses must lie on one shortest path from the start. A second episode along this path meets
+    each of them as early as walking straight to it. Then both bounds are reached, and the trial is optimal.
 
     Raises:
         ValueError: this grid has no such walk, so the bounds may not be reachable.
@@ -61,7 +61,7 @@ def bayes_optimal(family: GridNav, num_episodes: int) -> Floats:
 
 
 def posterior_sampling(family: GridNav, num_episodes: int, num_trials: int, rng: np.random.Generator) -> Floats:
-    """Returns of trials that, in each episode, draw one of the goals still possible, walk there and stay.
+    """Returns of trials that, in each episode, draw one of the goals that are still possible, walk there and stay.
 
     The route is a random shortest one. If it meets the goal, the goal is found. Its other cells are then ruled out.
 

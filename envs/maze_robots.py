@@ -164,7 +164,7 @@ class FixedMazeTasks(MazeTasks):
 
 
 def numbered(values: Sequence[Value]) -> tuple[list[Value], NDArray[np.intp]]:
-    """The distinct values, and for each of `values` its number among them, [len(values)]."""
+    """The distinct values, and the index of each of `values` among them, [len(values)]."""
     numbers: dict[Value, int] = {}
     runs = [(numbers.setdefault(value, len(numbers)), len([*same])) for value, same in groupby(values)]
     return list(numbers), np.repeat(*np.array(runs).T)

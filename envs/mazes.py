@@ -21,7 +21,7 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 STEPS = ((-1, 0), (0, 1), (1, 0), (0, -1))
 """What a step adds to (row, column): up, right, down, left."""
 TEST_SHARE = 5
-"""One in so many layouts is for test only. The checksum of a layout decides."""
+"""About one layout in `TEST_SHARE` is for test only. The checksum of a layout decides."""
 TEST_REMAINDER = 2  # training then has three of the five 5 by 5 mazes; with 0, the ring would be the only test maze
 MAX_DRAWS = 1000
 

@@ -1,7 +1,7 @@
 """A point mass in a maze, where it must find a goal that it does not observe. The layout is fixed, or new in each task.
 
 Tasks and rewards are those of `metarl.envs.maze_robots`, which lists how they differ from PointMaze of
-Gymnasium-Robotics. Differs from it also in the physics: PointMaze has a force of up to 100 N on 4 kg, chosen 100 times
+Gymnasium-Robotics. The physics differs too. PointMaze has a force of up to 100 N on 4 kg, chosen 100 times
 a second, and clips the speed at 5 m/s. Here a force of up to 10 N on 1 kg is chosen 10 times a second, and drag limits
 the speed.
 """
@@ -149,7 +149,8 @@ class PointMazeEnv(MazeEnv):
 class PointMazeGoal(FixedMazeTasks):
     """A point must find a goal in a maze that is the same for all tasks.
 
-    It starts in the first free cell. The goals are the other free cells. Row by row, every third is for test only.
+    It starts in the first free cell. The goals are the other free cells. Every third of them, counted
+    row by row, is for test only.
 
     Attributes:
         horizon: steps per trajectory, of 0.1 s each.

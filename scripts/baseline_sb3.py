@@ -63,14 +63,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--algorithm", default="PPO", help=", ".join(sorted(sum(LIBRARIES.values(), ()))))
     parser.add_argument("--task-index", type=int, help="train on this test task alone, from 0")
     parser.add_argument("--pretrained", type=Path, metavar="FILE.zip", help="continue with this model")
-    parser.add_argument("--episodes-per-trial", type=int, help="join so many episodes to one for SB3")
+    parser.add_argument("--episodes-per-trial", type=int, help="number of episodes that SB3 sees as one")
     parser.add_argument("--steps", type=int, default=200_000, help="environment steps (%(default)s)")
     parser.add_argument("--num-envs", type=int, default=8, help="environments that step together (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--evaluations", type=int, default=10, help="points of the curve after the first one (%(default)s)"
     )
-    parser.add_argument("--episodes", type=int, default=20, help="least episodes of an evaluation (%(default)s)")
+    parser.add_argument(
+        "--episodes", type=int, default=20, help="minimum number of episodes of an evaluation (%(default)s)"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="setting of the algorithm: n_steps=256"
     )

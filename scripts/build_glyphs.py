@@ -54,9 +54,9 @@ SHEET = ROOT / "results/glyphs-contact-sheet.png"
 SEED = 0
 NUM_INSTANCES = 20
 MAX_BYTES = 500_000
-# Largest cosine between the mean pictures of two characters over all their designs, before the maps. Among the pairs
-# from 0.93 to 0.95, a dozen have one shape: 3 and the Cyrillic ze, the kanji for power and the katakana ka, the zeros
-# of Devanagari and Thai.
+# Largest cosine between the mean pictures of two characters over all their designs, before the random affine maps. Of
+# the pairs from 0.93 to 0.95, a dozen look the same: 3 and the Cyrillic ze, the kanji for power and the katakana ka,
+# the zeros of Devanagari and Thai.
 MAX_COSINE = 0.93
 MIN_DISTANCE = (
     0.10  # L1 distance between two faces' pictures of a character, as a share of their ink; below: one design
@@ -182,7 +182,7 @@ def candidates(faces: list[Face]) -> list[Character]:
 
 def without_twins(characters: list[Character]) -> tuple[list[Character], list[str]]:
     """Leaves out characters that look like one already kept; returns the others and lines that name the pairs."""
-    # Test and validation come first, so that of twins in two splits the training one is dropped.
+    # Test and validation come first. So if twins are in two splits, the training one is dropped.
     order = sorted(characters, key=lambda one: ["test", "val", "train"].index(one.split))
     kept: list[Character] = []
     twins = []

@@ -5,7 +5,8 @@
 
 A budget is a number of trajectories of the test task that the agent may learn from before it is scored. An agent that
 adapts by gradient steps takes at most its own number of trajectories a step: a budget of 2 is one step on two
-trajectories, a budget of 40 is two steps on twenty. An agent with a memory is scored on the trajectory after as many.
+trajectories, a budget of 40 is two steps on twenty. An agent with a memory is scored on the first trajectory after that
+many.
 
 Runs of one agent and preset count as its seeds. The step size is chosen from one grid of factors on validation tasks,
 which are tasks of the training split with their own random numbers. All agents get the same tasks and random numbers.
@@ -110,7 +111,7 @@ def scores_at(points: Mapping[int, tuple[AdaptationCurve, int]]) -> dict[str, An
     """The test tasks, and the scores on them, [budgets][tasks x replicates].
 
     Args:
-        points: for each budget, a curve and the step of it that has learned from so many trajectories.
+        points: for each budget, a curve, and its step after learning from that many trajectories.
 
     Raises:
         ValueError: the curves are of different tasks.
@@ -230,9 +231,9 @@ def main() -> int:
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR")
     parser.add_argument("--from", dest="source", type=Path, help="a file that --json wrote, instead of run folders")
     parser.add_argument("--tasks", type=int, default=40, help="test episodes (%(default)s)")
-    parser.add_argument("--seed", type=int, default=1_000_000, help="of the evaluation")
+    parser.add_argument("--seed", type=int, default=1_000_000, help="seed of the evaluation")
     parser.add_argument("--json", type=Path, help="write all scores there")
-    parser.add_argument("--picture", type=Path, help="draw them there: a png, pdf or svg file")
+    parser.add_argument("--picture", type=Path, help="draw the scores there: a png, pdf or svg file")
     parsed = parser.parse_args()
     try:
         require(bool(parsed.runs) != bool(parsed.source), "runs", len(parsed.runs), "run folders, or --from FILE")

@@ -68,7 +68,7 @@ def picture(reports: dict[str, dict[str, Any]]) -> Figure:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=Path, required=True, help="folder for the run folders")
-    parser.add_argument("--iterations", type=int, help="of each run (default: its preset's)")
+    parser.add_argument("--iterations", type=int, help="iterations of each run (default: its preset's)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)

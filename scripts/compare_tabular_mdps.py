@@ -5,7 +5,7 @@
 
 All players get the same MDPs with the same random numbers. The bound is the optimum of a known MDP, which no learner
 can reach. "greedy" plans with the posterior's means before each episode. "tuned bonus" adds 0.5 / sqrt(1 + n) to the
-reward of what it has tried n times. The players "every step" plan before every step.
+reward of a state and action that were tried n times. The players "every step" plan before every step.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from metarl.runs.config import RunConfig, load_config
 
 
 def with_iterations(config: RunConfig, iterations: int) -> RunConfig:
-    """The run with another number of iterations; a schedule of its agent becomes as long."""
+    """The run with another number of iterations. If its agent has a schedule, the schedule gets the same length."""
     agent = config.agent
     if asdict(agent).get("schedule_iterations") is not None:
         agent = replace(agent, schedule_iterations=iterations)

@@ -2,8 +2,9 @@
 
     python scripts/draw_rooms.py --picture docs/rooms.png
 
-Every box is a folder. An arrow goes from a folder to one that it imports; its width shows in how many modules. Dashed
-arrows are imports by name, from the registry. Every folder imports `core`, and `cli` and `testing` may import all
+Every box is a folder. An arrow goes from a folder to one that it imports; its width shows how many modules do so.
+Dashed arrows are imports by name, from the registry. Every folder imports `core`, and `cli` and `testing` may import
+all
 others: only some of these arrows are drawn.
 """
 

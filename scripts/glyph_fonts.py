@@ -42,7 +42,7 @@ def between(*ranges: tuple[int, int]) -> str:
 
 KANJI = (
     "右雨円王音下火花貝学気九休玉金空月犬見五校左三山子四糸字耳七車手十出女小上森人水正生青石赤千川先早草足村大男竹中虫町天"
-    "田土日入年白百文木本名目立林六"  # taught in the first year of school, but for six that are katakana as well
+    "田土日入年白百文木本名目立林六"  # taught in the first year of school, except six that are also katakana
 )
 HANGUL = (
     "가각간감강개거건것결경계고공과관교국군그금기길나남내노는다단당대더도동되두들등라러로리마만말면명모목무문물미민바반방보본부분"
@@ -67,7 +67,7 @@ SCRIPTS: dict[str, tuple[str, str]] = {
     "Telugu": ("test", between((0xC05, 0xC39), (0xC66, 0xC6F))),
     "Devanagari": ("test", between((0x904, 0x939), (0x966, 0x96F))),
 }
-# Letters whose shape is not that of their capital, unlike c, o or s. A face with equal shapes has only capitals.
+# Letters whose lower-case shape differs from the capital. If they are equal in a face, it has only capitals.
 TELLING = "".join(
     (
         "abdeghnqrt",

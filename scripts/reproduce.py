@@ -58,7 +58,7 @@ CELLS = ROOT / "results" / "cells"
 STEPS, MINUTES, TASKS = 4_000_000, 45.0, 40  # of a cell
 CURVE_POINTS = 40
 MEMORIES_FILE = ROOT / "results" / "bandit-memories.json"
-# Iterations and meta-batch of RL² on 100 pulls of 5 arms. The LSTM has the preset's; the others have what took 12 to 24
+# Iterations and meta-batch of RL² on 100 pulls of 5 arms. The LSTM has the preset's; those of the others take 12 to 24
 # minutes on about one core.
 MEMORY_RUNS = {"lstm": (1500, 300), "gru": (600, 300), "transformer": (200, 75), "mann": (150, 50)}
 FIGURE_CELLS = [("point-nav", "maml:paper", 2 * STEPS)]  # the paper's 100 iterations
@@ -96,7 +96,7 @@ def cell_config(
     config = dataclasses.replace(config, trainer=trainer)
     collections = build(config).learner.num_adaptation_steps + 1
     per_iteration = trainer.meta_batch_size * config.agent.num_trajectories * collections * config.task.horizon
-    untrained = trainer.iterations == 1  # so says the preset of a baseline that learns only in its test
+    untrained = trainer.iterations == 1  # set in the preset of a baseline that learns only at test time
     config = with_iterations(config, 1 if untrained else max(1, steps // per_iteration))
     evaluation = dataclasses.replace(config.evaluation, every=0)
     if not untrained:
@@ -166,7 +166,7 @@ def trained_until_flat(config: RunConfig, run_dir: Path) -> RunConfig:
         if is_flat([score for _, score in learning_curve(run_dir)]) is not False or length >= LONGEST * budget:
             return saved
         length = min(length + budget, LONGEST * budget)
-        (run_dir / "adaptation.json").unlink()  # of the shorter run; `trained` takes a run with it for finished
+        (run_dir / "adaptation.json").unlink()  # of the shorter run; `trained` treats a run with this file as finished
 
 
 def learning_curve(run_dir: Path) -> list[tuple[int, float]]:
@@ -181,8 +181,8 @@ def learning_curve(run_dir: Path) -> list[tuple[int, float]]:
 def is_flat(scores: Sequence[float]) -> bool | None:
     """Whether the last third of a learning curve has stopped rising; None for fewer than five points.
 
-    It has if its slope is at most two standard errors above zero, or if it rises by at most a twentieth of the whole
-    curve's range.
+    It has stopped if its slope is at most two standard errors above zero, or if it rises by at most a twentieth of the
+    whole curve's range.
     """
     last = np.asarray(scores[-(len(scores) // 3) :], dtype=np.float64)
     if len(last) < 5:
@@ -201,13 +201,13 @@ def main() -> int:
     parser.add_argument("--agents", nargs="+", metavar="AGENT[:PRESET]", help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=STEPS, help="environment steps of a cell")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="most minutes of training")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="maximum minutes of training")
     parser.add_argument("--full", action="store_true", help=f"{FULL} times the steps, no time limit")
     parser.add_argument("--tasks", type=int, default=TASKS, help="test episodes")
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"))
     parser.add_argument("--cells", type=Path, default=CELLS)
-    parser.add_argument("--threads", type=int, default=0, help="of the simulator; 0 = all cores")
-    parser.add_argument("--again", action="store_true", help="measure cells again that are there")
+    parser.add_argument("--threads", type=int, default=0, help="threads of the simulator; 0 = all cores")
+    parser.add_argument("--again", action="store_true", help="measure existing cells again")
     parser.add_argument("--list", action="store_true", help="print the tables; they name the cells that were not run")
     parser.add_argument("--readme", action="store_true", help="write the tables into README.md and draw the pictures")
     parser.add_argument("--figure", action="store_true", help="draw Figure 1 and its film; first run missing cells")
@@ -221,7 +221,7 @@ def main() -> int:
         require(parsed.steps >= 1, "--steps", parsed.steps, "an integer >= 1")
         require(parsed.tasks >= 2, "--tasks", parsed.tasks, "an integer >= 2")
         columns = parsed.agents or [name for name in results_table.all_columns() if _has_preset(parsed.family, name)]
-        for column in columns:  # find errors in all of them before the first one takes hours
+        for column in columns:  # check all of them before the first one runs for hours
             cell_config(parsed.family, column, 0)
         for seed in parsed.seeds:
             for column in columns:
@@ -277,7 +277,7 @@ def _figure(parsed: argparse.Namespace) -> int:
     figure_one.draw(results_table.read_cells(parsed.cells), panels).savefig(picture, dpi=130)
     print(picture)
     filmed = parsed.runs / "half-cheetah-dir" / "maml-seed0"
-    if not (filmed / "adaptation.json").is_file():  # its cell was there, so that nothing was trained
+    if not (filmed / "adaptation.json").is_file():  # its cell existed, so nothing was trained
         print(f"{film}: not drawn anew; {filmed} holds no run (--again trains it)")
         return 0
     save_film(make_film(load_trainer(filmed), FILM), film)

@@ -18,7 +18,7 @@ BUDGETS = (0, 1, 2, 20, 40, 60)
 EVALUATION_SEED = 1_000_000
 TEST_STEPS = 3  # adaptation steps of a cell's own curve
 LONG = "-long"  # ends the column of an agent that was trained until its learning curve is flat
-# Further columns of an agent. The shuffled Reptile adapts to data of other tasks: what it gains is no adaptation. The
+# Further columns of an agent. The shuffled Reptile adapts to data of other tasks: its gain is not adaptation. The
 # oracle is a ceiling only once its learning curve is flat.
 VARIANTS = {"reptile": "reptile:shuffled", "oracle": f"oracle{LONG}"}
 LABELS = {
@@ -169,14 +169,14 @@ def _family_table(cells: Cells, family: str) -> str:
 
 
 def _absent(cells: Cells, family: str, column: str) -> str:
-    """Why a column has no cell: an agent whose curve is flat after the usual budget needs no longer training."""
+    """Why a column has no cell, such as "-long" of an agent whose curve is already flat after the usual budget."""
     short = cells.get((family, agent_of(column)), [])
     enough = bool(short) and all(cell.get("flat") for cell in short)
     return NOT_NEEDED if column.endswith(LONG) and enough else NOT_RUN
 
 
 def _at_an_end(cell: Mapping[str, Any]) -> bool:
-    """Whether the best step size is the smallest or the largest of those tried: a better one may lie beyond."""
+    """Whether the best step size is the smallest or the largest of those tried. If so, a better one may lie beyond."""
     tried = [float(scale) for scale in cell.get("validation", {})]
     return bool(tried) and cell["step_scale"] in (min(tried), max(tried))
 

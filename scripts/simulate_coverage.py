@@ -3,9 +3,9 @@
     python scripts/simulate_coverage.py --json results/coverage.json        # two minutes
 
 The script estimates three variances for every cell of three seeds and every budget: of seeds, of tasks (in a family of
-a few tasks: of replicates) and of the rest. It draws data sets with these variances and a true mean of zero, and
+a few tasks: of replicates) and of the residual. It draws data sets with these variances and a true mean of zero, and
 computes three intervals of each. It does the same for the differences between each agent and the first one, paired by
-task and seed. The effects of tasks and the rest are normal, or exponential (skewed).
+task and seed. The effects of tasks and the residual are normal, or exponential (skewed).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def tables(cells: results_table.Cells) -> Iterator[tuple[str, str, Array]]:
 
 
 def variances(table: Array) -> tuple[float, float, float]:
-    """Variances of seeds, of units and of the rest in a table [seeds, strata, units]; never below zero."""
+    """Variances of seeds, of units and of the residual in a table [seeds, strata, units]; never below zero."""
     num_seeds, num_strata, size = table.shape
     by_unit = table.mean(0)
     rest = table - table.mean(-1, keepdims=True) - by_unit + by_unit.mean(-1, keepdims=True)
@@ -54,7 +54,7 @@ def variances(table: Array) -> tuple[float, float, float]:
 
 
 def within_seeds(values: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Percentile interval [...] of [..., S, K, R]: resamples the seeds, then the units of each seed by themselves."""
+    """Percentile interval [...] of [..., S, K, R]: resamples the seeds, then the units of each seed separately."""
     *leading, num_seeds, num_strata, size = values.shape
     total = num_strata * size
     counts = np.zeros((NUM_RESAMPLES, num_seeds, total))

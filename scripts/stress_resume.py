@@ -2,7 +2,7 @@
 
 Each trial is a real `metarl train` of 20 iterations with the default `checkpoint_every`: checkpoints are written only
 before its three evaluations. The two kills of a trial aim at training, an evaluation or the writing of a checkpoint, in
-turn. The state of the folder shows afterwards where a kill really fell. A trial survives if its final parameters,
+turn. Afterwards, the state of the folder shows when a kill really happened. A trial survives if its final parameters,
 metrics, adaptation curve, checkpoints and TensorBoard's steps and values equal those of the uninterrupted run, and its
 folder holds nothing unfinished.
 
@@ -214,7 +214,7 @@ def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def names(run_dir: Path) -> set[str]:
-    """The names of all files and folders except TensorBoard's, of which every start writes another."""
+    """The names of all files and folders except TensorBoard's: every start writes a new one."""
     found = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*")}
     return {name for name in found if not name.startswith("events.out.tfevents")}
 

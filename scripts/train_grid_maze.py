@@ -8,7 +8,7 @@ trajectories.
     python scripts/train_grid_maze.py --agent rl2         four trajectories a trial
     python scripts/train_grid_maze.py --preset quick      MAML, nine iterations
     python scripts/train_grid_maze.py                     MAML, the default preset
-    python scripts/train_grid_maze.py --task.reward dense paid step by step for coming nearer
+    python scripts/train_grid_maze.py --task.reward dense   a reward for every step towards the goal
 
 Every flag of `metarl train` works: `--help` lists them.
 """

@@ -2,7 +2,8 @@
 
 The agent pushes a point mass through a maze of 8 by 8 cells of 1 m, always from the same start. The task is the goal's
 cell; training never uses a test goal. The reward is minus the length of the path to the goal (`--task.reward sparse`:
-1 at the goal, else 0), and reaching it ends nothing. `--task.layout u` is smaller. The settings are not tuned.
+1 at the goal, else 0), and reaching the goal does not end the trajectory. `--task.layout u` is smaller. The settings
+are not tuned.
 
     python scripts/train_point_maze_goal.py --preset quick      about 8 minutes on two cores
     python scripts/train_point_maze_goal.py                     the default preset, half an hour to an hour

@@ -6,7 +6,7 @@ pays nothing. In the 100 steps of a trajectory, never moving scores 0 and going 
     python scripts/train_point_nav_sparse.py --agent rl2         two trajectories a trial
     python scripts/train_point_nav_sparse.py --preset quick      MAML, nine iterations
     python scripts/train_point_nav_sparse.py                     MAML, the default preset
-    python scripts/train_point_nav_sparse.py --task.reward dense paid for the distance at every step
+    python scripts/train_point_nav_sparse.py --task.reward dense   minus the distance at every step
 
 Every flag of `metarl train` works: `--help` lists them.
 """

@@ -1,4 +1,4 @@
-"""Meta-train a learner to tell a sine wave from ten of its points (Finn et al. 2017, arXiv:1703.03400, section 5.1).
+"""Meta-train a learner to predict a sine wave from ten of its points (Finn et al. 2017, arXiv:1703.03400, section 5.1).
 
 Without adaptation a network can only predict the mean of all waves, with a mean squared error near 3. Expect less than
 1 after one gradient step of MAML, and less with every further step.

@@ -2,7 +2,7 @@
 
 Ten states, five actions, ten steps an episode. Each task draws its own transition probabilities and mean rewards. Over
 ten episodes, random actions collect about 100, a planner with the posterior's means 149, and a planner with a tuned
-bonus for what it has rarely tried 153. A player that knows the MDP collects 219.
+bonus for rarely tried actions 153. The optimum of the known MDP is 219.
 
     python scripts/train_tabular_mdp.py --agent rl2      the default preset, about an hour on one core
 

@@ -52,7 +52,7 @@ def check_task_distribution(
         on_note: called with each note: one line that is useful to know but not a fault.
 
     Raises:
-        EnvironmentFaultError: the distribution or an environment raised, or took too long; its cause is the original error.
+        EnvironmentFaultError: the distribution or an environment raised an error (its cause), or took too long.
     """
     call, note = Foreign(timeout, on_call), on_note or (lambda _: None)
     try:
@@ -96,7 +96,7 @@ def check_before_training(
 
     Raises:
         InputError: the first thing that is wrong.
-        EnvironmentFaultError: the distribution or an environment raised, or took too long; its cause is the original error.
+        EnvironmentFaultError: the distribution or an environment raised an error (its cause), or took too long.
     """
     call = Foreign(timeout, on_call)
     require(distribution.splits in get_args(Splits), "splits", distribution.splits, f"one of {get_args(Splits)}")
