@@ -1,4 +1,4 @@
-"""Bernoulli bandits: in each task, the learner must find out anew which arms pay.
+"""Bernoulli bandits: each task has its own payment probabilities, and the learner must find the best arm.
 
 Source: Duan et al., "RL²: Fast Reinforcement Learning via Slow Reinforcement Learning", 2016, arXiv:1611.02779.
 """

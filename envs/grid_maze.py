@@ -36,9 +36,9 @@ class GridMazeEnv(TaskBatchEnv):
     other step -0.01. The dense reward adds the number of steps by which the shortest route to the goal became shorter:
     -1, 0 or 1. `success` in the infos of `step` is true at the goal.
 
-    Observations are the agent's cell as a one-hot vector (entry num_columns * row + column), then two squares of
-    2 * view + 1 cells a side around the agent, row by row: the walls, and the goal. Cells outside the square are not
-    observed. Walls do not block the view.
+    An observation begins with the agent's cell as a one-hot vector (entry num_columns * row + column). Two squares of
+    2 * view + 1 cells a side around the agent follow, row by row: the walls, then the goal. Cells outside the square
+    are not observed. Walls do not block the view.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Random numbers for many sub-environments at once, each with a seed of its own.
+"""Random numbers for many sub-environments at once. Each sub-environment has its own seed.
 
 Creating a numpy generator takes about 10 microseconds, longer than a whole trajectory of a small environment. Here,
 number j of a trajectory is a hash of (seed, number of the trajectory, j), computed for all sub-environments together.

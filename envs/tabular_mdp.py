@@ -1,4 +1,4 @@
-"""Small random MDPs. Each must be learned anew within a few short episodes.
+"""Small random MDPs. The learner must learn each one within a few short episodes.
 
 Source: Duan et al., "RL²: Fast Reinforcement Learning via Slow Reinforcement Learning", 2016, arXiv:1611.02779.
 """

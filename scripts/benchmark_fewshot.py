@@ -9,11 +9,11 @@ meta-gradient on the same cores:
 - compiled: the plain loss of one task through torch.compile, if there is a C++ compiler;
 - peers: if they are installed (pip install torchopt higher).
 
-Further rows give the share of this machine's rate for matrix products, the time to draw episodes of characters, and the
+Further rows give our rate as a share of the machine's rate for matrix products, the time to draw episodes, and the
 time of two of Proto's training episodes of 60 ways. Freed memory is kept, as in `metarl train`; `--memory-back` returns
 it to the system. With `--device cuda` everything runs on the GPU, in float32 without TensorFloat-32.
 
-    python scripts/benchmark_fewshot.py                    ten minutes on two cores, of which compiling takes four
+    python scripts/benchmark_fewshot.py                    ten minutes on two cores, four of them to compile
     python scripts/benchmark_fewshot.py --quick            8 tasks, without compiling: a noisier answer within a minute
 """
 

@@ -4,8 +4,8 @@
     python scripts/compare_bandits.py runs/bandit-100x5 --json compare.json --picture regret.png
 
 All players get the same bandits with the same random numbers. Runs with the same number of arms and pulls share a
-panel. For up to 10 pulls the bound is the exact Bayes optimum. For more pulls that takes too long to compute, and the
-return of the finite-horizon Gittins index is used instead, which is close to the optimum.
+panel. For up to 10 pulls the bound is the exact Bayes optimum. For more pulls that takes too long to compute. Then the
+bound is the return of the finite-horizon Gittins index, which is close to the optimum.
 """
 
 from __future__ import annotations

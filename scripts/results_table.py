@@ -169,7 +169,7 @@ def _family_table(cells: Cells, family: str) -> str:
 
 
 def _absent(cells: Cells, family: str, column: str) -> str:
-    """Why a column has no cell, such as "-long" of an agent whose curve is already flat after the usual budget."""
+    """Why a column has no cell: not run, or AGENT-long is not needed, since AGENT's own learning curve is flat."""
     short = cells.get((family, agent_of(column)), [])
     enough = bool(short) and all(cell.get("flat") for cell in short)
     return NOT_NEEDED if column.endswith(LONG) and enough else NOT_RUN

@@ -2,9 +2,9 @@
 
 Each trial is a real `metarl train` of 20 iterations with the default `checkpoint_every`: checkpoints are written only
 before its three evaluations. The two kills of a trial aim at training, an evaluation or the writing of a checkpoint, in
-turn. Afterwards, the state of the folder shows when a kill really happened. A trial survives if its final parameters,
-metrics, adaptation curve, checkpoints and TensorBoard's steps and values equal those of the uninterrupted run, and its
-folder holds nothing unfinished.
+turn. Afterwards, the state of the folder shows when a kill really happened. A trial survives if its results equal those
+of the uninterrupted run, and its folder holds no unfinished file. The results are the final parameters, metrics,
+adaptation curve, checkpoints, and TensorBoard's steps and values.
 
     python scripts/stress_resume.py --trials 30          60 kills in about ten minutes
 """

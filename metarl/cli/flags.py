@@ -52,7 +52,7 @@ class TrainArguments:
 
     Attributes:
         config: the configuration, all flags applied.
-        run_dir: folder for a new run, or None for a name of its own.
+        run_dir: folder for a new run; None = a new folder under runs/.
         resume: folder of the run to resume, or None.
         quiet: print nothing but errors.
     """
@@ -286,7 +286,7 @@ class _Flags(Generic[Task, Agent]):
     config: Path | None = None
     """TOML file with tables [task] [agent] [trainer] [evaluation]."""
     run_dir: Path | None = None
-    """Folder of the new run; default: runs/ and a name of its own."""
+    """Folder of the new run; default: a new folder under runs/."""
     resume: Path | None = None
     """Folder of the run to resume."""
     quiet: bool = False

@@ -51,7 +51,7 @@ class Traits:
             support in each step. "shot": in step k the k-th example of every class. RL agents leave it out.
         state_per: whether an adapted state belongs to a "task" or, as a memory does, to one "trajectory" of it.
         adapts_in_update: `meta_update` adapts and scores by itself, so its episodes hold only data. It returns the mean
-            score after step k as `adapt/step_k`, for each k that it knows. Not for RL agents.
+            score after step k as `adapt/step_k`, for each k that it scored. Not for RL agents.
         trains_jointly: training adapts to no task. `meta_update` returns its score under the name `score_name`.
         observes_task: every observation ends with the features of the task (an oracle). Only for RL agents.
         step_size_can_scale: the learner is a `ScalableLearner`.

@@ -136,13 +136,13 @@ def scenes_figure(scenes: Sequence[tuple[str, SceneView]], *, num_columns: int) 
 
 
 def learning_figure(runs: Mapping[str, Rows]) -> Figure:
-    """Draws the return against environment steps. If a run was evaluated in training, a second panel has test tasks.
+    """Draws the score against environment steps. If a run was evaluated in training, a second panel has test tasks.
 
     Args:
         runs: label -> rows of `metrics.jsonl`.
 
     Raises:
-        InputError: a run has no return to draw.
+        InputError: a run has no score to draw.
     """
     runs = {printable(label): rows for label, rows in runs.items()}
     for label, rows in runs.items():
@@ -257,7 +257,7 @@ def _draw_named_tasks(axes: Axes, curve: Report, per_task: Floats) -> None:
 
 
 def _label_steps(axes: Axes, curve: Report) -> None:
-    """Labels each step with its number and, below, the experience spent by then."""
+    """Labels each step with its number and, below, the experience spent up to this step."""
     stride = -(-len(curve["steps"]) // 9)
     format_count = EngFormatter(sep="", places=None)
     ticks = curve["steps"][::stride]

@@ -1,4 +1,4 @@
-"""The environments of a task distribution, and what a learner must know of their spaces."""
+"""The environments of a task distribution, and the properties of their spaces that a learner needs."""
 
 from __future__ import annotations
 

@@ -120,8 +120,8 @@ def _learner(config: RunConfig, spaces: Spaces | ExampleSpaces) -> AnyLearner:
 def keep_freed_memory() -> bool:
     """Lets the process keep the memory that it frees, so that the next iteration's tensors need no new pages.
 
-    This works with glibc only. By default, glibc gives the memory of every tensor of more than 32 MB back to the
-    system, and the system zeroes each page before its next use. That took 40 % of the time of Proto's 60-way episodes.
+    This works with glibc only. By default, glibc returns the memory of every tensor of more than 32 MB to the
+    system. The system then zeroes each page before its next use. That took 40 % of the time of Proto's 60-way episodes.
 
     Returns:
         Whether glibc accepted the settings.

@@ -15,7 +15,7 @@ from metarl.rl.tasks import EnvTaskDistribution
 from metarl.runs import registry
 from metarl.runs.config import RunConfig, to_dict
 
-# Settings that must fit the trained agent. Another family that has them takes their values from the run.
+# Settings that another family takes from the run, if it has them.
 CARRIED = ("horizon", "action_limit", "contact_forces", "num_ways", "num_shots", "num_queries")
 
 

@@ -53,7 +53,7 @@ def check_environments(
         tasks: some of its tasks, all different, at least one.
         seed: of the episodes, >= 0.
         call: calls the user's code.
-        on_note: called with each note: one line that is useful to know but not a fault.
+        on_note: called with each note: one useful line that is not a fault.
 
     Raises:
         InputError: a scene cannot be drawn.

@@ -49,7 +49,7 @@ def check_task_distribution(
         seed: of all random numbers, >= 0.
         timeout: seconds that one call of the distribution or an environment may take, > 0; None for no limit.
         on_call: called with the name of each call before it is made.
-        on_note: called with each note: one line that is useful to know but not a fault.
+        on_note: called with each note: one useful line that is not a fault.
 
     Raises:
         EnvironmentFaultError: the distribution or an environment raised an error (its cause), or took too long.

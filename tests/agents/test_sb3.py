@@ -846,7 +846,7 @@ def test_rl2_with_the_weights_of_a_recurrent_ppo_does_and_values_the_same() -> N
     env = TrialVecEnv(Bandit(num_arms=4, num_pulls=5), width, episodes_per_trial=2, seed=1)
     model = recurrent(env, n_steps=10, batch_size=10)
     learner = RL2(RL2Config(hidden_size=8), env.spaces, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():  # so that what it does hangs on what it remembers
+    with torch.no_grad():  # so that its actions depend on its memory
         for parameter in (*model.policy.lstm_actor.parameters(), model.policy.action_net.weight):
             parameter.normal_(generator=torch.Generator().manual_seed(2))
     copied = learner.network

@@ -381,7 +381,7 @@ class Idle(Halving):
 @pytest.mark.parametrize("silent", [False, True])
 def test_success_is_a_curve_beside_the_score(batch_size: int | None, silent: bool) -> None:
     collector = Trying()
-    collector.silent = silent  # speaks of success only where there was one
+    collector.silent = silent  # reports success only where there was one
     curve = evaluate(Idle(), collector, Levels(1.0, 9.0), num_tasks=6, num_steps=3, batch_size=batch_size)
     assert curve.success is not None
     np.testing.assert_array_equal(curve.success[:, 0], [[0.25] * 3, [0.5] * 3, [0.75] * 3, [1.0] * 3])

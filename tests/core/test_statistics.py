@@ -112,7 +112,7 @@ def test_the_order_of_seeds_and_tasks_changes_no_crossed_interval(shape: tuple[i
 
 
 def test_the_same_tasks_for_all_seeds_are_no_more_tasks() -> None:
-    """Seeds that all score alike on forty tasks know as much of tasks as one of them does."""
+    """Seeds with equal scores on forty tasks give the same information on tasks as one seed."""
     tasks = rng().normal(size=(1, 40, 1))
     half = student_quantile(39) * tasks.std(ddof=1) / np.sqrt(40)
     assert width(crossed_interval(np.repeat(tasks, 3, axis=0), rng())) == pytest.approx(2 * half)

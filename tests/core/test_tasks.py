@@ -1,4 +1,4 @@
-"""Tasks of any kind: compared by content, told as numbers, and named in a line that stays short."""
+"""Tasks of any kind: compared by content, converted to numbers, and named in one short line."""
 
 from __future__ import annotations
 

@@ -219,8 +219,8 @@ LEARNS_FIRST = {"relation", "relation-ce", "proto-zero-shot", "matching-fce", "r
 
 @EVERY
 def test_with_shuffled_support_labels_accuracy_is_chance(name: str, new_batches: Any) -> None:
-    """Over 600 episodes, within 4 standard errors of 1 / ways; with the right labels it is not, where the learner
-    knows what to do before it has learned."""
+    """Over 600 episodes, within 4 standard errors of 1 / ways. With the right labels it is not, for learners that
+    work without training."""
     support, query = new_batches(tasks=600, ways=WAYS, shots=2, queries=QUERIES)
     spaces = VECTORS
     if name in WITHOUT_SUPPORT_IMAGES:

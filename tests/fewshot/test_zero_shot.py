@@ -57,8 +57,8 @@ def trained(new_learner: Any, as_episodes: Any, tasks: Any) -> Any:
 
 
 def test_a_linear_map_is_learned_and_names_unseen_classes(new_learner: Any, as_episodes: Any) -> None:
-    """Classes whose descriptions lie close together stay hard: the nearest description to the query mapped back, which
-    knows the true map, is the yardstick. Shuffled descriptions leave chance."""
+    """Classes with similar descriptions stay hard. The reference maps the query back by the true map and takes the
+    nearest description. With shuffled descriptions, accuracy is chance."""
     learner = trained(new_learner, as_episodes, lambda seed: world(8, seed))
     support, query = world(200, 10_000)
     state = learner.adapt(learner.begin(200), support, step=0)

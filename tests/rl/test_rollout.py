@@ -98,7 +98,7 @@ class Gravities(EnvTaskDistribution[float]):
 
 
 class NoiseActor:
-    """Acts by the noise alone and keeps what it is told. Its state counts its steps."""
+    """Acts by the noise alone and keeps what `observe` receives. Its state counts its steps."""
 
     def __init__(self, spaces: Spaces, *, scale: float = 1.0, values: bool = False) -> None:
         self.spaces, self.scale, self.values = spaces, scale, values

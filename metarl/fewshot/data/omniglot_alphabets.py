@@ -2,8 +2,8 @@
 
 Lake's two sets: Brenden Lake, Ruslan Salakhutdinov, Joshua Tenenbaum, Science 2015. Vinyals' split: Oriol Vinyals,
 Charles Blundell, Timothy Lillicrap, Koray Kavukcuoglu, Daan Wierstra: Matching Networks for One Shot Learning, NeurIPS
-2016, arXiv:1606.04080, in the form in which Jake Snell, Kevin Swersky and Richard Zemel published it with Prototypical
-Networks for Few-shot Learning, NeurIPS 2017, arXiv:1703.05175: whole alphabets, except four characters of Gurmukhi.
+2016, arXiv:1606.04080. Jake Snell, Kevin Swersky and Richard Zemel published it with Prototypical Networks for Few-shot
+Learning, NeurIPS 2017, arXiv:1703.05175. It consists of whole alphabets, except four characters of Gurmukhi.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The sampler of N-way K-shot tasks: what is drawn, by which seeds, and what is refused.
 
-Every image of the set below is told from every other, however turned, so that a test can say which one it was given.
+All images of the set below differ in every rotation, so that a test can identify each image.
 """
 
 from __future__ import annotations
