@@ -33,8 +33,8 @@ class GridMazeEnv(TaskBatchEnv):
     """Starts in the task's start cell and terminates at its goal. Tasks must be set.
 
     Actions move up, right, down or left. A move into a wall has no effect. The step onto the goal has reward 1, every
-    other step -0.01. The dense reward adds the number of steps by which the shortest route to the goal became shorter:
-    -1, 0 or 1. `success` in the infos of `step` is true at the goal.
+    other step -0.01. The dense reward adds to each other step the number of steps by which the shortest route to the
+    goal became shorter: -1, 0 or 1. `success` in the infos of `step` is true at the goal.
 
     An observation begins with the agent's cell as a one-hot vector (entry num_columns * row + column). Two squares of
     2 * view + 1 cells a side around the agent follow, row by row: the walls, then the goal. Cells outside the square
@@ -135,7 +135,8 @@ class GridMaze(EnvTaskDistribution[MazeTask]):
         horizon: steps per trajectory.
         size: cells along each side, with the border.
         view: how many cells the agent sees in each direction.
-        reward: "sparse": 1 at the goal, else -0.01; "dense": plus the steps by which the route became shorter.
+        reward: "sparse": 1 at the goal, else -0.01; "dense": the steps by which the route became shorter are
+            added to the -0.01.
     """
 
     splits = "disjoint"

@@ -201,7 +201,7 @@ def centres(cells: NDArray[np.intp], shape: tuple[int, int], size: float) -> NDA
 
 
 def cells(positions: NDArray[np.float64], shape: tuple[int, int], size: float) -> NDArray[np.intp]:
-    """The cells in which positions lie: the inverse of `centres`. Outside the maze, the numbering goes on.
+    """The cells in which positions lie: the inverse of `centres`. Positions outside the maze get numbers outside it.
 
     Args:
         positions: (x, y), [..., 2].

@@ -68,8 +68,8 @@ def as_built(num_bodies: int, num_dofs: int) -> Physics:
 class RandomParamsEnv(UniformStartEnv):
     """A robot in a plane that runs forward. Reward per step: dx/dt + 1 - 0.001 * |control|^2.
 
-    A step takes 0.008 s. Observations are all positions but x, then all velocities, clipped to [-10, 10]. The MDP ends
-    when one of the limits below is reached.
+    A step takes 0.008 s. Observations are all positions but x, then all velocities. The velocities are clipped to
+    [-10, 10]. The MDP ends when one of the limits below is reached.
 
     Attributes:
         heights: lower and upper limit of the height, in metres.

@@ -107,9 +107,9 @@ class TaskBatchEnv(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
         """Starts new trajectories.
 
         Args:
-            seed: an int s seeds sub-environment i with s + i. A sequence has one seed for each, below 2^64. None:
-                the random numbers continue. A trajectory depends on its seed, task and actions, not on its place in
-                the batch.
+            seed: an int s seeds sub-environment i with s + i. A sequence has one seed for each, below 2^64. None,
+                for all or for one of them: the random numbers continue. A trajectory depends on its seed, task and
+                actions and on the number of trajectories since seeding, not on its place in the batch.
             options: `{"reset_mask": bool array [num_envs]}` resets only the marked sub-environments.
 
         Returns:

@@ -1,8 +1,8 @@
 """Trains and measures any cell of the results table, and builds the README's tables from what was measured.
 
     python scripts/reproduce.py half-cheetah-dir --agents maml rl2 --seeds 0 1 2
-    python scripts/reproduce.py --list                    # what there is, and what was not run
-    python scripts/reproduce.py --readme                  # the tables between their markers in README.md, and pictures
+    python scripts/reproduce.py --list                    # the tables, with the cells that were not run
+    python scripts/reproduce.py --readme                  # writes the tables into README.md, and the pictures
     python scripts/reproduce.py --figure                  # Figure 1 and the film; trains what they lack, an hour or two
 
 A cell is a family, an agent and a seed. It is trained for 4 million environment steps (`--steps`), or for 45 minutes
@@ -154,7 +154,7 @@ def trained_until_flat(config: RunConfig, run_dir: Path) -> RunConfig:
 
     Args:
         config: of a run of `LONG` budgets.
-        run_dir: may hold such a run or a longer one that this function began, finished or not.
+        run_dir: the run folder. It may hold this run or a longer one of an earlier call, finished or not.
     """
     budget = config.trainer.iterations // LONG
     length = config.trainer.iterations
@@ -236,7 +236,7 @@ def main() -> int:
 
 
 def reproduce(family: str, column: str, seed: int, parsed: argparse.Namespace) -> None:
-    """Measures one cell, unless its file is there."""
+    """Measures one cell, unless its file exists."""
     name = f"{column.replace(':', '.')}-seed{seed}"
     path = parsed.cells / family / f"{name}.json"
     if path.is_file() and not parsed.again:

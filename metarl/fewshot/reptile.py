@@ -136,7 +136,7 @@ class Reptile(SteppingLearner):
 
 
 def mini_batch(batch: ExampleBatch, number: int, size: int) -> ExampleBatch:
-    """Mini-batch `number`, from 0, of ONE task's examples. After the last example, it goes on with the first."""
+    """Mini-batch `number`, from 0, of ONE task's examples. After the last example, the first ones follow again."""
     count = len(batch.targets)
     places = (torch.arange(min(size, count), device=batch.targets.device) + number * size) % count
     return ExampleBatch(*(part[places] for part in batch))

@@ -41,7 +41,7 @@ def check_agent(
         - All methods and attributes exist.
         - Results have the task axis first, and the result for a task does not depend on the other tasks.
         - Methods do not change their arguments and do not use the global random generators.
-        - `state_dict` is a copy of everything that a resumed run needs. It is saved and loaded, and training goes on.
+        - `state_dict` is a copy of everything that a resumed run needs. The check saves and loads it, then trains on.
         - `parameters` holds everything that is trained.
 
     Args:

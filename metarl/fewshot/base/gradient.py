@@ -67,7 +67,7 @@ class SteppingLearner(FewShotLearner[Adapted]):
         super()._require_fit()
         spaces = self.spaces
         fits = not spaces.discrete or spaces.train_ways == spaces.num_outputs or self.traits.trains_jointly
-        allowed = f"task.num_ways = {spaces.num_outputs}: the last layer has an output for each"
+        allowed = f"task.num_ways = {spaces.num_outputs}: the last layer has one output for each class"
         require(fits, "task.train_ways", spaces.train_ways, allowed)
 
     def _add_networks(self, generator: torch.Generator) -> None:

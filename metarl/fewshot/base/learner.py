@@ -102,7 +102,7 @@ class FewShotLearner(ABC, Generic[State]):
             example = torch.zeros(2, *spaces.input_shape)
             self.feature_shape = tuple(self.encoder(self.encoder.parameters, example).shape[1:])
         self._add_networks(generator)
-        allowed = "one that has parameters: nothing else learns"
+        allowed = "one that has parameters; without them, nothing is learned"
         require(bool(self.networks.parameters), "agent.encoder", config.encoder, allowed)
         self.execution = Execution(
             config.execution, config.encoder, self.networks, spaces.input_shape, second_order=self.second_order
