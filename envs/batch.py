@@ -37,7 +37,7 @@ except (AttributeError, ImportError) as error:  # PyOpenGL raises AttributeError
         raise
     raise RuntimeError(f"MUJOCO_GL = {os.environ['MUJOCO_GL']!r} does not work here ({error}); {_HEADLESS}") from error
 
-# MuJoCo resets a simulation whose numbers blow up and continues. Only these counters show it.
+# MuJoCo resets a simulation that becomes unstable, and continues. Only these counters show it.
 _BREAKDOWNS = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADCTRL) + 1)
 _MOST_RENDERERS = 16  # kept open at a time; each has an OpenGL context, which takes a second to create
 _STATE_FIELDS = ("qpos", "qvel", "act", "ctrl", "qfrc_applied", "xfrc_applied", "mocap_pos", "mocap_quat")
@@ -180,6 +180,9 @@ def make_simulator(model: Any, num_simulations: int, num_threads: int) -> AnySim
         model: an `MjModel`.
         num_simulations: how many run together.
         num_threads: threads to run them on, 0 for all cores of this process; does not change the results.
+
+    Raises:
+        ValueError: num_threads is negative.
     """
     if num_threads < 0:
         raise ValueError(f"num_threads = {num_threads}: must be 0 (all cores) or more")

@@ -2,10 +2,10 @@
 
 Source: Rakelly et al., "Efficient Off-Policy Meta-Reinforcement Learning via Probabilistic Context Variables", 2019,
 arXiv:1903.08254, and its code, github.com/katerakelly/oyster.
-Differs from it: the physics is Gymnasium's Humanoid-v5, with 0.015 s per step. The source divides the distance that the
-centre of mass moves in a step by the time of one physics step, which is a fifth of a step. The weight of this quotient
-is 0.25. This equals 1.25 times the velocity, the weight here and in Humanoid-v5. Contacts have no cost here: it was
-zero in the source's MuJoCo version.
+Differs from it: the physics is Gymnasium's Humanoid-v5, with 0.015 s per step. The source takes the distance that the
+centre of mass moves in a step. It divides the distance by the time of one physics step, which is a fifth of a step. The
+weight of this quotient is 0.25. This equals 1.25 times the velocity, the weight here and in Humanoid-v5. Contacts have
+no cost here: it was zero in the source's MuJoCo version.
 """
 
 from __future__ import annotations

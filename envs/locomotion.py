@@ -202,6 +202,6 @@ def unit_vectors(tasks: Sequence[Direction]) -> Floats:
 
 
 def direction_features(task: Direction) -> NDArray[np.float32]:
-    """The direction as (cos angle, sin angle), [2], for oracles: so angles near 0 and near 2 pi are close."""
+    """The direction as (cos angle, sin angle), [2], for oracles. Angles near 0 and 2 pi then have similar features."""
     vector: NDArray[np.float32] = unit_vectors([task])[0].astype(np.float32)
     return vector

@@ -100,7 +100,7 @@ class MazeEnv(BatchEnv):
 
     def _positions(self, ids: Ids) -> Floats:
         positions = self.simulator.qpos[ids, :2]
-        return np.where(np.isfinite(positions), positions, 0.0)  # any place will do for a diverged simulation
+        return np.where(np.isfinite(positions), positions, 0.0)  # a diverged simulation has reward 0 at any place
 
     def _places(self, ids: Ids) -> Floats:
         """The robots' places in the grid, [len(ids), 2]; cell (r, c) extends from (r, c) to (r + 1, c + 1)."""

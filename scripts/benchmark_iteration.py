@@ -6,7 +6,7 @@ in the simulator. It is measured with exact curvature on all data, and with the 
 
     python scripts/benchmark_iteration.py                     five minutes on two cores
     python scripts/benchmark_iteration.py --quick             a noisier answer within a minute
-    python scripts/benchmark_iteration.py --profile NAME --json profile.json     seconds by stage, once more
+    python scripts/benchmark_iteration.py --profile NAME --json profile.json     seconds by stage instead
     python scripts/benchmark_iteration.py --picture out.png before.json after.json
 """
 

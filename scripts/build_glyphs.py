@@ -96,6 +96,7 @@ def choose(script: str, drawn: dict[int, dict[str, Bits]]) -> list[Character]:
     """Twenty legible and distinct designs of each character of a script, chosen to be far apart.
 
     Args:
+        script: the script's name.
         drawn: pictures by face, then by character; a character without twenty such designs is left out.
     """
     for _ in range(2):  # the second time, the misfits are no longer part of the centroids

@@ -40,8 +40,8 @@ def evaluate(
         json_file: also write the result to this file, in the format of adaptation.json.
         on: another family to evaluate on, with the same observations and actions, or images and classes. Horizon,
             action range, ways and shots are the run's; other settings are the family's.
-        choose_step_size: first choose the size of the test-time steps, from 1/4 to 8 times the run's, on as many
-            validation tasks, drawn from the training split.
+        choose_step_size: first choose the size of the test-time steps, from 1/4 to 8 times the run's, on validation
+            tasks. They are drawn from the training split, as many as test tasks.
         trust: import the task or agent class that the folder, or `on`, names as module:Class.
         task_flags: the --task.* flags.
     """

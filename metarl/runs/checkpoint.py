@@ -196,6 +196,9 @@ def prune(run_dir: Path, keep_last: int, *, newest: int | None = None, keep: Col
         newest: the iteration from which `keep_last` is counted back; None = the last. Later checkpoints are those
             that a resumed run could not use; they stay until the run saves them again.
         keep: other iterations that stay.
+
+    Raises:
+        ValueError: keep_last is below 1.
     """
     if keep_last < 1:
         raise ValueError(f"keep_last = {keep_last}: must be >= 1")

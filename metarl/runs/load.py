@@ -105,7 +105,9 @@ def load_trainer(
         **evaluation: settings of the evaluation, instead of the run's.
 
     Raises:
-        InputError: as `load`; the tasks of `on` have other observations, actions, inputs or classes than the run's.
+        InputError: as `load`; `paths` has an unknown name; or the tasks of `on` have other observations, actions,
+        inputs
+            or classes than the run's.
     """
     run_dir = Path(run_dir).absolute()  # an environment may change the working directory
     saved = load_config(run_dir, trusted=trusted, paths=paths)
@@ -173,9 +175,9 @@ def _say_other_spaces(trainer: Trainer, run_dir: Path) -> None:
 
 
 def misfit(saved: object, own: object, name: str = "state") -> str | None:
-    """The first part of a saved state whose type, shape or dtype is not that of the learner's own state, in words.
+    """Describes the first part of a saved state that has another type, shape or dtype than the learner's own state.
 
-    None if all parts fit. Parts that only one of the two states has are not compared.
+    Returns None if all parts fit. Parts that only one of the two states has are not compared.
     """
     if isinstance(own, Mapping) and isinstance(saved, Mapping):
         found = (misfit(saved[key], own[key], f"{name}.{key}") for key in own if key in saved)

@@ -1,4 +1,4 @@
-"""Images of your own: a folder for each class."""
+"""Your own images, in one folder for each class."""
 
 from __future__ import annotations
 
