@@ -59,7 +59,7 @@ MAX_BYTES = 500_000
 # the zeros of Devanagari and Thai.
 MAX_COSINE = 0.93
 MIN_DISTANCE = (
-    0.10  # L1 distance between two faces' pictures of a character, as a share of their ink; below: one design
+    0.10  # L1 distance between two faces' pictures of a character, as a share of their ink; below it, one design
 )
 # One map is drawn for each instance. The limits are tuned so that the accuracy of the pixel baseline below (5-way
 # 1-shot, test scripts) is 48 %, as on real Omniglot's evaluation characters. With 8 degrees, scales from 0.8, shears of

@@ -55,7 +55,7 @@ from metarl.runs.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ROOT / "results" / "cells"
-STEPS, MINUTES, TASKS = 4_000_000, 45.0, 40  # of a cell
+STEPS, MINUTES, TASKS = 4_000_000, 45.0, 40  # of one cell: environment steps, minutes of training, test episodes
 CURVE_POINTS = 40
 MEMORIES_FILE = ROOT / "results" / "bandit-memories.json"
 # Iterations and meta-batch of RL² on 100 pulls of 5 arms. The LSTM has the preset's; those of the others take 12 to 24
@@ -65,7 +65,7 @@ FIGURE_CELLS = [("point-nav", "maml:paper", 2 * STEPS)]  # the paper's 100 itera
 FIGURE_CELLS += [("point-nav", column, STEPS) for column in ("pretrained", "random-init", "oracle")]
 FIGURE_CELLS += [("half-cheetah-dir", column, STEPS) for column in ("maml", "pretrained", "random-init", "oracle")]
 FILM = FilmSettings(size=(400, 120), side_view=6.2)
-LONG, LONGEST = 3, 8  # budgets of a column AGENT-long, at first and at most
+LONG, LONGEST = 3, 8  # budgets of a column AGENT-long: at first, and at most
 FULL = 5  # budgets of --full
 
 

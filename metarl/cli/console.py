@@ -68,7 +68,7 @@ class Stream:
         return getattr(self._stream, name)
 
     def _reconfigure(self, errors: str | None) -> None:
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # a stream of a test may not have it
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # a stream in a test may have no `reconfigure`
             self._stream.reconfigure(errors=errors)
 
     def _try(self, action: Callable[[], object]) -> None:

@@ -302,7 +302,7 @@ def _families() -> str:
 
 
 def _type_of(settings: object) -> Any:
-    """The type of `settings` for tyro, which makes no flags for an object that is no dataclass."""
+    """The type of `settings` for tyro, which makes no flags for an object that is not a dataclass."""
     kind = type(settings)
     return kind if fields_of(settings) else Annotated[kind, tyro.conf.Suppress, tyro.conf.Fixed]
 

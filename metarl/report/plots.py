@@ -36,7 +36,7 @@ SUFFIXES = (".png", ".pdf", ".svg")
 MAX_NAMED_TASKS = 8
 MAX_LABEL = 24  # characters
 MAX_COLUMN_LABELS = 3
-MAX_ROWS = 64  # of a picture's panels or a table's cells
+MAX_ROWS = 64  # rows of panels in a picture, or of cells in a table
 
 _PANEL = (5.6, 4.0)  # inches
 _SCENE = 2.5  # inches

@@ -129,6 +129,6 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # All threads share one arena: the heaps of a thread's own arena have 64 MB, which is too small.
+    # All threads share one arena: an arena per thread would have heaps of 64 MB, which is too small.
     settings = {M_MMAP_THRESHOLD: LARGEST, M_TRIM_THRESHOLD: LARGEST, M_ARENA_MAX: 1}
     return all(mallopt(name, value) == 1 for name, value in settings.items())

@@ -59,7 +59,7 @@ def require_capacity(config: RunConfig, *, observation_size: int = 1) -> None:
         at_once = {"trainer.meta_batch_size": min(tasks, evaluation.num_tasks)}
         _require({"evaluation.min_live_steps": evaluation.min_live_steps} | at_once, bytes_per_step)
     horizon = getattr(config.task, "horizon", None)
-    if type(horizon) is not int:  # of a user's own family, which is checked elsewhere
+    if type(horizon) is not int:  # a user's own family; its horizon is checked elsewhere
         return
     collections = {name: value for name, (value, *_) in settings.items() if name.partition(".")[2] in UPDATE}
     length = next((name for name in ("task.horizon", "task.num_pulls") if name in settings), "horizon")

@@ -106,8 +106,7 @@ def load_trainer(
 
     Raises:
         InputError: as `load`; `paths` has an unknown name; or the tasks of `on` have other observations, actions,
-        inputs
-            or classes than the run's.
+            inputs or classes than the run's.
     """
     run_dir = Path(run_dir).absolute()  # an environment may change the working directory
     saved = load_config(run_dir, trusted=trusted, paths=paths)

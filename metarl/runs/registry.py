@@ -231,7 +231,7 @@ def preset_table(task_name: str, agent_name: str, preset: str) -> Tables:
 
 
 def base_of(agent_name: str) -> str | None:
-    """The agent whose presets a baseline uses (`based_on` in its file); None for an agent that is no baseline."""
+    """The agent whose presets a baseline uses (`based_on` in its file); None for an agent that is not a baseline."""
     base: str | None = _baseline(agent_name).get("based_on")
     return base
 
@@ -242,7 +242,7 @@ def baseline_changes(agent_name: str) -> Tables:
 
 
 def _baseline(agent_name: str) -> dict[str, Any]:
-    """The contents of `presets/baselines/<agent_name>.toml`; empty for an agent that is no baseline."""
+    """The contents of `presets/baselines/<agent_name>.toml`; empty for an agent that is not a baseline."""
     file = resources.files("metarl") / "presets" / "baselines" / f"{agent_name}.toml"
     known = agent_name in names("agent") and file.is_file()
     return tomllib.loads(file.read_text(encoding="utf-8")) if known else {}

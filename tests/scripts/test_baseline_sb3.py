@@ -123,7 +123,10 @@ def test_a_whole_trial_is_an_episode(script: Any, tmp_path: Path, algorithm: str
         ("point-nav --set n_steps", "--set = 'n_steps': must be KEY=VALUE, the value written as in TOML"),
         ("point-nav --set-task horizn=3", "task.horizn"),
         ("point-nav --episodes-per-trial 0", "episodes_per_trial = 0: must be an integer >= 1"),
-        ("point-nav --pretrained nothing.zip", "--pretrained = 'nothing.zip': is no PPO for these tasks: FileNotFound"),
+        (
+            "point-nav --pretrained nothing.zip",
+            "--pretrained = 'nothing.zip': is not a PPO model for these tasks: FileNotFound",
+        ),
         ("point-nav --device abacus", "--algorithm = 'PPO': cannot be made so:"),
     ],
 )
@@ -145,10 +148,10 @@ def test_a_model_of_other_tasks_and_a_full_folder_are_refused(
     pretrained = ["--pretrained", str(tmp_path / "other.zip")]
     assert script.main(["point-nav", *pretrained, "--out", str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "is no PPO for these tasks: ValueError: Observation spaces do not match" in line
+    assert "is not a PPO model for these tasks: ValueError: Observation spaces do not match" in line
     assert script.main(["half-cheetah-dir", "--algorithm", "SAC", *pretrained, "--out", str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "is no SAC for these tasks" in line
+    assert "is not a SAC model for these tasks" in line
     assert script.main(["point-nav", "--out", str(tmp_path)]) == 2
     assert f"--out = '{tmp_path}': must be a new or an empty folder" in capsys.readouterr().err
 

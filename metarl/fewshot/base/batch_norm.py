@@ -136,7 +136,7 @@ def with_own_batch_norm(module: nn.Module) -> nn.Module:
         InputError: a batch norm has no momentum.
     """
     for name, child in module.named_children():
-        # A subclass with its own forward stays, such as one that synchronises processes.
+        # A subclass with its own forward is kept, such as one that synchronises processes.
         if isinstance(child, _BatchNorm) and type(child).forward is _BatchNorm.forward:
             setattr(module, name, _exchanged(child))
         else:

@@ -131,7 +131,7 @@ class SteppingLearner(FewShotLearner[Adapted]):
         return gradient_step(self.test_loss, parameters, batch, self.step_size(step))
 
     def _support_statistics(self, parameters: Parameters, support: ExampleBatch) -> Statistics:
-        """Of ONE task's support, if they normalise the query; else empty."""
+        """Statistics of ONE task's support, if they normalise the query; else empty."""
         if self.config.batch_norm != "support":
             return {}
         return self.encoder.recorded(parameters, support.inputs, differentiable=True)[1]

@@ -66,7 +66,7 @@ EVALUATION = {
     "Tibetan": (42, "test"),
     "ULOG": (26, "test"),
 }
-# Of the alphabet Gurmukhi, which is for training, Vinyals has these for testing.
+# The alphabet Gurmukhi is for training, except these characters, which Vinyals uses for testing.
 OTHERWISE = {f"Gurmukhi/character{number}": "test" for number in (42, 43, 44, 45)}
 
 

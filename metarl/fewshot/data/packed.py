@@ -53,8 +53,8 @@ def read_packed(path: Path) -> Mapping[str, NDArray[Any]]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        # TypeError: a file of a single array, which numpy loads too.
-        raise InputError(f"{path}: is no packed set of characters: {one_line(error)}") from error
+        # TypeError: numpy also loads a file of a single array.
+        raise InputError(f"{path}: is not a packed set of characters: {one_line(error)}") from error
     images = arrays["images"]
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[2] * 8 != SIZE * SIZE:
         raise InputError(

@@ -211,13 +211,13 @@ def test_another_file_is_no_packed_set(tmp_path: Path, bits: NDArray[np.uint8]) 
         arrays = dict(file)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    assert refused(tmp_path).startswith("ROOT/omniglot28.npz: is no packed set of characters: ")
+    assert refused(tmp_path).startswith("ROOT/omniglot28.npz: is not a packed set of characters: ")
     for other in (b"", b"text", pickle.dumps(arrays)):
         path.write_bytes(other)
-        assert refused(tmp_path).startswith("ROOT/omniglot28.npz: is no packed set of characters: ")
+        assert refused(tmp_path).startswith("ROOT/omniglot28.npz: is not a packed set of characters: ")
     with path.open("wb") as file:
         np.save(file, arrays["images"])
-    assert refused(tmp_path).startswith("ROOT/omniglot28.npz: is no packed set of characters: ")
+    assert refused(tmp_path).startswith("ROOT/omniglot28.npz: is not a packed set of characters: ")
     for change, message in (
         (
             {"images": arrays["images"][..., :9]},
@@ -228,7 +228,7 @@ def test_another_file_is_no_packed_set(tmp_path: Path, bits: NDArray[np.uint8]) 
         np.savez(path, **{**arrays, **change})
         assert refused(tmp_path) == f"ROOT/omniglot28.npz: {message}"
     np.savez(path, images=arrays["images"])
-    assert "is no packed set of characters: 'alphabet is not a file in the archive'" in refused(tmp_path)
+    assert "is not a packed set of characters: 'alphabet is not a file in the archive'" in refused(tmp_path)
 
 
 def test_a_damaged_zip_is_refused(tmp_path: Path, bits: NDArray[np.uint8]) -> None:
