@@ -144,7 +144,7 @@ def make_model(algorithm: Any, env: Any, settings: dict[str, Any], parsed: argpa
         except (OSError, zipfile.BadZipFile, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
             said = one_line(f"{type(error).__name__}: {error}")
             raise InputError(
-                f"--pretrained = {str(parsed.pretrained)!r}: is not a {algorithm.__name__} model for these tasks: {said}"
+                f"--pretrained = {str(parsed.pretrained)!r}: is not a {algorithm.__name__} for these tasks: {said}"
             ) from error
     try:
         policy = "MlpPolicy" if "MlpPolicy" in algorithm.policy_aliases else "MlpLstmPolicy"

@@ -125,7 +125,7 @@ def test_a_whole_trial_is_an_episode(script: Any, tmp_path: Path, algorithm: str
         ("point-nav --episodes-per-trial 0", "episodes_per_trial = 0: must be an integer >= 1"),
         (
             "point-nav --pretrained nothing.zip",
-            "--pretrained = 'nothing.zip': is not a PPO model for these tasks: FileNotFound",
+            "--pretrained = 'nothing.zip': is not a PPO for these tasks: FileNotFound",
         ),
         ("point-nav --device abacus", "--algorithm = 'PPO': cannot be made so:"),
     ],
@@ -148,10 +148,10 @@ def test_a_model_of_other_tasks_and_a_full_folder_are_refused(
     pretrained = ["--pretrained", str(tmp_path / "other.zip")]
     assert script.main(["point-nav", *pretrained, "--out", str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "is not a PPO model for these tasks: ValueError: Observation spaces do not match" in line
+    assert "is not a PPO for these tasks: ValueError: Observation spaces do not match" in line
     assert script.main(["half-cheetah-dir", "--algorithm", "SAC", *pretrained, "--out", str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "is not a SAC model for these tasks" in line
+    assert "is not a SAC for these tasks" in line
     assert script.main(["point-nav", "--out", str(tmp_path)]) == 2
     assert f"--out = '{tmp_path}': must be a new or an empty folder" in capsys.readouterr().err
 
