@@ -16,6 +16,7 @@ from metarl.core.seeds import Seeds
 from metarl.core.tasks import AnyDistribution, Split, Splits, Tasks, are_listed, distinct_tasks, parts_of, same_task
 from metarl.fewshot.base.examples import ExampleSpaces, ExampleTaskDistribution
 from metarl.rl.gymnasium_tasks import wrong_environment
+from metarl.rl.task_in_observation import TaskInObservation
 from metarl.rl.tasks import AnySpace, EnvTaskDistribution, EnvTasks, horizon_of
 from metarl.testing.environments import check_environments
 from metarl.testing.foreign import TIMEOUT_S, Foreign
@@ -42,6 +43,7 @@ def check_task_distribution(
         - Tasks are plain data with finite parameters, and `splits` is correct.
         - Episodes depend only on the task and the seed, and all numbers are finite.
         - The task reaches the environment. `scene` and `positions`, if there are any, can be drawn.
+        - `task_features`, if the family defines it, gives finite numbers of one length.
         - Examples depend only on the task and its slot's seed, have the sizes in `spaces`, and differ between tasks.
 
     Args:
@@ -65,6 +67,10 @@ def check_task_distribution(
         if not problems and isinstance(distribution, EnvTaskDistribution):
             tasks = distinct_tasks(_draw(distribution, "train", seed, call), NUM_TASKS)
             problems += check_environments(distribution, tasks, seed=seed, call=call, on_note=note)
+            if type(distribution).task_features is not EnvTaskDistribution.task_features:
+                observed = call("task_features", TaskInObservation, distribution)
+                for task in tasks:
+                    call("task_features", observed.task_features, task)
         if not problems and isinstance(distribution, ExampleTaskDistribution):
             problems += _check_examples(distribution, seed, call)
     except InputError as error:

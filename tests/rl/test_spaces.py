@@ -389,13 +389,17 @@ def test_an_observation_that_is_not_of_its_space(seen: Any, said: str, monkeypat
         collector.query([20.0], learner_of(collector), learner_of(collector).begin(1), Seeds.first(1))
 
 
-def test_built_in_families_and_plain_spaces_are_untouched() -> None:
+def test_families_that_step_all_tasks_at_once_and_plain_spaces_are_untouched() -> None:
     from metarl.envs.half_cheetah import HalfCheetahDir
     from metarl.runs import registry
 
-    for name, cls in registry.TASKS.items():
-        if cls.startswith("metarl.envs."):
-            env = vector_env_of(registry.load_task(name)(), 1)  # type: ignore[arg-type]
+    for name in registry.TASKS:
+        family = registry.load_task(name)
+        if (
+            issubclass(family, EnvTaskDistribution)
+            and family.make_vector_env is not EnvTaskDistribution.make_vector_env
+        ):
+            env = vector_env_of(family(), 1)
             assert fit_of(env) is None
             assert not isinstance(env, FittedVectorEnv), name
             env.close()

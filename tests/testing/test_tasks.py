@@ -457,3 +457,14 @@ class WithoutSpaces(EnvTaskDistribution[float]):
 def test_spaces_that_raise_are_said_with_their_task_even_if_close_raises_too() -> None:
     with pytest.raises(EnvironmentFaultError, match=r"reset raised KeyError: 'robot' \(task 0\.\d+, seed 0, step 0\)$"):
         check_before_training(WithoutSpaces(), timeout=None)
+
+
+class LongerFeatures(Drifts):
+    def task_features(self, task: Shift) -> Any:
+        return np.ones(2 if task.size > 0.5 else 1, np.float32)
+
+
+def test_features_of_another_length_are_a_fault() -> None:
+    (problem,) = check_task_distribution(LongerFeatures())
+    assert "task_features returned" in problem
+    assert "must be a vector of finite numbers, of length" in problem
