@@ -1,8 +1,8 @@
-"""PPO from scratch on every test task by itself: what fresh training reaches, and how much experience it takes.
+"""PPO from scratch on each test task: the score of training without meta-learning, and the experience it needs.
 
 John Schulman, Filip Wolski, Prafulla Dhariwal, Alec Radford, Oleg Klimov: Proximal Policy Optimization Algorithms.
 2017, arXiv:1707.06347. Meta-training does nothing. Every adaptation step is one iteration of PPO on fresh trajectories.
-So its curve over some hundred steps has the same axes as the curve of an agent that needs one step.
+Its curve over some hundred steps has the same axes as the curves of the other agents.
 
 Differs from the paper: full batches, a linear baseline that is fitted to every collection, Adam without momentum.
 """
@@ -41,7 +41,7 @@ class ExpertConfig(RandomInitConfig):
 
 
 class Expert(RandomInit):
-    """PPO from scratch on every task by itself.
+    """PPO from scratch on each task.
 
     Its adapted state holds the policy parameters of each task and the state of each task's Adam.
     """

@@ -1,4 +1,4 @@
-"""First-order MAML: derivatives through the adaptation take the inner gradient as a constant.
+"""First-order MAML: derivatives through the adaptation treat the inner gradient as a constant.
 
 Chelsea Finn, Pieter Abbeel, Sergey Levine: Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks.
 ICML 2017, arXiv:1703.03400, section 5.2; named in Alex Nichol, Joshua Achiam, John Schulman: On First-Order

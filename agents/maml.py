@@ -137,7 +137,7 @@ class AdaptedSurrogate:
 
 
 class ExploringSurrogate(AdaptedSurrogate):
-    """With E-MAML's term: how likely a candidate makes the actions of the support, times the credit of each task.
+    """Adds E-MAML's term: the log-likelihood ratio of the support's actions, times the credit of each task.
 
     The term is zero at the present meta-parameters, and its gradient is the policy gradient of the support's actions
     for the return after adaptation.

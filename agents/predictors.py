@@ -1,4 +1,4 @@
-"""Agents of MetaRL in the form of models of stable-baselines3, with its `predict`.
+"""Wraps MetaRL's agents as models of stable-baselines3 (SB3), with the method `predict`.
 
 `evaluate_policy` of SB3, and any loop over a gymnasium environment, can use them. SB3 need not be installed.
 """
@@ -94,7 +94,7 @@ def _require_learner(learner: object, kind: type[object], allowed: str) -> None:
 
 
 class AdaptedPredictor(_Predictor):
-    """One adapted policy of an agent that takes gradient steps, in the form of a model of SB3.
+    """Wraps one adapted policy of an agent that takes gradient steps as a model of SB3.
 
     Args:
         learner: the agent.
@@ -159,7 +159,7 @@ class AdaptedPredictor(_Predictor):
 
 
 class TrialPredictor(_Predictor):
-    """RL² in the form of a recurrent model of SB3, on the observations of `TrialVecEnv`.
+    """Wraps RL² as a recurrent model of SB3. It takes the observations of `TrialVecEnv`.
 
     The state that `predict` returns holds the memory and the last action before clipping. As in training, the memory
     gets this action, and not the clipped one in the observation.
@@ -194,7 +194,7 @@ class TrialPredictor(_Predictor):
         Args:
             observation: [observation_size + action_size + 2], or with an axis of n in front.
             state: returned by the last step; None if all trials begin.
-            episode_start: bool [n], true where a trial begins; its memory is cleared. None: nowhere.
+            episode_start: bool [n], true where a trial begins; its memory is cleared. None: no trial begins.
             deterministic: the likeliest action instead of a random one.
 
         Returns:
@@ -213,7 +213,7 @@ class TrialPredictor(_Predictor):
         return self._actions(drawn, single), tuple(part[0].numpy() for part in (*trial.memory, trial.action))
 
     def _before(self, num_rows: int, state: tuple[Array, ...] | None, starts: ArrayLike | None) -> TrialState:
-        """The state of the trials so far, zero where a trial begins."""
+        """The state of each trial so far; the initial state where a trial begins."""
         fresh = to_device(self._learner.begin(1), "cpu")
         fresh = tree_map(lambda part: part.expand(1, num_rows, *part.shape[2:]), fresh)
         if state is None:

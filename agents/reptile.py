@@ -56,7 +56,7 @@ class ReptileConfig(BasePolicyConfig):
     meta_step_size: Annotated[float, Positive] = 1.0
     """Step of the meta-parameters at the first iteration; 1 goes all the way to the mean of the trained parameters."""
     schedule_iterations: Annotated[int | None, AtLeast(1)] = None
-    """Iterations in which meta_step_size falls linearly to zero, at least those of the run; None = it does not fall."""
+    """Iterations in which meta_step_size falls linearly to zero, >= `trainer.iterations`. None = it does not fall."""
     shuffle_tasks: bool = False
     """The control: every inner update of meta-training gets trajectories of another task of the meta-batch."""
 

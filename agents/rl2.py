@@ -49,9 +49,9 @@ class RL2Config(LearnerConfig):
     hidden_size: Annotated[int, AtLeast(1)] = 64
     """Width of the memory."""
     trajectories_per_trial: Annotated[int, AtLeast(1)] = 2
-    """Trajectories of one task in a row, for which the memory is kept."""
+    """Trajectories per trial. They follow one another on one task, and the memory is kept between them."""
     num_trajectories: Annotated[int, AtLeast(1)] = 20
-    """Trials of each task side by side."""
+    """Trials per task in one collection."""
     learning_rate: Annotated[float, Positive] = 1e-3
     """Adam's step size at the start."""
     schedule_iterations: Annotated[int | None, AtLeast(1)] = None

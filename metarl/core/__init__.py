@@ -1,4 +1,4 @@
 """The episodic core: tasks, data, learners, one episode, training and evaluation.
 
-Nothing in this room depends on rewards, environments or run folders.
+Nothing in this package depends on rewards, environments or run folders.
 """

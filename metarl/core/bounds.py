@@ -59,7 +59,7 @@ Odd = Bound(lambda value: value % 2 == 1, "odd {}")
 
 
 _KINDS: dict[type, Any] = {bool: bool, int: numbers.Integral, float: numbers.Real, str: str, Path: (str, Path)}
-"""Types of settings, and what may be given for them; numbers.Integral and numbers.Real include numpy's numbers."""
+"""The type of a setting -> the type its value may have. numbers.Integral and numbers.Real include numpy's numbers."""
 _NOUNS = {int: "integer", float: "number", str: "string", Path: "path"}
 
 

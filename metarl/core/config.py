@@ -9,7 +9,7 @@ from metarl.core.bounds import AtLeast, Between, Positive
 from metarl.core.errors import require
 from metarl.core.settings import check
 
-# Nobody means a larger number. A run with one would fail later, for lack of memory.
+# A larger number is a mistake: the run would fail later for lack of memory.
 MOST = 10**6
 MOST_THREADS = 4096
 
@@ -52,7 +52,7 @@ class LearnerConfig:
     A `Config` of your own may also be a plain dataclass.
 
     Attributes:
-        shuffle_tasks: every collection of a meta-training iteration is of another task (`ShuffledTasks`): a control.
+        shuffle_tasks: a control: each collection of a meta-training iteration uses another task (`ShuffledTasks`).
     """
 
     shuffle_tasks = False

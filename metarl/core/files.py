@@ -132,7 +132,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         OSError: the disk is full, the folder is missing or read-only, or `path` is not a regular file. It is unchanged.
     """
     require_replaceable(path)
-    descriptor, name = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)  # any name fits
+    descriptor, name = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)  # short: fits any name limit
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:

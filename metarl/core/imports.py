@@ -20,5 +20,5 @@ def search_working_directory(module_name: str) -> None:
         folder = str(Path.cwd())
         somewhere = top in sys.modules or importlib.util.find_spec(top) or PathFinder.find_spec(top, [folder])
         if somewhere and folder not in sys.path:
-            importlib.import_module("metarl.runs.train")  # by name: this room imports no other
+            importlib.import_module("metarl.runs.train")  # by name: core must not import runs
             sys.path.append(folder)

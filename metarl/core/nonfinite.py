@@ -177,10 +177,10 @@ def reproduce(learner: AnyLearner, path: Path | str) -> dict[str, float]:
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether all numbers are finite. The CPU reads one answer per device, since each one makes it wait for a GPU."""
+    """Whether all numbers are finite. The CPU reads one result per device, because each read waits for the GPU."""
     answers: dict[torch.device, list[Tensor]] = {}
     for tensor in {id(tensor): tensor for tensor in tensors}.values():
-        once = tensor[tuple(slice(1) if stride == 0 else slice(None) for stride in tensor.stride())]  # what is expanded
+        once = tensor[tuple(slice(1) if stride == 0 else slice(None) for stride in tensor.stride())]  # expanded axes
         answers.setdefault(tensor.device, []).append(once.isfinite().all())
     return all(bool(torch.stack(there).all()) for there in answers.values())
 
@@ -223,7 +223,7 @@ def _plain(value: Any) -> Any:
 
 
 def _restored(value: Any, module: str) -> Any:
-    """The inverse of `_plain`. It makes only data classes of `module` and MetaRL, whatever the file names."""
+    """The inverse of `_plain`. It creates only data classes of `module` and MetaRL, and refuses others."""
     if isinstance(value, (list, tuple)):
         return type(value)(_restored(part, module) for part in value)
     if not isinstance(value, Mapping):

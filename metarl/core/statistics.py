@@ -79,10 +79,14 @@ def crossed_interval(values: Array, rng: np.random.Generator, *, level: float = 
     Both contain the interaction of seeds and tasks, so its variance is subtracted from that of the seeds. For the
     difference of two agents, pass the values of one minus those of the other: it is then paired by task and seed.
 
-    A nominal 95 % of three seeds covers 94 to 96 % on average over the agents and budgets of a family of the results
-    table, and 89 to 98 % for a single one. That was simulated with the variances of the table. Resampling seeds and
-    then tasks within each covers 77 to 94 % on average, 66 % at least. Resampling seeds and common tasks jointly covers
-    84 to 98 % on average, 69 % at least: three seeds are too few to resample. (`scripts/simulate_coverage.py`)
+    Coverage of a nominal 95 % interval of three seeds, simulated with the variances of the results table
+    (`scripts/simulate_coverage.py`). Averages are over the agents and budgets of one family:
+
+    - this interval: 94 to 96 % on average, 89 to 98 % for a single agent and budget;
+    - bootstrap of seeds, then of tasks within each seed: 77 to 94 % on average, 66 % at least;
+    - bootstrap of seeds and common tasks jointly: 84 to 98 % on average, 69 % at least.
+
+    Three seeds are too few to resample.
 
     With one task and one replicate, only seeds vary: the interval is Student's t of the seeds and does not cover other
     tasks. With one seed, it is the percentile bootstrap of its tasks or replicates and does not cover other seeds.

@@ -118,7 +118,7 @@ def _listed(tasks: object, call: str, num_tasks: int | None) -> list[Any]:
 
 
 def parts_of(task: object, name: str = "task") -> Iterator[tuple[str, Any]]:
-    """The name and value of everything that `task` holds, however it is nested; arrays and tensors as one array."""
+    """The name and value of every part of `task`, at any depth; an array or a tensor is one part."""
     task = _as_array(task)
     if isinstance(task, Mapping):
         for key, value in task.items():

@@ -46,7 +46,7 @@ def is_named_tuple(kind: object) -> bool:
 
 
 def leaves(tree: object, name: str = "") -> Iterator[tuple[str, Any]]:
-    """What `tree` holds beside containers, each with its place: ("parameters.0.weight", tensor)."""
+    """Everything in `tree` that is not a container, each with its place: ("parameters.0.weight", tensor)."""
     parts = children(tree)
     if parts is None:
         yield name, tree

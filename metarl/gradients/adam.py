@@ -42,7 +42,7 @@ def adam_step(
     beta2: float = 0.999,
     epsilon: float = 1e-8,
 ) -> tuple[Parameters, Moments]:
-    """The parameters one step down `gradients`, and the new moments; `beta1` is not used without momentum.
+    """The parameters after one descent step on `gradients`, and the new moments; `beta1` is not used without momentum.
 
     Reference: Kingma and Ba 2015, arXiv:1412.6980, algorithm 1.
     """
@@ -52,7 +52,7 @@ def adam_step(
     weight1, weight2 = (1.0 - beta ** num_steps.double() for beta in (beta1 if first else 0.0, beta2))
     stepped = {}
     for name, value in parameters.items():
-        # Of two tensors without axes, the one of more bits would decide the type of the quotient.
+        # Without the cast, a scalar parameter would become float64 like the weights.
         mean = (first or gradients)[name] / weight1.to(value.dtype)
         stepped[name] = value - lr * mean / ((second[name] / weight2.to(value.dtype)).sqrt() + epsilon)
     return stepped, Moments(num_steps, first, second)
@@ -70,7 +70,7 @@ def packed_mean(state: Mapping[str, Tensor], names: Iterable[str]) -> Parameters
 
 
 def packed_step(state: Mapping[str, Tensor], gradients: Mapping[str, Tensor], lr: float) -> Parameters:
-    """One step down `gradients`. `state` holds the parameters and their packed moments, and so does the result."""
+    """One descent step on `gradients`. `state` and the result hold the parameters and their packed moments."""
     parameters = {name: state[name] for name in gradients}
     moments = Moments(state["num_steps"], {}, {name: state[f"second.{name}"] for name in gradients})
     parameters, moments = adam_step(parameters, gradients, moments, lr)

@@ -37,7 +37,7 @@ class AdaptationJacobian:
     also if H was estimated on a part of the data.
 
     Args:
-        hessians: of each step. None at all give the identity, which is the Jacobian of first-order MAML.
+        hessians: of each step. An empty sequence gives the identity, the Jacobian of first-order MAML.
         step_sizes: of each step.
     """
 

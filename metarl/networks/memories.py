@@ -62,7 +62,7 @@ class Memory(nn.Module, ABC):
 class RecurrentMemory(Memory):
     """A gated recurrent network: Cho et al. 2014, arXiv:1406.1078 (GRU); Hochreiter, Schmidhuber 1997 (LSTM).
 
-    Input weights are Xavier-uniform, recurrent ones orthogonal. Biases are zero, but 1 in the LSTM's forget gates.
+    Input weights are Xavier-uniform, recurrent ones orthogonal. Biases are zero, except 1 in the LSTM's forget gates.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class RecurrentMemory(Memory):
 class CausalTransformer(Memory):
     """Pre-norm self-attention over the last `window` steps, with sinusoidal positions of small amplitude.
 
-    The key of a step is stored with the value of the next step. A query that resembles an earlier step so returns what
+    The key of a step is stored with the value of the next step. So a query that resembles an earlier step returns what
     followed that step: the action and the reward in a similar state. Keys start with the weights of the queries, so
     untrained attention already prefers similar steps.
 

@@ -237,7 +237,7 @@ class _TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def _array_of(observation: Any) -> Array:
-    """`observation` as an array; of one object where its parts are of uneven length."""
+    """`observation` as an array; if its parts differ in length, an array that holds it as one object."""
     try:
         return np.asarray(observation)
     except ValueError:

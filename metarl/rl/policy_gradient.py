@@ -126,7 +126,7 @@ class AdaptivePolicy(ABC):
         generator: draws the initial weights, and the seed of any other random numbers of a subclass.
 
     Attributes:
-        first_order: derivatives through an adaptation take the inner gradient as a constant.
+        first_order: derivatives through an adaptation treat the inner gradient as a constant.
         normalizer: of the observations; None if they are not normalised.
     """
 

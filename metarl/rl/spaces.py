@@ -22,7 +22,7 @@ MOST_CHOICES = 4096
 MANY_INPUTS = 4096
 """With at least this many observed numbers, the note says that the policy has no convolutions."""
 _DISCRETE = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-_NO_BOUND = {"f": 1e18, "i": 2.0**31 - 1.0, "u": 2.0**31 - 1.0}  # bounds this large mean: no bound
+_NO_BOUND = {"f": 1e18, "i": 2.0**31 - 1.0, "u": 2.0**31 - 1.0}  # a bound this large counts as no bound
 
 Floats = NDArray[np.float64]
 

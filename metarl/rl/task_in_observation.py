@@ -93,7 +93,7 @@ class _FeaturesEnv(TaskVectorWrapper):
         self.single_observation_space = gymnasium.spaces.Box(low, high, (size + num_features,), np.float32)
         self._features_of = features
         self._features = np.zeros((env.num_envs, num_features), np.float32)
-        self._next = self._features.copy()  # a task holds from the next reset
+        self._next = self._features.copy()  # a new task takes effect at the next reset
 
     def set_tasks(self, tasks: Tasks) -> None:
         self.env.set_tasks(tasks)

@@ -13,7 +13,7 @@ from metarl.core.trees import tree_map
 
 
 class TrialState(NamedTuple):
-    """The memory and the last step of each trial: N tasks, K trials each (before the first step, 1 stands for any K).
+    """The memory and the last step of each trial: N tasks, K trials each. K is 1 before the first step.
 
     Attributes:
         memory: the state of the memory, each tensor [N, K, ...].
@@ -30,7 +30,7 @@ class TrialState(NamedTuple):
     over: Tensor
 
     def widened(self, num_trials: int) -> TrialState:
-        """The state with K = `num_trials`."""
+        """The state with K = `num_trials`; a state with K = 1 is expanded."""
         if self.over.shape[1] == num_trials:
             return self
         return tree_map(lambda part: part.expand(part.shape[0], num_trials, *part.shape[2:]), self)
