@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from metarl.core.moved import Finder
 
 if TYPE_CHECKING:
     from metarl.core.curve import AdaptationCurve as AdaptationCurve
@@ -90,3 +93,4 @@ def _require_subpackages() -> None:
 
 
 _require_subpackages()
+sys.meta_path.append(Finder())

@@ -26,6 +26,7 @@ from metarl.core.data import AnyEpisodes, Episodes
 from metarl.core.errors import InputError, one_line, text_of
 from metarl.core.files import write_atomically
 from metarl.core.learner import AnyLearner
+from metarl.core.moved import MOVED
 from metarl.core.trees import children, is_named_tuple, tensors_in
 
 _logger = logging.getLogger(__name__)
@@ -33,18 +34,6 @@ _logger = logging.getLogger(__name__)
 MAX_DUMPS = 3
 MAX_TASKS = 3
 _CLASS = "__class__"
-# Dumps of earlier versions name modules that have moved.
-_MOVED = {
-    "metarl.episodes": "metarl.core.data",
-    "metarl.fewshot.learner": "metarl.fewshot.base.learner",
-    "metarl.fewshot.gradient": "metarl.fewshot.base.gradient",
-    "metarl.fewshot.metric": "metarl.fewshot.base.metric",
-    "metarl.fewshot.batch_norm": "metarl.fewshot.base.batch_norm",
-    "metarl.memory": "metarl.networks.memories",
-    "metarl.networks": "metarl.networks.policies",
-    "metarl.normalization": "metarl.rl.normalization",
-    "metarl.policy_gradient": "metarl.rl.policy_gradient",
-}
 
 
 @dataclass(frozen=True)
@@ -234,9 +223,9 @@ def _restored(value: Any, module: str) -> Any:
 
 def _data_class(reference: str, module: str) -> type:
     home, _, name = reference.partition(":")
-    home = _MOVED.get(home, home)
     known = home == module or home.startswith("metarl.")
-    found = getattr(sys.modules.get(home), name, None) if known else None
+    homes = MOVED.get(home, (home,)) if known else ()
+    found = next((there for place in homes if (there := getattr(sys.modules.get(place), name, None))), None)
     if not (isinstance(found, type) and (is_dataclass(found) or is_named_tuple(found))):
         raise ValueError(f"{reference!r} is not a data class of MetaRL or of the learner's module")
     return found
