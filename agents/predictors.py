@@ -142,11 +142,11 @@ class AdaptedPredictor(_Predictor):
         """The actions for one or several observations.
 
         Args:
-            observation: [observation_size], or [n, observation_size], as `TaskVecEnv` gives them, or an environment in
-                `metarl.rl.wrappers.fitted(env)`: flat, and integers rescaled.
+            observation: [observation_size], or [n, observation_size]; flat, with integers rescaled. `TaskVecEnv` and
+                `metarl.rl.wrappers.fitted(env)` give this form.
             state: returned as it is.
             episode_start: not used.
-            deterministic: the likeliest action instead of a random one.
+            deterministic: take the likeliest action instead of a random one.
 
         Returns:
             Actions [n, action_size] or, discrete, [n], without n for a single observation; and `state`.
@@ -195,7 +195,7 @@ class TrialPredictor(_Predictor):
             observation: [observation_size + action_size + 2], or with an axis of n in front.
             state: returned by the last step; None if all trials begin.
             episode_start: bool [n], true where a trial begins; its memory is cleared. None: no trial begins.
-            deterministic: the likeliest action instead of a random one.
+            deterministic: take the likeliest action instead of a random one.
 
         Returns:
             Actions [n, action_size] or, discrete, [n], without n for a single observation; and the next state, arrays

@@ -1,9 +1,9 @@
 """Joint training over tasks, then gradient steps at test time: what MAML must beat.
 
 The baseline "pretrained" of Chelsea Finn, Pieter Abbeel, Sergey Levine: Model-Agnostic Meta-Learning for Fast
-Adaptation of Deep Networks. ICML 2017, arXiv:1703.03400, section 5.3. TRPO trains one policy on all tasks at once. It
-adapts at test time only. This is MAML without inner steps in training; policy, outer step and test-time steps are
-MAML's.
+Adaptation of Deep Networks. ICML 2017, arXiv:1703.03400, section 5.3. TRPO trains one policy on all tasks at once. The
+policy adapts at test time only. This is MAML without inner steps in training. The policy, the outer step and the
+test-time steps are MAML's.
 """
 
 from __future__ import annotations

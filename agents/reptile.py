@@ -6,8 +6,8 @@ trained parameters.
 
 Differs from the paper: the paper's tasks are supervised. Here the inner loss is REINFORCE with a linear feature
 baseline, as in MAML. The tasks of a meta-batch train side by side; in the authors' code they train one after another.
-That code hands Adam's second moments from one task to the next. Here the mean over the tasks goes to the next
-meta-batch.
+There, each task starts with Adam's second moments of the task before. Here, it starts with their mean over the tasks
+of the last meta-batch.
 
 The control `shuffle_tasks` gives every inner update trajectories of another task. Optimiser, number of steps and amount
 of data stay the same, but there is no sequence of updates on one task to learn from.

@@ -46,8 +46,8 @@ class Collector(Protocol[State_contra, Data_co]):
     """Collects data of all tasks of a batch in one call.
 
     Attributes:
-        acts: True if the learner acts to get its data (RL). The support of step k is then fresh experience of the state
-            before step k, and scores that state. False if data is given (few-shot). Every state is then scored on the
+        acts: True if the learner acts to get its data (RL). The state before step k then collects the support of
+            step k, which also scores that state. False if data is given (few-shot). Every state is then scored on the
             same query.
     """
 

@@ -43,7 +43,7 @@ StateDict = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """What holds for all learners of a class. The defaults fit most RL agents that take gradient steps.
+    """Properties shared by all learners of a class. The defaults fit most RL agents that take gradient steps.
 
     Attributes:
         unit: what one adaptation step consumes. It is only the label of the curve's x axis.

@@ -16,8 +16,8 @@ import numpy as np
 from metarl.core.errors import InputError, one_line
 from metarl.core.tasks import require_tasks
 
-# Evaluation belongs to no iteration of training. These numbers take the iteration's place in the keys. Every recorded
-# run depends on them: never change one.
+# Evaluations use these numbers in the keys instead of a training iteration. Never change one: every recorded run
+# depends on them.
 EVALUATION_ITERATION = 1_000_003
 CONTROLS_ITERATION = EVALUATION_ITERATION + 1
 VALIDATION_ITERATION = EVALUATION_ITERATION + 2

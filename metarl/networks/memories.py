@@ -110,9 +110,9 @@ class CausalTransformer(Memory):
     The state holds, for each layer and sequence, the last key and a ring of earlier keys and values. The ring grows up
     to `window` slots. The state also holds the number of steps so far.
 
-    Source: Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04745 (layer norm first). Values stored
-    with the key of the step before: the memory of Ritter et al. 2018, arXiv:1805.09692; the pairs of attention heads in
-    Olsson et al. 2022, arXiv:2209.11895, which here are one head.
+    Source: Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04745 (layer norm first). Storing
+    values with the key of the step before follows Ritter et al. 2018, arXiv:1805.09692. One head here does the work of
+    a pair of attention heads in Olsson et al. 2022, arXiv:2209.11895.
     """
 
     def __init__(

@@ -83,7 +83,7 @@ class TrialData(NamedTuple):
 def join_trials(parts: Sequence[Trajectories]) -> TrialData:
     """The trials that consist of the trajectories `parts`, one after another.
 
-    A trial ends with its first diverged trajectory: after it, the memory has seen a step that is not in the data.
+    A trial ends with its first diverged trajectory: the memory received a step that is not in the data.
     """
 
     def joined(name: str) -> Tensor:
