@@ -346,7 +346,8 @@ class RL2:
     def _last_values(self, parts: tuple[Trajectories, ...]) -> Tensor:
         """The value after the last step of each trial, [R].
 
-        It is zero if the MDP terminated, and in a trial with a diverged trajectory, whose data stop before its end.
+        It is zero without `bootstrap`, if the MDP terminated, or if a trajectory of the trial diverged: its data then
+        stop before its end.
         The critic gets done = 0, as if the trajectory continued: in training, done = 1 comes only with the first
         observation of a trajectory.
         """

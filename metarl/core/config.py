@@ -23,7 +23,7 @@ class TrainerConfig:
     meta_batch_size: Annotated[int, Between(1, MOST)] = 20
     """Tasks per meta-update. More tasks: less gradient noise, more samples."""
     max_minutes: Annotated[float | None, Positive] = None
-    """Stop after the iteration in which this many minutes have passed. None = no limit."""
+    """Stop when one more iteration of average length would exceed this many minutes. None = no limit."""
     seed: Annotated[int, Between(0, 2**63 - 1)] = 0
     """Seed of every random number of the run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

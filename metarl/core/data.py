@@ -86,7 +86,7 @@ class Trajectories:
         return None if self.success is None else self._mean(self.success.double())
 
     def without_signal(self) -> Trajectories:
-        """The same experience with all rewards zero, for a control: nothing about the task can be learned from it."""
+        """The same experience with all rewards zero, for a control. Observations may still reveal the task."""
         return replace(self, rewards=torch.zeros_like(self.rewards), success=None, state=None)
 
     def _mean(self, values: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class Examples:
         """Examples have no success."""
 
     def without_signal(self) -> Examples:
-        """The same inputs with all targets zero, for a control: nothing about the task can be learned from it."""
+        """The same inputs with all targets zero, for a control. The inputs may still reveal the task."""
         return replace(self, targets=torch.zeros_like(self.targets))
 
 

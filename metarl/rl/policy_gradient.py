@@ -336,7 +336,7 @@ def clipped_gain(ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor
 
 
 def dice(distribution: Distribution, batch: PolicyBatch) -> Tensor:
-    """For ONE task: a surrogate for derivatives of any order. At the parameters that acted, they estimate the return's.
+    """For ONE task: a surrogate whose derivatives of any order estimate those of the return at the acting parameters.
 
     Let W_t be the likelihood ratio of a trajectory's actions up to t, against the stored log-probabilities. The
     surrogate is the mean over live steps of (W_t - W_{t-1}) A_t. At the parameters that acted, W_t has the value and

@@ -335,7 +335,7 @@ def _require_torchs_defaults() -> None:
 def _step(env: TaskVectorEnv, actions: Array, *, step: int) -> Stepped:
     """Takes one step. An action that is not finite is the learner's fault: the environment gets 0 instead.
 
-    It truncates its trajectory. It stays in the data, so that the learner's update is not finite either and is undone.
+    The trajectory is truncated. The action stays in the data, so the update is not finite either and is undone.
     """
     if np.isfinite(actions).all():
         return step_all(env, actions, step=step)
