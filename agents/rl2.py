@@ -364,7 +364,7 @@ class RL2:
         return torch.where(truncated.flatten(), values.flatten(), ends)
 
     def _replayed(self, state: TrialState, data: Trajectories) -> TrialState:
-        """The state after the trajectories `data`, whose actions may come from another policy."""
+        """The state after the trajectories `data`. Another policy may have chosen their actions."""
         state = state.widened(data.rewards.shape[1])
         for t in range(data.rewards.shape[2]):
             live = data.mask[:, :, t] > 0

@@ -68,7 +68,7 @@ class NotASettingError(TypeError):
 
 
 def fit(value: object, hint: Any, bounds: tuple[Bound, ...] = ()) -> Any:
-    """`value` as the type `hint`: an integer as a float, a list as a tuple.
+    """Converts `value` to the type `hint`, such as an integer to a float or a list to a tuple.
 
     Args:
         value: from a settings file or from Python.

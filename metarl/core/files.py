@@ -25,7 +25,7 @@ UNFINISHED = ".unfinished-"
 
 
 class WriteError(RunError):
-    """The disk could not store what was written: it is full or broken."""
+    """The disk could not store the data: it is full or broken."""
 
 
 def read_file(path: Path, *, largest: int | None = None) -> bytes:

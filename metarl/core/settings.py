@@ -110,7 +110,7 @@ def read_toml(path: Path) -> dict[str, dict[str, object]]:
 
 
 def fields_of(settings: object) -> dict[str, dataclasses.Field[Any]]:
-    """The settings of a dataclass or of an object of one, by name; of anything else, none.
+    """The settings of a dataclass or its object, by name; empty for anything else.
 
     Fields that the class itself computes (`init=False`) are no settings.
     """

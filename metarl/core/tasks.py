@@ -68,7 +68,7 @@ AnyDistribution: TypeAlias = TaskDistribution[Any]
 
 
 def draw(distribution: TaskDistribution[Task], num_tasks: int, rng: np.random.Generator, *, split: Split) -> list[Task]:
-    """`distribution.sample(num_tasks, rng, split=split)`, checked.
+    """Calls `distribution.sample(num_tasks, rng, split=split)` and checks the result.
 
     Raises:
         EnvironmentFaultError: it raised, or returned something else than `num_tasks` tasks.
@@ -80,7 +80,7 @@ def draw(distribution: TaskDistribution[Task], num_tasks: int, rng: np.random.Ge
 
 
 def list_tasks(distribution: TaskDistribution[Task], split: Split) -> list[Task] | None:
-    """`distribution.all_tasks(split)`, checked.
+    """Calls `distribution.all_tasks(split)` and checks the result.
 
     Raises:
         EnvironmentFaultError: it raised, or returned neither None nor tasks.

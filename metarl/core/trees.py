@@ -13,12 +13,12 @@ Tree = TypeVar("Tree")
 
 
 def tree_map(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
-    """Applies `function` to every tensor of `tree`. What is neither a tensor nor a container stays as it is."""
+    """Applies `function` to every tensor of `tree`. Other leaves stay as they are."""
     return _zip(lambda tensors: function(tensors[0]), [tree])  # type: ignore[no-any-return]
 
 
 def tree_zip(function: Callable[[list[Tensor]], Tensor], trees: list[Tree]) -> Tree:
-    """Applies `function` to the tensors that stand in the same place of all `trees`, which have one structure."""
+    """Applies `function` to the tensors at the same place of all `trees`. The trees must have one structure."""
     return _zip(function, trees)  # type: ignore[no-any-return]
 
 

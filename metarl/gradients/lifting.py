@@ -57,7 +57,7 @@ def rejoined(parts: list[Tree]) -> Tree:
 
 
 def lifted(function: Callable[..., Result]) -> Callable[..., Result]:
-    """`function`, written for one task, for several: the task axis leads in its arguments and in its result."""
+    """Turns a `function` of one task into one of several. The task axis leads in its arguments and its result."""
     batched: Callable[..., Result] = torch.func.vmap(function)
 
     def of_chunk(*arguments: object) -> Result:

@@ -319,7 +319,7 @@ class _Observed:
 
 
 def own_units(space: AnySpace) -> AnySpace:
-    """`space`, a Box as a `PolicyBox`: its actions are in the policy's units already."""
+    """`space`; a Box becomes a `PolicyBox`, because its actions are already in the policy's units."""
     if not isinstance(space, spaces.Box):
         return space
     return PolicyBox(space.low, space.high, dtype=space.dtype)

@@ -104,7 +104,7 @@ def wrong_result(result: object, names: Sequence[str]) -> str:
 
 
 def number(value: object) -> float | None:
-    """`value`, or the element of an array of one, as a float; None if that is impossible."""
+    """`value` as a float, also from an array of one element; None if that is impossible."""
     if isinstance(value, Real):
         try:
             return float(value)

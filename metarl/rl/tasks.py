@@ -169,7 +169,7 @@ class EnvTaskDistribution(TaskDistribution[Task]):
         raise NotImplementedError(f"{type(self).__name__} defines neither make_env nor make_vector_env")
 
     def set_task(self, env: AnyEnv, task: Task) -> None:
-        """Gives `env`, which `make_env` returned, the task that holds from the next reset."""
+        """Sets the task of `env`, made by `make_env`, for the next reset and those after it."""
         raise NotImplementedError(f"{type(self).__name__} defines make_env but not set_task")
 
     def make_vector_env(self, num_envs: int, *, num_threads: int) -> TaskVectorEnv | None:
