@@ -30,7 +30,7 @@ def adaptation_controls(
     """Measures the cross-adaptation matrix and the zero-reward control.
 
     The matrix adapts on the support of task i and scores on the query of task j. A learner that uses its data is best
-    on the diagonal. The zero-reward control adapts on support without rewards or targets, so no reward explains a gain.
+    on the diagonal. The zero-reward control adapts on support without rewards or targets, so neither explains a gain.
     All entries of a column share the random numbers of their query: they differ only by the task of the support.
 
     Args:

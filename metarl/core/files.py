@@ -42,7 +42,7 @@ def read_file(path: Path, *, largest: int | None = None) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except ValueError as error:  # a name that no file can have
-        raise OSError(errno.EINVAL, f"Is no name of a file ({error})") from None
+        raise OSError(errno.EINVAL, f"Not a valid file name ({error})") from None
     with os.fdopen(descriptor, "rb") as file:
         _require_regular(os.fstat(file.fileno()))
         size = os.fstat(file.fileno()).st_size
@@ -94,7 +94,7 @@ def require_replaceable(path: Path) -> None:
     except FileNotFoundError:
         return
     except ValueError as error:
-        raise OSError(errno.EINVAL, f"Is no name of a file ({error})") from None
+        raise OSError(errno.EINVAL, f"Not a valid file name ({error})") from None
     _require_regular(found)
 
 
@@ -132,7 +132,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         OSError: the disk is full, the folder is missing or read-only, or `path` is not a regular file. It is unchanged.
     """
     require_replaceable(path)
-    descriptor, name = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)  # short: fits any name limit
+    descriptor, name = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)  # a short name, since the target may have the longest allowed one
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
