@@ -26,7 +26,7 @@ def from_table(cls: type[Config], table: Mapping[str, object], prefix: str, base
 
     Args:
         cls: a dataclass; fields may be bool, int, float, str, Path, Literal, None, unions and tuples of these. A class
-            that is no dataclass has no settings.
+            that is not a dataclass has no settings.
         table: setting -> value.
         prefix: the name of the table, for messages ("agent").
         base: values of the settings that `table` leaves out; None = the defaults.
@@ -125,7 +125,7 @@ def check(settings: object, table: str) -> None:
     Default values are not checked, nor are fields of types that a settings file cannot hold.
 
     Args:
-        settings: an object; one that is no dataclass has no settings.
+        settings: an object; one that is not a dataclass has no settings.
         table: the name of its table, for messages ("agent").
 
     Raises:
