@@ -132,7 +132,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         OSError: the disk is full, the folder is missing or read-only, or `path` is not a regular file. It is unchanged.
     """
     require_replaceable(path)
-    descriptor, name = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)  # a short name, since the target may have the longest allowed one
+    descriptor, name = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)  # always a valid name
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
