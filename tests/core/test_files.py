@@ -64,8 +64,8 @@ def odd(tmp_path: Path) -> Iterator[Path]:
         ("socket", "device or address"),
         ("device", "device"),
         ("dangling", "No such file"),
-        ("a\0b", "no name of a file"),
-        ("\ud800", "no name of a file"),
+        ("a\0b", "a valid file name"),
+        ("\ud800", "a valid file name"),
         (9999 * "a", "File name too long"),
     ],
 )
@@ -91,7 +91,7 @@ def test_an_endless_or_a_large_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["pipe", "piped", "folder", "socket", "device", "link", "dangling", "a\0b"])
 def test_only_regular_files_are_replaced(odd: Path, name: str) -> None:
     before = {path.name: path.lstat() for path in odd.iterdir()}
-    with pytest.raises(OSError, match=r"regular file|directory|no name of a file"):
+    with pytest.raises(OSError, match=r"regular file|directory|a valid file name"):
         write_atomically(odd / name, b"new")
     with pytest.raises(InputError, match=r"^--out = .*: (cannot be written|must be a file in a folder)"):
         require_output(odd / name, "--out")
