@@ -17,14 +17,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Unpack
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from metarl.core.bounds import AtLeast, Finite
 from metarl.core.errors import require
 from metarl.core.tasks import Split, Task
-from metarl.envs.batch import LoopSimulator, num_cores
 from metarl.envs.locomotion import (
     FULL_TURN,
     Angle,
@@ -36,6 +34,7 @@ from metarl.envs.locomotion import (
     direction_features,
     unit_vectors,
 )
+from metarl.envs.simulator import LoopSimulator, mujoco, num_cores
 from metarl.envs.vector import Bools, Floats, Ids
 
 TORSO = 1

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +17,7 @@ from metarl.core.bounds import AtLeast, Positive
 from metarl.envs.locomotion import ASSETS
 from metarl.envs.maze_robots import FIXED_LAYOUTS, FixedLayout, FixedMazeTasks, MazeEnv, Reward, wall_boxes
 from metarl.envs.mazes import Layout, MazeTask
+from metarl.envs.simulator import mujoco
 
 WALL_HEIGHT = 2.0  # metres, as in AntMaze; with random full-strength controls, an ant gets onto walls of 1 m
 FRAME_SKIP = 5

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from metarl.core.bounds import AtLeast, Between, Finite, Positive
 from metarl.core.errors import require
 from metarl.core.tasks import Split, Task
-from metarl.envs.batch import BatchEnv, load_model
+from metarl.envs.batch import BatchEnv
+from metarl.envs.simulator import load_model
 from metarl.envs.vector import Bools, Floats, Ids
 from metarl.rl.tasks import EnvTaskDistribution
 

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,6 +30,7 @@ from metarl.envs.maze_robots import (
 )
 from metarl.envs.mazes import MazeTask, generate
 from metarl.envs.random_numbers import RandomNumbers
+from metarl.envs.simulator import mujoco
 from metarl.envs.vector import ALL, Bools, Floats
 
 RADIUS = 0.15

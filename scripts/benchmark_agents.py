@@ -20,7 +20,7 @@ from benchmark_iteration import Stopwatch
 from benchmarking import Lines, arguments, repeats_of
 
 from metarl.core.settings import fields_of
-from metarl.envs.batch import Simulator
+from metarl.envs.simulator import Simulator
 from metarl.networks.memories import MemoryName
 from metarl.runs.build import build
 from metarl.runs.config import resolve

@@ -94,7 +94,7 @@ def make_trainer(every: int, quick: bool) -> Any:
 def stages() -> list[tuple[Any, str, str]]:
     """Owner and name of each method that is timed, and the stage that it belongs to."""
     from metarl.agents.maml import MAML, AdaptedSurrogate
-    from metarl.envs.batch import Simulator
+    from metarl.envs.simulator import Simulator
     from metarl.envs.vector import TaskBatchEnv
     from metarl.rl.rollout import RolloutCollector
 

@@ -11,6 +11,7 @@ from metarl.core.errors import InputError
 from metarl.envs import batch
 from metarl.envs.ant import AntDir, AntGoal, AntVel, ContactSimulator, Goal
 from metarl.envs.locomotion import Direction, Velocity
+from metarl.envs.simulator import LoopSimulator, Simulator
 from metarl.testing.tasks import check_task_distribution
 
 SEEDS = [0, 1, 77]
@@ -46,11 +47,11 @@ def gymnasium_run():
 )
 def test_the_physics_is_gymnasiums_bit_for_bit(gymnasium_run, monkeypatch, loop, num_threads, contact_forces):
     if loop:
-        monkeypatch.setattr(batch, "make_simulator", batch.LoopSimulator)
+        monkeypatch.setattr(batch, "make_simulator", LoopSimulator)
     first, states, gym_observations, gym_rewards, ends = gymnasium_run
     size = 105 if contact_forces else 27
     env = AntDir(contact_forces=contact_forces).make_vector_env(len(SEEDS), num_threads=num_threads)
-    expected_kind = ContactSimulator if contact_forces else batch.LoopSimulator if loop else batch.Simulator
+    expected_kind = ContactSimulator if contact_forces else LoopSimulator if loop else Simulator
     assert type(env.simulator) is expected_kind
     observations, _ = env.reset(seed=SEEDS)
     assert env.single_observation_space.shape == (size,)

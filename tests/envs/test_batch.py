@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from metarl.envs import batch
-from metarl.envs.batch import BatchEnv, LoopSimulator, Simulator
+from metarl.envs.batch import BatchEnv
+from metarl.envs.simulator import LoopSimulator, Simulator
 
 THREADS = Path("/proc/self/task")
 
@@ -201,7 +202,7 @@ def test_the_reward_sees_the_velocity_of_the_step():
 OLDER = """
 import sys, warnings
 sys.modules["mujoco.batch"] = None
-from metarl.envs.batch import LoopSimulator
+from metarl.envs.simulator import LoopSimulator
 from metarl.envs.half_cheetah import HalfCheetahDir
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
@@ -250,7 +251,7 @@ def test_close_ends_the_threads(monkeypatch, kind):
 QUIET = f"""
 import mujoco
 import numpy as np
-from metarl.envs.batch import make_simulator
+from metarl.envs.simulator import make_simulator
 from metarl.envs.half_cheetah import HalfCheetahDir
 if ready_model:
     simulator = make_simulator(mujoco.MjModel.from_xml_string({PENDULUM!r}), 2, 1)

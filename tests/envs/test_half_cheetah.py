@@ -9,6 +9,7 @@ import pytest
 from metarl.core.errors import InputError
 from metarl.envs import batch
 from metarl.envs.half_cheetah import Direction, HalfCheetahDir, HalfCheetahVel, Velocity
+from metarl.envs.simulator import LoopSimulator
 
 SEEDS = [0, 1, 77]
 NUM_STEPS = 200
@@ -40,10 +41,10 @@ def gymnasium_run():
 @pytest.mark.parametrize(("loop", "num_threads"), [(False, 1), (False, 2), (True, 1), (True, 2)])
 def test_the_physics_is_gymnasiums_bit_for_bit(gymnasium_run, monkeypatch, loop, num_threads):
     if loop:
-        monkeypatch.setattr(batch, "make_simulator", batch.LoopSimulator)
+        monkeypatch.setattr(batch, "make_simulator", LoopSimulator)
     first, expected = gymnasium_run
     env = HalfCheetahDir().make_vector_env(len(SEEDS), num_threads=num_threads)
-    assert isinstance(env.simulator, batch.LoopSimulator) == loop
+    assert isinstance(env.simulator, LoopSimulator) == loop
     observations, _ = env.reset(seed=SEEDS)
     assert observations.dtype == np.float64
     assert (observations == first).all()

@@ -10,6 +10,7 @@ from metarl.core.errors import InputError
 from metarl.envs import batch
 from metarl.envs.humanoid import HumanoidDir
 from metarl.envs.locomotion import Direction
+from metarl.envs.simulator import LoopSimulator
 from metarl.testing.tasks import check_task_distribution
 
 SEEDS = [0, 1, 77]
@@ -39,10 +40,10 @@ def gymnasium_run():
 @pytest.mark.parametrize(("loop", "num_threads"), [(False, 1), (False, 2), (True, 2)])
 def test_the_physics_is_gymnasiums_bit_for_bit(gymnasium_run, monkeypatch, loop, num_threads):
     if loop:
-        monkeypatch.setattr(batch, "make_simulator", batch.LoopSimulator)
+        monkeypatch.setattr(batch, "make_simulator", LoopSimulator)
     first, states, gym_rewards, ends = gymnasium_run
     env = HumanoidDir().make_vector_env(len(SEEDS), num_threads=num_threads)
-    assert isinstance(env.simulator, batch.LoopSimulator) == loop
+    assert isinstance(env.simulator, LoopSimulator) == loop
     observations, _ = env.reset(seed=SEEDS)
     assert (observations == first).all()
     live, ended_early = np.ones(len(SEEDS), bool), False

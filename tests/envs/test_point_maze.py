@@ -10,6 +10,7 @@ from metarl.envs import batch, point_maze
 from metarl.envs.maze_robots import wall_boxes
 from metarl.envs.mazes import Layout, MazeTask, cells
 from metarl.envs.point_maze import PointMazeEnv, PointMazeGoal, PointMazeLayout, ray_lengths
+from metarl.envs.simulator import LoopSimulator
 from metarl.testing.tasks import check_task_distribution
 
 ROOM = Layout(("#####", "#...#", "#...#", "#...#", "#####"))
@@ -74,7 +75,7 @@ def test_nobody_gets_through_a_wall_at_full_speed():
 @pytest.mark.parametrize("loop", [False, True])
 def test_mixed_layouts_move_as_each_compiled_alone(loop, monkeypatch):
     if loop:
-        monkeypatch.setattr(batch, "make_simulator", batch.LoopSimulator)
+        monkeypatch.setattr(batch, "make_simulator", LoopSimulator)
     tasks = PointMazeLayout().sample(4, np.random.default_rng(3))
     env = make_env([*tasks, tasks[0]], num_threads=2)
     env.reset(seed=0)

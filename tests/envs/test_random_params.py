@@ -12,6 +12,7 @@ import pytest
 from metarl.core.errors import InputError
 from metarl.envs import batch
 from metarl.envs.random_params import HopperParams, Walker2dParams
+from metarl.envs.simulator import LoopSimulator
 from metarl.testing.tasks import check_task_distribution
 
 NUM_STEPS = 60
@@ -67,10 +68,10 @@ def test_each_robot_of_a_batch_is_gymnasiums_with_its_own_model_bit_for_bit(
     gymnasium_run, monkeypatch, loop, num_threads
 ):
     if loop:
-        monkeypatch.setattr(batch, "make_simulator", batch.LoopSimulator)
+        monkeypatch.setattr(batch, "make_simulator", LoopSimulator)
     family, first, gym_observations, gym_rewards, ends, gym_states = gymnasium_run
     env = family().make_vector_env(len(SEEDS), num_threads=num_threads)
-    assert isinstance(env.simulator, batch.LoopSimulator) == loop
+    assert isinstance(env.simulator, LoopSimulator) == loop
     env.set_tasks(some_tasks(family))
     observations, _ = env.reset(seed=SEEDS)
     assert observations.dtype == np.float64
@@ -106,7 +107,7 @@ def test_factors_apply_to_the_robot_as_built_not_to_the_last_task(family, monkey
     expected = run(family().make_vector_env(3, num_threads=1), tasks)
     for loop in (False, True):
         if loop:
-            monkeypatch.setattr(batch, "make_simulator", batch.LoopSimulator)
+            monkeypatch.setattr(batch, "make_simulator", LoopSimulator)
         env = family().make_vector_env(3, num_threads=1)
         run(env, [light, heavy, as_built])
         assert (run(env, tasks) == expected).all()
