@@ -65,6 +65,29 @@ def parse_json(data: bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def read_json_object(path: Path, *, content: str, unreadable: str = "", largest: int | None = None) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+        path: the file.
+        content: what such a file holds, for the message ("report").
+        unreadable: start of the message if the file cannot be read; by default it names the file.
+        largest: as in `read_file`.
+
+    Raises:
+        InputError: the file cannot be read, is not JSON, or holds something else than an object.
+    """
+    try:
+        value = parse_json(read_file(path, largest=largest))
+    except OSError as error:
+        raise InputError(f"{unreadable or f'{path}: cannot be read'}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: is damaged: holds no {content}")
+    return value
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):

@@ -23,7 +23,7 @@ import numpy as np
 
 from metarl.core.config import EvaluationConfig, TrainerConfig
 from metarl.core.errors import InputError, require
-from metarl.core.files import LARGEST_TEXT, Json, parse_json, read_file, shown
+from metarl.core.files import LARGEST_TEXT, Json, read_json_object, shown
 from metarl.core.settings import TABLES, convert, fields_of, from_table, read_toml, unknown_setting
 from metarl.core.tasks import AnyDistribution
 from metarl.runs import registry
@@ -231,19 +231,12 @@ def read_saved(run_dir: Path) -> dict[str, Any]:
     Raises:
         InputError: not a run folder, or a damaged file.
     """
-    path = run_dir / "config.json"
     if run_dir.is_file():
         what = "a zip file, such as Stable-Baselines3 saves," if zipfile.is_zipfile(run_dir) else "a file"
         raise InputError(f"{run_dir}: is {what} and not a run folder; only those that metarl train filled are read")
-    try:
-        plain = parse_json(read_file(path, largest=LARGEST_TEXT))
-    except OSError as error:
-        raise InputError(f"{run_dir}: is not a run folder: config.json: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: is damaged: {error}") from error
-    if not isinstance(plain, dict):
-        raise InputError(f"{path}: is damaged: holds no configuration")
-    return plain
+    no_run = f"{run_dir}: is not a run folder: config.json"
+    path = run_dir / "config.json"
+    return read_json_object(path, content="configuration", unreadable=no_run, largest=LARGEST_TEXT)
 
 
 def own_encoder(plain: Mapping[str, object]) -> str | None:

@@ -9,8 +9,8 @@ from typing import cast
 
 from metarl.core.controls import adaptation_controls
 from metarl.core.curve import AdaptationCurve
-from metarl.core.errors import InputError, require
-from metarl.core.files import Json, parse_json, read_file, write_atomically, writing
+from metarl.core.errors import require
+from metarl.core.files import read_json_object, write_atomically, writing
 from metarl.core.schema import Baseline, Report, Routes
 from metarl.core.step_scale import choose_step_scale
 from metarl.core.trainer import Trainer
@@ -88,24 +88,12 @@ def read_report(run_dir: Path) -> Report:
     Raises:
         InputError: missing or damaged. What the file holds is not checked.
     """
-    return cast(Report, _read(run_dir / "adaptation.json"))
+    return cast(Report, read_json_object(run_dir / "adaptation.json", content="report"))
 
 
 def read_routes(run_dir: Path) -> Routes:
     """The content of `paths.json`; raises the same errors as `read_report`."""
-    return cast(Routes, _read(run_dir / "paths.json"))
-
-
-def _read(path: Path) -> dict[str, Json]:
-    try:
-        report = parse_json(read_file(path))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: is damaged: {error}") from error
-    if not isinstance(report, dict):
-        raise InputError(f"{path}: is damaged: holds no report")
-    return report
+    return cast(Routes, read_json_object(run_dir / "paths.json", content="report"))
 
 
 def write_json(value: Mapping[str, object], path: Path, *, indent: int | None = 1) -> None:
